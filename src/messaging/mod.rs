@@ -1,1 +1,3 @@
 //! (module messaging)
+
+pub mod log;
