@@ -1,0 +1,4 @@
+//! The integration tests: one binary, so that they share one database server.
+
+mod embedded;
+mod support;
