@@ -1,1 +1,1 @@
-//! (module roles)
+//! x
