@@ -108,7 +108,7 @@ impl Incident {
     }
 
     /// Logs a failure as [`Self::fail`] decides. The cause's text tells causes apart, so it should not hold counters or times.
-    pub fn failed(&mut self, cause: &impl fmt::Display) {
+    pub fn failed(&mut self, cause: &dyn fmt::Display) {
         let cause = cause.to_string();
         match self.fail(&cause, Instant::now()) {
             Say::Warning => tracing::warn!(what = self.what, %cause, "failed; will be tried again"),
@@ -120,7 +120,7 @@ impl Incident {
     }
 
     /// Logs the end of the incident, if there was one.
-    pub fn succeeded(&mut self) {
+    pub fn recovered(&mut self) {
         if let Some(Recovered { failures, lasted }) = self.succeed(Instant::now()) {
             tracing::info!(what = self.what, failures, lasted_ms = lasted.as_millis(), "recovered");
         }
