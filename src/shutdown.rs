@@ -1,9 +1,13 @@
 //! One stop signal for every task of a process: the first asks all to drain, each within its own bound; a second ends it at once.
+//!
+//! May import telemetry.
 
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+use crate::telemetry::millis;
 
 /// A handle on the process's one stop; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -69,7 +73,7 @@ impl Signals {
     pub async fn force(mut self, shutdown: Shutdown, timeout: Duration) -> Forced {
         tokio::select! {
             (_, name) = self.next() => {
-                tracing::info!(signal = name, timeout_ms = timeout.as_millis(), "stopping: what is in flight is finished; a second signal ends it at once");
+                tracing::info!(signal = name, timeout_ms = millis(timeout), "stopping: what is in flight is finished; a second signal ends it at once");
                 shutdown.stop();
             }
             () = shutdown.stopped() => {}
@@ -80,7 +84,7 @@ impl Signals {
                 Forced::SecondSignal(number)
             }
             () = tokio::time::sleep(timeout) => {
-                tracing::error!(timeout_ms = timeout.as_millis(), "not everything has drained within shutdown.timeout_ms: ending all the same");
+                tracing::error!(timeout_ms = millis(timeout), "not everything has drained within shutdown.timeout_ms: ending all the same");
                 Forced::TimedOut
             }
         }
