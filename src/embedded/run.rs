@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 use tokio_postgres::NoTls;
@@ -27,6 +28,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 const INITIALISE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long children of a killed server may take to notice.
 const REMNANTS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a ready server may refuse before it is given up.
+const UNREACHABLE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -118,13 +121,25 @@ pub(super) async fn run(folder: &Folder, options: &Options, wanted: Option<&Addr
 }
 
 /// The server that runs here already, once it is ready; `None` once it has ended, or where none ran.
-pub(super) async fn take_over(pgdata: &Path) -> Result<Option<(Process, Address)>, EmbeddedError> {
+async fn take_over(pgdata: &Path) -> Result<Option<(Process, Address)>, EmbeddedError> {
     let deadline = Instant::now() + START_TIMEOUT;
+    let mut unreachable_since = None;
     while let Some(file) = PidFile::read(pgdata).filter(|file| serves(file.pid, pgdata)) {
-        let address = Address::of(&file);
-        if file.is_ready() && address.is_of(pgdata).await? {
-            tracing::info!(pid = file.pid, "taking over the database server that runs here already");
-            return Ok(Some((Process::adopted(file.pid), address)));
+        let (process, address) = (Process::adopted(file.pid), Address::of(&file));
+        if file.is_ready() {
+            match address.is_of(pgdata).await {
+                Ok(true) => {
+                    tracing::info!(pid = file.pid, "taking over the database server that runs here already");
+                    return Ok(Some((process, address)));
+                }
+                // Its socket's directory was cleared away, say: it serves nobody, and no other can start beside it.
+                unreachable if unreachable_since.get_or_insert_with(Instant::now).elapsed() > UNREACHABLE_TIMEOUT => {
+                    tracing::warn!(pid = file.pid, ?unreachable, "the database server that runs here does not answer; stopping it");
+                    process.signal(Signal::SIGINT, pgdata);
+                    unreachable_since = None;
+                }
+                _ => (),
+            }
         }
         if Instant::now() > deadline {
             return Err(timed_out(
@@ -226,11 +241,11 @@ async fn launch(
 
         while process.is_running(&pgdata) {
             let file = PidFile::read(&pgdata).filter(|file| file.pid == process.pid && file.is_ready());
-            if file.is_some() && address.is_of(&pgdata).await? {
+            if file.is_some() && matches!(address.is_of(&pgdata).await, Ok(true)) {
                 return Ok(process);
             }
             if Instant::now() > deadline {
-                process.signal(nix::sys::signal::Signal::SIGQUIT, &pgdata);
+                process.signal(Signal::SIGQUIT, &pgdata);
                 return Err(timed_out("starting the database server", START_TIMEOUT));
             }
             // Whichever comes first.

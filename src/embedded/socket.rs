@@ -16,8 +16,9 @@ const NAMES_TRIED_MAX: u32 = 8;
 
 /// Makes or takes the directory for the data directory `root` (canonical).
 pub(super) fn directory(root: &Path, account: &Account) -> Result<PathBuf, EmbeddedError> {
-    let session = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|_| !nix::unistd::Uid::effective().is_root());
-    let bases = session.into_iter().chain([PathBuf::from("/tmp")]);
+    // The session's directory goes when its user logs out, and a server started with nohup stays: it is only the second choice.
+    let session = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|_| !account.other);
+    let bases = [PathBuf::from("/tmp")].into_iter().chain(session);
     let name = format!("shopd-{}-{:012x}", account.uid, fnv(root.as_os_str().as_encoded_bytes()) & 0xffff_ffff_ffff);
     for base in bases.filter(|base| base.is_absolute() && base.is_dir()) {
         for attempt in 0..NAMES_TRIED_MAX {
