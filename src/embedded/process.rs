@@ -74,7 +74,7 @@ pub(super) fn exists(pid: i32) -> bool {
     kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Process {
     pub pid: i32,
     /// `None`: not our child, so its end must be looked for.

@@ -21,6 +21,8 @@ use crate::config::Secret;
 
 /// The superuser; the server is ours alone.
 const USER: &str = "shopd";
+/// A process number beyond any.
+const NOBODY: i32 = i32::MAX;
 /// There is no TCP listener; this only names the socket.
 const PORT: u16 = 5432;
 /// Recovery after a crash is part of a start: at most `max_wal_size` is read again.
@@ -106,16 +108,17 @@ pub(super) async fn run(folder: &Folder, options: &Options, wanted: Option<&Addr
     if let Some(found) = take_over(&pgdata).await? {
         return Ok(found);
     }
-    let programs = programs(&pgdata, options, &account).await?;
+    let programs = programs(folder, options, &account).await?;
     if !pgdata.exists() {
         initialise(folder, options, &account, &programs).await?;
     }
-    clear_remnants(&pgdata).await?;
+    clear_remnants(&pgdata, &account).await?;
     let socket_dir = match wanted.filter(|wanted| socket::take(&wanted.socket_dir, &account)) {
         Some(wanted) => wanted.socket_dir.clone(),
         None => socket::directory(&folder.root, &account)?,
     };
     let address = Address { socket_dir, port: wanted.map_or(PORT, |wanted| wanted.port) };
+    socket::clear(&address.socket_dir, address.port);
     let process = launch(folder, options, &account, &programs, &address).await?;
     Ok((process, address))
 }
@@ -152,7 +155,8 @@ async fn take_over(pgdata: &Path) -> Result<Option<(Process, Address)>, Embedded
     Ok(None)
 }
 
-async fn programs(pgdata: &Path, options: &Options, account: &Account) -> Result<Programs, EmbeddedError> {
+async fn programs(folder: &Folder, options: &Options, account: &Account) -> Result<Programs, EmbeddedError> {
+    let pgdata = folder.pgdata();
     let version = pgdata.join("PG_VERSION");
     // A database only opens under the major version that made it.
     let major = match pgdata.exists() {
@@ -166,9 +170,9 @@ async fn programs(pgdata: &Path, options: &Options, account: &Account) -> Result
     if let Some(found) = programs::find(&options.search, major, account) {
         return Ok(found);
     }
-    let fetched = fetch::programs(&options.fetch, major, account, options.progress).await?;
+    let fetched = fetch::programs(&options.fetch, &folder.root, major, account, options.progress).await?;
     let major = major.unwrap_or_default();
-    fetched.ok_or_else(|| EmbeddedError::NoSuchVersion { path: pgdata.to_path_buf(), major })
+    fetched.ok_or(EmbeddedError::NoSuchVersion { path: pgdata, major })
 }
 
 /// Makes the database under another name first: a rename is all or nothing, an interrupted `initdb` is not.
@@ -197,8 +201,10 @@ async fn initialise(folder: &Folder, options: &Options, account: &Account, progr
     std::fs::File::open(&folder.root).and_then(|root| root.sync_all()).map_err(io("cannot sync", &folder.root))
 }
 
-/// Waits for a killed server's children, and takes away a pid file whose number a stranger has now: the server would believe it.
-async fn clear_remnants(pgdata: &Path) -> Result<(), EmbeddedError> {
+/// Waits for a killed server's children, and corrects a pid file whose number is taken, by a stranger or by a killed server that its
+/// parent has not buried yet: the new server would believe that the old one runs. The rest of the file stays, because by it the new
+/// server finds children that we could not see.
+async fn clear_remnants(pgdata: &Path, account: &Account) -> Result<(), EmbeddedError> {
     let deadline = Instant::now() + REMNANTS_TIMEOUT;
     while is_inhabited(pgdata) {
         if Instant::now() > deadline {
@@ -206,11 +212,16 @@ async fn clear_remnants(pgdata: &Path) -> Result<(), EmbeddedError> {
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
+    let path = pgdata.join("postmaster.pid");
     if let Some(file) = PidFile::read(pgdata)
         && exists(file.pid)
     {
-        let path = pgdata.join("postmaster.pid");
-        std::fs::remove_file(&path).map_err(io("cannot remove the stale", &path))?;
+        let text = std::fs::read_to_string(&path).map_err(io("cannot read", &path))?;
+        let rest = text.split_once('\n').map(|(_, rest)| rest).unwrap_or_default();
+        let corrected = pgdata.with_extension("pid");
+        std::fs::write(&corrected, format!("{NOBODY}\n{rest}")).map_err(io("cannot write", &corrected))?;
+        account.own(&corrected)?;
+        std::fs::rename(&corrected, &path).map_err(io("cannot correct", &path))?;
     }
     Ok(())
 }
@@ -275,9 +286,9 @@ fn tail(path: &Path, start: u64) -> String {
 }
 
 /// What runs in `pgdata` now: `known`, or the one that an interrupted restart left.
-pub(super) fn current(pgdata: &Path, known: Process) -> Process {
+pub(super) fn current(pgdata: &Path, known: &Process) -> Process {
     let other = || PidFile::read(pgdata).filter(|file| serves(file.pid, pgdata)).map(|file| Process::adopted(file.pid));
-    if known.is_running(pgdata) { known } else { other().unwrap_or(known) }
+    if known.is_running(pgdata) { known.clone() } else { other().unwrap_or_else(|| known.clone()) }
 }
 
 pub(super) async fn ensure_database(address: &Address, name: &str) -> Result<(), EmbeddedError> {

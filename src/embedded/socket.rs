@@ -41,6 +41,15 @@ pub(super) fn take(path: &Path, account: &Account) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == account.uid && meta.mode() & 0o777 == 0o700)
 }
 
+/// Takes away what a killed server left. The directory serves one data directory, on which no server runs now: whose number the lock
+/// file has does not matter, and a new server would mind.
+pub(super) fn clear(directory: &Path, port: u16) {
+    for name in [format!(".s.PGSQL.{port}"), format!(".s.PGSQL.{port}.lock")] {
+        // Mostly there is none; one that stays is named by the server's own error.
+        let _ = std::fs::remove_file(directory.join(name));
+    }
+}
+
 /// FNV-1a, 64 bits: the same in every build, unlike the standard library's hasher.
 fn fnv(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))

@@ -43,6 +43,8 @@ async fn a_restart_keeps_the_data_and_is_fast() {
     let began = Instant::now();
     let server = embedded::start(&options(&dir)).await.expect("the second start");
     println!("warm start in {:?}", began.elapsed());
+    let group = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(server.pid()))).expect("its process group");
+    assert_eq!(group.as_raw(), server.pid(), "Ctrl-C must reach only us");
     assert_eq!(query(server.url("shop").expose(), "select x from t").await, "42");
     server.stop(STOP).await.expect("a clean stop");
 }
@@ -135,6 +137,17 @@ async fn a_supervised_server_comes_back_under_the_same_url() {
 }
 
 #[tokio::test]
+async fn a_dropped_server_stops_and_the_next_start_waits_for_that() {
+    let dir = own_dir();
+    let server = embedded::start(&options(&dir)).await.expect("a start");
+    let pid = server.pid();
+    drop(server);
+    let server = embedded::start(&options(&dir)).await.expect("a start while the other one stops");
+    assert_ne!(server.pid(), pid);
+    server.stop(STOP).await.expect("a clean stop");
+}
+
+#[tokio::test]
 async fn a_stale_pid_file_is_no_obstacle_even_if_a_stranger_has_its_number() {
     let dir = own_dir();
     let pid_file = dir.join("postgres/postmaster.pid");
@@ -147,6 +160,8 @@ async fn a_stale_pid_file_is_no_obstacle_even_if_a_stranger_has_its_number() {
         drop(server);
         let (_, rest) = text.split_once('\n').expect("lines");
         std::fs::write(&pid_file, format!("{number}\n{rest}")).expect("a stale pid file");
+        let socket_lock = PathBuf::from(rest.lines().nth(3).expect("the socket's directory")).join(".s.PGSQL.5432.lock");
+        std::fs::write(&socket_lock, format!("{number}\n{rest}")).expect("a stale lock file");
         let server = embedded::start(&options(&dir)).await.expect("a start beside a stale pid file");
         assert_eq!(query(server.url("postgres").expose(), "select 1").await, "1");
         server.stop(STOP).await.expect("a clean stop");
