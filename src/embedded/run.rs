@@ -51,6 +51,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("full_page_writes", "on"),
     ("max_parallel_workers_per_gather", "0"),
     ("jit", "off"),
+    ("max_logical_replication_workers", "0"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
     ("log_destination", "stderr"),
