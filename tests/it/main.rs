@@ -1,4 +1,5 @@
 //! The integration tests: one binary, so that they share one database server.
 
 mod embedded;
+mod log;
 mod support;
