@@ -1,0 +1,212 @@
+//! Who asks, under which ids, and how an answer leaves: the outermost layer of every role's port.
+//!
+//! Takes or makes `X-Request-Id`, continues `traceparent`, opens the request's span, answers `HEAD` as `GET` without its body,
+//! renders errors ([`super::render`]), drains what the handler left of the body ([`super::drain`]), logs and counts the request.
+
+use std::future::{Ready, ready};
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::time::Instant;
+
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
+use actix_web::error::InternalError;
+use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::{Method, StatusCode};
+use actix_web::middleware::Next;
+use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, HttpResponse};
+use futures::FutureExt;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::problem::Problem;
+use super::{drain, head, metrics, render};
+use crate::trace::TraceContext;
+
+/// The inner header by which the gateway names the public prefix that a request came under.
+pub const PREFIX_HEADER: &str = "x-shopd-prefix";
+pub const REQUEST_ID_HEADER: &str = "x-request-id";
+
+const REQUEST_ID_BYTES_MAX: usize = 128;
+const PREFIX_BYTES_MAX: usize = 64;
+
+/// What is known of a request before its handler runs. An extractor; also among the request's extensions.
+#[derive(Clone, Debug)]
+pub struct RequestContext {
+    pub trace: TraceContext,
+    /// 1..=128 visible ASCII characters.
+    pub request_id: String,
+    /// `/api/OrdersProxy`, standing for as many leading segments of our own path.
+    public_prefix: Option<String>,
+}
+
+impl RequestContext {
+    /// `inner`: the port is behind the gateway, whose [`PREFIX_HEADER`] counts.
+    fn of(headers: &HeaderMap, inner: bool) -> Self {
+        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let taken = text(REQUEST_ID_HEADER).filter(|id| is_request_id(id)).map(str::to_owned);
+        Self {
+            trace: TraceContext::continue_from(text("traceparent")),
+            request_id: taken.unwrap_or_else(|| Uuid::now_v7().to_string()),
+            public_prefix: text(PREFIX_HEADER).filter(|prefix| inner && is_prefix(prefix)).map(str::to_owned),
+        }
+    }
+
+    /// The path under which the client reaches our `own` path (`/api/Orders/1`) at the port it asked (`/api/OrdersProxy/1`).
+    /// What follows the replaced segments, a query included, is kept as it is.
+    pub fn public_path(&self, own: &str) -> String {
+        let Some(prefix) = &self.public_prefix else { return own.to_owned() };
+        let replaced = prefix.matches('/').count();
+        let rest = own.match_indices(['/', '?']).nth(replaced).map_or("", |(at, _)| &own[at..]);
+        format!("{prefix}{rest}")
+    }
+}
+
+impl FromRequest for RequestContext {
+    type Error = Error;
+    type Future = Ready<Result<Self, Error>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let context = req.extensions().get::<RequestContext>().cloned();
+        ready(context.ok_or_else(|| Problem::internal("the request has no context: its layer is not installed").into()))
+    }
+}
+
+fn is_request_id(text: &str) -> bool {
+    (1..=REQUEST_ID_BYTES_MAX).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// An absolute path of plain segments; never `//host`, which a client would read as another server.
+fn is_prefix(text: &str) -> bool {
+    text.len() <= PREFIX_BYTES_MAX
+        && text.strip_prefix('/').is_some_and(|rest| {
+            rest.split('/').all(|s| !s.is_empty() && s.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)))
+        })
+}
+
+/// What of a request its answer needs, kept because the request itself goes to the handler.
+struct Asked {
+    role: &'static str,
+    context: RequestContext,
+    method: Method,
+    path: String,
+    began: Instant,
+}
+
+/// The layer itself. `role` names the port in logs and metrics; `inner` says that it is behind the gateway.
+pub(super) async fn layer<B: MessageBody + 'static>(
+    role: &'static str,
+    inner: bool,
+    mut req: ServiceRequest,
+    next: Next<B>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let context = RequestContext::of(req.headers(), inner);
+    let asked = Asked {
+        role,
+        method: req.method().clone(),
+        path: req.uri().path().to_owned(),
+        context: context.clone(),
+        began: Instant::now(),
+    };
+    let span = tracing::info_span!("request", role, request_id = %context.request_id, trace_id = %context.trace.trace_id());
+    req.extensions_mut().insert(context);
+    if asked.method == Method::HEAD {
+        req.head_mut().method = Method::GET;
+    }
+    let body = drain::share(&mut req);
+    async move {
+        // A panic costs its own request an answer, not its connection; the panic hook has logged it.
+        let outcome = AssertUnwindSafe(next.call(req)).catch_unwind().await;
+        let outcome = outcome.unwrap_or_else(|_| Err(Problem::internal("a handler panicked").into()));
+        answer(&asked, outcome, body).await
+    }
+    .instrument(span)
+    .await
+}
+
+async fn answer<B: MessageBody + 'static>(
+    asked: &Asked,
+    outcome: Result<ServiceResponse<B>, Error>,
+    body: Option<Rc<drain::Shared>>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let instance = asked.context.public_path(&asked.path);
+    match outcome {
+        Ok(done) => {
+            let route = done.request().match_pattern();
+            let (req, response) = done.into_parts();
+            let response = render::problem_of(response.map_into_boxed_body(), &asked.context, &instance);
+            let response = finish(asked, route.as_deref(), response, body).await;
+            Ok(ServiceResponse::new(req, response))
+        }
+        // Only layers below us fail so; the request is gone with them.
+        Err(error) => {
+            let response = render::problem_of(HttpResponse::from_error(error), &asked.context, &instance);
+            let response = finish(asked, None, response, body).await;
+            Err(InternalError::from_response("rendered", response).into())
+        }
+    }
+}
+
+async fn finish(asked: &Asked, route: Option<&str>, mut response: HttpResponse, body: Option<Rc<drain::Shared>>) -> HttpResponse {
+    if let Ok(id) = HeaderValue::from_str(&asked.context.request_id) {
+        response.headers_mut().insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
+    }
+    let status = response.status();
+    // After 101 the body is the other protocol's.
+    if let Some(body) = body.filter(|_| status != StatusCode::SWITCHING_PROTOCOLS)
+        && !drain::rest(&body).await
+    {
+        response.head_mut().set_connection_type(actix_web::http::ConnectionType::Close);
+    }
+    if asked.method == Method::HEAD {
+        response = response.map_body(|_, body| BoxBody::new(head::HeadOf::of(&body)));
+    }
+    let elapsed = asked.began.elapsed();
+    metrics::request(asked.role, &asked.method, route, status, elapsed);
+    let (method, path, status, ms) = (&asked.method, &asked.path, status.as_u16(), elapsed.as_millis() as u64);
+    if status >= 400 {
+        tracing::info!(%method, path, status, ms, "request");
+    } else {
+        tracing::debug!(%method, path, status, ms, "request");
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context(headers: &[(&'static str, &str)], inner: bool) -> RequestContext {
+        let mut map = HeaderMap::new();
+        for (name, value) in headers {
+            map.insert(HeaderName::from_static(name), HeaderValue::from_str(value).unwrap());
+        }
+        RequestContext::of(&map, inner)
+    }
+
+    #[test]
+    fn a_usable_request_id_is_taken_and_any_other_replaced() {
+        assert_eq!(context(&[(REQUEST_ID_HEADER, "abc-1")], true).request_id, "abc-1");
+        for bad in ["", "a b", "\t", &"x".repeat(129)] {
+            let made = context(&[(REQUEST_ID_HEADER, bad)], true).request_id;
+            assert_eq!(Uuid::parse_str(&made).unwrap().get_version_num(), 7, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn the_public_prefix_stands_for_as_many_segments() {
+        let proxied = context(&[(PREFIX_HEADER, "/api/OrdersProxy")], true);
+        assert_eq!(proxied.public_path("/api/Orders/1?x=/a/b"), "/api/OrdersProxy/1?x=/a/b");
+        assert_eq!(proxied.public_path("/api/Orders?cursor=a/b"), "/api/OrdersProxy?cursor=a/b");
+        assert_eq!(proxied.public_path("/api/Orders"), "/api/OrdersProxy");
+        assert_eq!(context(&[], true).public_path("/api/Orders"), "/api/Orders");
+    }
+
+    #[test]
+    fn a_prefix_that_leads_elsewhere_or_comes_from_a_client_is_ignored() {
+        for bad in ["//evil.example", "http://evil.example", "api", "/api/../x?y", "/", ""] {
+            assert_eq!(context(&[(PREFIX_HEADER, bad)], true).public_path("/api/Orders"), "/api/Orders", "{bad}");
+        }
+        assert_eq!(context(&[(PREFIX_HEADER, "/api/OrdersProxy")], false).public_path("/api/Orders"), "/api/Orders");
+    }
+}

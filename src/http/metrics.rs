@@ -1,0 +1,68 @@
+//! `/metrics`: Prometheus text. One recorder a process, whatever roles it runs; labels tell the roles apart.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use actix_web::http::{Method, StatusCode};
+use actix_web::{HttpResponse, web};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use super::problem::Problem;
+use super::render::only;
+
+const REQUESTS: &str = "shopd_http_requests_total";
+const DURATION: &str = "shopd_http_request_duration_seconds";
+/// Upper bounds of the duration's buckets, seconds.
+const BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+/// How often what was recorded is folded together where nobody scrapes.
+const UPKEEP: Duration = Duration::from_secs(10);
+
+/// Installs the process's recorder at the first call; `None` where another one is installed.
+pub fn install() -> Option<PrometheusHandle> {
+    static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
+    let handle = HANDLE.get_or_init(|| {
+        let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), BUCKETS);
+        let handle = builder.and_then(PrometheusBuilder::install_recorder);
+        let handle = handle.inspect_err(|error| tracing::warn!(%error, "no metrics")).ok()?;
+        metrics::describe_counter!(REQUESTS, "HTTP requests answered, by role, method, route and status");
+        metrics::describe_histogram!(DURATION, "Seconds until an answer began, by role, method and route");
+        Some(handle)
+    });
+    handle.clone()
+}
+
+/// Keeps what was recorded from piling up between scrapes; never ends.
+pub(super) async fn upkeep() {
+    let Some(handle) = install() else { return std::future::pending().await };
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        handle.run_upkeep();
+    }
+}
+
+/// Counts one answered request. Labels are bounded: `route` is the pattern, and unusual methods share a name.
+pub(super) fn request(role: &'static str, method: &Method, route: Option<&str>, status: StatusCode, elapsed: Duration) {
+    let method = match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "PUT" => "PUT",
+        "DELETE" => "DELETE",
+        "PATCH" => "PATCH",
+        "OPTIONS" => "OPTIONS",
+        _ => "other",
+    };
+    let route = route.unwrap_or("unmatched").to_owned();
+    let labels = [("role", role.to_owned()), ("method", method.to_owned()), ("route", route)];
+    metrics::histogram!(DURATION, &labels).record(elapsed.as_secs_f64());
+    let [a, b, c] = labels;
+    metrics::counter!(REQUESTS, &[a, b, c, ("status", status.as_u16().to_string())]).increment(1);
+}
+
+pub(super) fn configure(config: &mut web::ServiceConfig) {
+    let scrape = || async {
+        let handle = install().ok_or_else(|| Problem::unavailable("another metrics recorder is installed"))?;
+        Ok::<_, Problem>(HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(handle.render()))
+    };
+    config.service(web::resource("/metrics").route(web::get().to(scrape)).default_service(only(&[Method::GET])));
+}

@@ -1,0 +1,164 @@
+//! One role's port: bound first, so that its address is known, then run until the process stops.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix_web::dev::Server;
+use actix_web::http::Method;
+use actix_web::middleware::from_fn;
+use actix_web::{App, HttpResponse, HttpServer, web};
+use paperclip::actix::OpenApiExt;
+use paperclip::actix::web::ServiceConfig as ApiConfig;
+
+use super::health::{self, Readiness};
+use super::{context, metrics, render};
+use crate::config::HttpConfig;
+use crate::shutdown::Shutdown;
+
+/// The role whose port clients see; the others are behind it and take its inner headers.
+pub const GATEWAY: &str = "gateway";
+
+/// Why a port does not serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    #[error("{role} cannot listen on {listen}: {source}")]
+    Bind { role: &'static str, listen: SocketAddr, source: std::io::Error },
+    /// The server ended though nobody stopped it.
+    #[error("the server of {role} ended: {cause}")]
+    Ended { role: &'static str, cause: String },
+}
+
+/// What a role serves beside health and metrics; cheap to clone, configured once a worker thread.
+#[derive(Clone, Default)]
+pub struct Routes {
+    api: Vec<Arc<dyn Fn(&mut ApiConfig) + Send + Sync>>,
+    plain: Vec<Arc<dyn Fn(&mut web::ServiceConfig) + Send + Sync>>,
+}
+
+impl Routes {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Documented routes.
+    #[must_use]
+    pub fn api(mut self, configure: impl Fn(&mut ApiConfig) + Send + Sync + 'static) -> Self {
+        self.api.push(Arc::new(configure));
+        self
+    }
+
+    /// Routes as the framework has them.
+    #[must_use]
+    pub fn plain(mut self, configure: impl Fn(&mut web::ServiceConfig) + Send + Sync + 'static) -> Self {
+        self.plain.push(Arc::new(configure));
+        self
+    }
+
+    /// Serves `document` at `/openapi.json`.
+    #[must_use]
+    pub fn document(self, document: &serde_json::Value) -> Self {
+        let text = bytes::Bytes::from(document.to_string());
+        self.plain(move |config| {
+            let text = text.clone();
+            let get = web::get().to(move || {
+                let text = text.clone();
+                async move { HttpResponse::Ok().content_type("application/json").body(text) }
+            });
+            config.service(web::resource("/openapi.json").route(get).default_service(render::only(&[Method::GET])));
+        })
+    }
+}
+
+/// A port that listens; nothing is answered before [`Bound::run`].
+pub struct Bound {
+    /// The port that was picked where 0 was asked for.
+    pub local_addr: SocketAddr,
+    role: &'static str,
+    drain: Duration,
+    server: Server,
+}
+
+/// Binds a role's port. `drain` is the time that requests in flight have once the process stops.
+pub fn bind(
+    role: &'static str,
+    listen: SocketAddr,
+    config: &HttpConfig,
+    drain: Duration,
+    routes: Routes,
+    readiness: Readiness,
+) -> Result<Bound, ServeError> {
+    metrics::install();
+    let inner = role != GATEWAY;
+    let app = move || {
+        let (api, plain, readiness) = (routes.api.clone(), routes.plain.clone(), readiness.clone());
+        let mut app = App::new().wrap_api();
+        for configure in api {
+            app = app.configure(|config| configure(config));
+        }
+        let mut app = app.build();
+        for configure in plain {
+            app = app.configure(|config| configure(config));
+        }
+        let app = app.configure(health::configure(role, readiness)).configure(metrics::configure);
+        app.wrap(from_fn(move |req, next| context::layer(role, inner, req, next)))
+    };
+    let workers = config.workers.max(1);
+    let bind_error = |source| ServeError::Bind { role, listen, source };
+    let server = HttpServer::new(app)
+        .workers(workers)
+        .max_connections(config.connections_max.div_ceil(workers).max(1))
+        .keep_alive(config.keep_alive)
+        .client_request_timeout(config.header_timeout)
+        .tcp_nodelay(true)
+        .shutdown_timeout(drain.as_secs() + 1)
+        .disable_signals()
+        .bind(listen)
+        .map_err(bind_error)?;
+    let local_addr = server.addrs().first().copied().unwrap_or(listen);
+    Ok(Bound { local_addr, role, drain, server: server.run() })
+}
+
+impl Bound {
+    /// Serves until `stop`, then lets what is in flight finish within the drain's bound.
+    pub async fn run(self, stop: Shutdown) -> Result<(), ServeError> {
+        let (role, handle) = (self.role, self.server.handle());
+        let ended = |cause: String| ServeError::Ended { role, cause };
+        let mut server = tokio::spawn(self.server);
+        tracing::info!(role, address = %self.local_addr, "listening");
+        tokio::select! {
+            () = stop.stopped() => {}
+            () = metrics::upkeep() => {}
+            result = &mut server => {
+                return Err(ended(match result {
+                    Ok(Ok(())) => "nobody asked it to".to_owned(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(error) => error.to_string(),
+                }));
+            }
+        }
+        if tokio::time::timeout(self.drain, handle.stop(true)).await.is_err() {
+            tracing::warn!(role, "requests were still in flight when their time to finish was over");
+            server.abort();
+            return Ok(());
+        }
+        match server.await {
+            Ok(Err(error)) => Err(ended(error.to_string())),
+            Err(error) if error.is_panic() => Err(ended(error.to_string())),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// [`bind`], then [`Bound::run`].
+pub async fn serve(
+    role: &'static str,
+    listen: SocketAddr,
+    config: &HttpConfig,
+    stop: Shutdown,
+    drain: Duration,
+    routes: Routes,
+    readiness: Readiness,
+) -> Result<(), ServeError> {
+    bind(role, listen, config, drain, routes, readiness)?.run(stop).await
+}
