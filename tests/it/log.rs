@@ -1,6 +1,7 @@
 //! The contract of the log, as one suite that runs against both implementations, and what each has beside it.
 
 mod kafka;
+mod postgres;
 mod suite;
 
 use std::borrow::Cow;

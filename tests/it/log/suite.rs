@@ -152,8 +152,7 @@ pub async fn a_dropped_fetch_holds_up_nobody(subject: Subject) {
         assert!(dropped.is_err(), "{dropped:?}");
     }
     let started = Instant::now();
-    let (appended, stored) =
-        tokio::join!(log.append(vec![record("events", "key", "value")]), read(&*log, "events", 0, 0, 1));
+    let (appended, stored) = tokio::join!(log.append(vec![record("events", "key", "value")]), read(&*log, "events", 0, 0, 1));
     appended.unwrap();
     assert_eq!(stored.len(), 1);
     assert!(started.elapsed() < FETCH_WAIT, "{:?}", started.elapsed());
