@@ -217,6 +217,8 @@ pub struct Client {
 
 impl Client {
     pub fn new(base: String) -> Self {
+        // The tree holds more than one TLS implementation; the client asks for one though it speaks plain HTTP.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let http = reqwest::Client::builder().timeout(Duration::from_secs(15)).redirect(reqwest::redirect::Policy::none());
         Self { base, http: http.build().expect("a client") }
     }
