@@ -13,9 +13,9 @@ run: ## build, then run the whole shop on this machine (ARGS='--data-dir DIR' an
 test: ## formatting, lints, every test; with a database server and a broker of its own
 	@scripts/test.sh
 
-bench: ## the benchmarks
-	@scripts/need.sh build
-	cargo bench --locked $(ARGS)
+bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCHMARKS.md (QUICK=1: a short run)
+	@scripts/need.sh test
+	cargo bench --locked --bench shop $(ARGS)
 
 lint: ## formatting and lints only
 	cargo fmt --check

@@ -1,4 +1,5 @@
 //! What the tests stand on.
 #![allow(dead_code, reason = "not every module of tests uses everything")]
 
+pub mod kafka;
 pub mod postgres;
