@@ -95,7 +95,7 @@ async fn dispatch(role: Role, config: Config, stop: Shutdown) -> Result<(), Role
         Role::Payments => roles::payments::run(config, stop).await,
         Role::Relay => roles::relay::run(config, stop).await,
         Role::All => roles::all::run(config, stop).await,
-        Role::Migrate => roles::migrate::run(config).await,
+        Role::Migrate => roles::migrate::run(config, stop).await,
     }
 }
 

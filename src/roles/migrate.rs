@@ -7,6 +7,7 @@ use crate::contracts::TOPICS;
 use crate::db::{self, Db, DbError, Schema};
 use crate::embedded::{self, Attached};
 use crate::messaging::log::{LogError, SharedLog};
+use crate::shutdown::Shutdown;
 
 use super::RoleError;
 use super::all;
@@ -15,7 +16,14 @@ use super::all;
 const PATIENCE: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(500);
 
-pub async fn run(config: Config) -> Result<(), RoleError> {
+pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
+    tokio::select! {
+        migrated = migrate(config) => migrated,
+        () = stop.stopped() => Err(RoleError::Interrupted),
+    }
+}
+
+async fn migrate(config: Config) -> Result<(), RoleError> {
     if !config.data_dir_given {
         let orders = super::database(config.orders.database_url.as_ref(), "orders.database_url", "migrate", &config)?;
         let payments = super::database(config.payments.database_url.as_ref(), "payments.database_url", "migrate", &config)?;

@@ -30,6 +30,8 @@ pub enum RoleError {
     Embedded(#[from] EmbeddedError),
     #[error("{0} is not configured")]
     NotConfigured(&'static str),
+    #[error("stopped before it was done; run it again")]
+    Interrupted,
     #[error("standard output: {0}")]
     Output(std::io::Error),
     #[error("a task of ours ended badly: {0}")]

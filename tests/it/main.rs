@@ -1,5 +1,6 @@
 //! The integration tests: one binary, so that they share one database server and one broker.
 
+mod architecture;
 mod command_line;
 mod crash;
 mod embedded;

@@ -21,7 +21,7 @@ const FINAL_WITHIN: Duration = Duration::from_secs(30);
 async fn orders_placed_while_kafka_is_killed_or_paused_are_accepted_and_end_after_its_return() {
     let broker = Broker::new().await;
     let (orders, payments) = (postgres::database("orders").await, postgres::database("payments").await);
-    let shop = Four::start(&broker.bootstrap(), &orders, &payments, "").await;
+    let shop = Four::start(&broker.bootstrap, &orders, &payments, "").await;
     shop.client.account("ann", "1000").await;
     for killed in [true, false] {
         if killed { broker.kill().await } else { broker.pause().await }
@@ -54,7 +54,7 @@ async fn a_role_starts_before_what_it_needs_says_so_and_becomes_ready_when_it_co
     broker.kill().await;
     let (orders, payments) = (postgres::database("orders").await, postgres::database("payments").await);
     let env: Vec<(String, String)> = [
-        ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", broker.bootstrap()),
+        ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", broker.bootstrap.clone()),
         ("SHOPD__ORDERS__DATABASE_URL", orders.clone()),
         ("SHOPD__PAYMENTS__DATABASE_URL", payments.clone()),
     ]
