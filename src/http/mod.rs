@@ -15,3 +15,6 @@ pub use health::{Health, Readiness};
 pub use problem::{Code, Problem};
 pub use render::{PROBLEM_JSON, only};
 pub use server::{Bound, GATEWAY, Routes, ServeError, bind, serve};
+
+#[cfg(test)]
+mod tests;
