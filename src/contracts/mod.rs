@@ -1,1 +1,37 @@
-//! (module contracts)
+//! What crosses the broker: the events, by producer, and the envelope around them. Serde only; may import the values.
+
+mod envelope;
+mod payment_requested;
+mod payment_status;
+
+pub use envelope::{Envelope, Headers};
+pub use payment_requested::PaymentRequested;
+pub use payment_status::{Outcome, PaymentStatusUpdated};
+
+/// Orders asks payments; keyed by user id.
+pub const ORDER_PAYMENT_REQUESTS: &str = "order-payment-requests";
+/// Payments answers orders; keyed by order id.
+pub const PAYMENT_STATUS_UPDATES: &str = "payment-status-updates";
+/// Every topic of ours, without prefix.
+pub const TOPICS: [&str; 2] = [ORDER_PAYMENT_REQUESTS, PAYMENT_STATUS_UPDATES];
+
+/// Why a record is none of ours: it cannot be decoded, or it breaks a rule of its payload.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub String);
+
+impl Malformed {
+    fn field(name: &str, what: impl std::fmt::Display) -> Self {
+        Self(format!("{name}: {what}"))
+    }
+}
+
+/// The original sometimes encoded a value twice: a JSON string whose text is the JSON. Returns the inner text then.
+fn unwrap_twice_encoded(value: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Malformed> {
+    let first = value.iter().find(|b| !b.is_ascii_whitespace());
+    if first != Some(&b'"') {
+        return Ok(value.into());
+    }
+    let text: String = serde_json::from_slice(value).map_err(|error| Malformed(error.to_string()))?;
+    Ok(text.into_bytes().into())
+}

@@ -1,12 +1,18 @@
-//! The pool, the one transaction function, the migrations. May import config.
+//! The pool, the one transaction function, statements with cached plans, group commit, migrations.
+//!
+//! Owns no table; every service gives it its own database's address. May import config.
 
-/// Why the database did not do what was asked.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum DbError {
-    /// It is away, overloaded or restarting, or the transaction lost a race: the same call may succeed later.
-    #[error("database unavailable: {0}")]
-    Unavailable(String),
-    /// A defect of ours.
-    #[error("database error: {0}")]
-    Defect(String),
-}
+mod error;
+mod group;
+mod listen;
+mod migrations;
+mod pool;
+mod sql;
+pub mod types;
+
+pub use error::{DbError, is_unique_violation};
+pub use group::{GroupCommit, Overloaded};
+pub use listen::{Listener, Notifier};
+pub use migrations::{Schema, migrate, missing, pending};
+pub use pool::{Conn, Db, Pooled};
+pub use sql::{Sql, sql};

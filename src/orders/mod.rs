@@ -3,22 +3,34 @@
 //! Owns the tables `orders` and `order_event`. Writes `order-payment-requests` through the outbox, reads
 //! `payment-status-updates`. Never imports payments.
 
+mod on_payment;
 mod order;
 mod place_order;
+mod schema;
+mod store;
 
+pub use on_payment::OnPayment;
 pub use order::{FailureReason, NewOrder, Order, OrderStatus};
 pub use place_order::{PlaceError, Placed};
 
-use chrono::{DateTime, Utc};
+use std::time::Duration;
+
+use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
-use crate::db::DbError;
+use crate::db::{self, Db, DbError, Notifier, Schema};
 use crate::trace::TraceContext;
 use crate::user_id::UserId;
 
 /// The façade of the service; cheap to clone.
 #[derive(Clone)]
-pub struct Orders {}
+pub struct Orders {
+    db: Db,
+    intake: place_order::Intake,
+}
+
+/// `ce_source` of what orders writes.
+pub const SOURCE: &str = "/shopd/orders";
 
 /// Where a request came from: its trace and its `X-Request-Id`, carried into the outbox and the record's headers.
 #[derive(Clone, Debug)]
@@ -53,21 +65,31 @@ pub struct OrderPage {
 }
 
 impl Orders {
+    /// `notifier` is told after every commit that left something in the outbox.
+    pub fn new(db: Db, notifier: Notifier) -> Self {
+        Self { intake: place_order::intake(db.clone(), notifier), db }
+    }
+
     /// Accepts an order, or answers the stored one where the same id came with the same fields before.
-    pub async fn place(&self, _order: NewOrder, _origin: Origin) -> Result<Placed, PlaceError> {
-        unimplemented!()
+    pub async fn place(&self, order: NewOrder, origin: Origin) -> Result<Placed, PlaceError> {
+        // Postgres keeps microseconds; what is answered is what is stored.
+        let at = Utc::now().trunc_subsecs(6);
+        let placed = self.intake.submit(place_order::Placement { order, origin, at }).await;
+        placed.unwrap_or_else(|overloaded| Err(DbError::Unavailable(overloaded.to_string()).into()))
     }
 
-    pub async fn get(&self, _id: Uuid) -> Result<Option<Order>, DbError> {
-        unimplemented!()
+    pub async fn get(&self, id: Uuid) -> Result<Option<Order>, DbError> {
+        let mut conn = self.db.get().await?;
+        Ok(store::find(&mut conn, &[id]).await?.pop())
     }
 
-    pub async fn list(&self, _which: ListOrders) -> Result<OrderPage, DbError> {
-        unimplemented!()
+    pub async fn list(&self, which: ListOrders) -> Result<OrderPage, DbError> {
+        let mut conn = self.db.get().await?;
+        store::list(&mut conn, which).await
     }
 
     /// What is missing for this service to do its work; empty when ready. Bounded to two seconds.
     pub async fn missing(&self) -> Vec<String> {
-        unimplemented!()
+        db::missing(&self.db, Schema::Orders, Duration::from_secs(2)).await
     }
 }

@@ -4,16 +4,30 @@
 //! through the outbox. Never imports orders.
 
 mod account;
+mod decide;
+mod deposit;
+mod on_order;
+mod schema;
+mod store;
 
 pub use account::{Account, DepositError, OpenError, Transaction, TransactionKind};
+pub use on_order::OnOrder;
 
-use crate::db::DbError;
+use std::time::Duration;
+
+use crate::db::{self, Db, DbError, Schema};
 use crate::money::Amount;
 use crate::user_id::UserId;
 
 /// The façade of the service; cheap to clone.
 #[derive(Clone)]
-pub struct Payments {}
+pub struct Payments {
+    db: Db,
+    deposits: deposit::Deposits,
+}
+
+/// `ce_source` of what payments writes.
+pub const SOURCE: &str = "/shopd/payments";
 
 /// One page of an account's ledger, newest first; `next` is the id to go on below.
 #[derive(Debug)]
@@ -23,31 +37,35 @@ pub struct TransactionPage {
 }
 
 impl Payments {
-    /// Opens the user's one account, with nothing in it.
-    pub async fn open_account(&self, _user: UserId) -> Result<Account, OpenError> {
-        unimplemented!()
+    pub fn new(db: Db) -> Self {
+        Self { deposits: deposit::deposits(db.clone()), db }
     }
 
-    pub async fn deposit(&self, _user: UserId, _amount: Amount) -> Result<Account, DepositError> {
-        unimplemented!()
+    /// Opens the user's one account (S10), with nothing in it.
+    pub async fn open_account(&self, user: UserId) -> Result<Account, OpenError> {
+        let mut conn = self.db.get().await?;
+        store::open(&mut conn, &user).await?.ok_or(OpenError::Exists)
     }
 
-    pub async fn account(&self, _user: &UserId) -> Result<Option<Account>, DbError> {
-        unimplemented!()
+    pub async fn deposit(&self, user: UserId, amount: Amount) -> Result<Account, DepositError> {
+        let deposited = self.deposits.submit(deposit::Deposit { user, amount }).await;
+        deposited.unwrap_or_else(|overloaded| Err(DbError::Unavailable(overloaded.to_string()).into()))
+    }
+
+    pub async fn account(&self, user: &UserId) -> Result<Option<Account>, DbError> {
+        let mut conn = self.db.get().await?;
+        store::find(&mut conn, user).await
     }
 
     /// `None` where the user has no account. `limit` 1..=500; only entries with an id below `before`.
-    pub async fn transactions(
-        &self,
-        _user: &UserId,
-        _limit: i64,
-        _before: Option<i64>,
-    ) -> Result<Option<TransactionPage>, DbError> {
-        unimplemented!()
+    pub async fn transactions(&self, user: &UserId, limit: i64, before: Option<i64>) -> Result<Option<TransactionPage>, DbError> {
+        let mut conn = self.db.get().await?;
+        let Some(account) = store::find(&mut conn, user).await? else { return Ok(None) };
+        store::transactions(&mut conn, account.id, limit, before).await.map(Some)
     }
 
     /// What is missing for this service to do its work; empty when ready. Bounded to two seconds.
     pub async fn missing(&self) -> Vec<String> {
-        unimplemented!()
+        db::missing(&self.db, Schema::Payments, Duration::from_secs(2)).await
     }
 }

@@ -1,0 +1,2 @@
+drop table order_event;
+drop table orders;

@@ -1,0 +1,100 @@
+//! The envelope: CloudEvents 1.0 attributes in the Kafka protocol binding's binary mode (`ce_` headers), W3C trace context,
+//! and the `X-Request-Id` of the request that began it.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use chrono::{DateTime, SecondsFormat, Utc};
+use uuid::Uuid;
+
+use crate::trace::TraceContext;
+
+/// A record's headers by name; of two equal names the last counts.
+pub type Headers = BTreeMap<String, Bytes>;
+
+/// What another producer's record may leave out is `None`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Envelope {
+    /// `ce_id`: the event id, by which a repeat of this event is known.
+    pub event_id: Option<String>,
+    /// `ce_source`: who wrote it.
+    pub source: Option<String>,
+    /// `ce_time`.
+    pub time: Option<DateTime<Utc>>,
+    pub trace: Option<TraceContext>,
+    pub request_id: Option<String>,
+}
+
+/// Header texts that are kept at most; a longer one is another producer's mistake and not worth a row's size.
+const TEXT_CHARS_MAX: usize = 255;
+
+impl Envelope {
+    /// The headers of a record of ours.
+    pub fn headers(
+        event_id: Uuid,
+        kind: &str,
+        source: &str,
+        time: DateTime<Utc>,
+        traceparent: &str,
+        request_id: &str,
+    ) -> Vec<(&'static str, Bytes)> {
+        let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
+        vec![
+            ("ce_specversion", Bytes::from_static(b"1.0")),
+            ("ce_id", text(event_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()))),
+            ("ce_type", text(kind)),
+            ("ce_source", text(source)),
+            ("ce_time", Bytes::from(time.to_rfc3339_opts(SecondsFormat::Micros, true))),
+            ("content-type", Bytes::from_static(b"application/json")),
+            ("traceparent", text(traceparent)),
+            ("x-request-id", text(request_id)),
+        ]
+    }
+
+    /// Reads what is there; nothing in a header makes a record unreadable.
+    pub fn read(headers: &Headers) -> Self {
+        let text = |name: &str| {
+            let value = std::str::from_utf8(headers.get(name)?).ok()?;
+            let fit = !value.is_empty() && value.chars().nth(TEXT_CHARS_MAX).is_none() && !value.contains('\0');
+            fit.then(|| value.to_owned())
+        };
+        Self {
+            event_id: text("ce_id"),
+            source: text("ce_source"),
+            time: text("ce_time").and_then(|t| DateTime::parse_from_rfc3339(&t).ok()).map(|t| t.with_timezone(&Utc)),
+            trace: text("traceparent").and_then(|t| TraceContext::parse(&t)),
+            request_id: text("x-request-id"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_envelope_survives_the_broker() {
+        let (id, trace) = (Uuid::now_v7(), TraceContext::new_root());
+        let time = DateTime::from_timestamp_micros(1_749_723_072_123_456).unwrap();
+        let headers = Envelope::headers(id, "shopd.thing.v1", "/shopd/orders", time, &trace.traceparent(), "r-1");
+        let headers: Headers = headers.into_iter().map(|(k, v)| (k.to_owned(), v)).collect();
+        let read = Envelope::read(&headers);
+        assert_eq!(read.event_id, Some(id.to_string()));
+        assert_eq!(read.source.as_deref(), Some("/shopd/orders"));
+        assert_eq!(read.time, Some(time));
+        assert_eq!(read.trace, Some(trace));
+        assert_eq!(read.request_id.as_deref(), Some("r-1"));
+        assert_eq!(headers["ce_specversion"], "1.0");
+    }
+
+    #[test]
+    fn headers_of_another_producer_are_absent_not_fatal() {
+        let mut headers = Headers::new();
+        assert_eq!(Envelope::read(&headers), Envelope::default());
+        headers.insert("ce_id".into(), Bytes::from_static(b"\xff\xfe"));
+        headers.insert("ce_time".into(), Bytes::from_static(b"yesterday"));
+        headers.insert("ce_source".into(), Bytes::from(vec![b'x'; 5000]));
+        headers.insert("traceparent".into(), Bytes::from_static(b"00-zz"));
+        assert_eq!(Envelope::read(&headers), Envelope::default());
+    }
+}

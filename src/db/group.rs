@@ -1,0 +1,99 @@
+//! Group commit: requests that arrive together commit together, and one that arrives alone waits for nobody.
+//!
+//! Whatever is waiting when the database is free is taken as one batch; while that batch commits, the next one gathers. The
+//! fsync and the round trip are shared, `synchronous_commit` stays on.
+
+use futures::future::BoxFuture;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+/// Requests in one batch at most.
+const BATCH_MAX: usize = 256;
+/// Requests waiting at most; above that a request is refused, not queued.
+const QUEUE_MAX: usize = 4_096;
+
+/// The queue is full, or the process is stopping.
+#[derive(Debug, Clone, Copy, thiserror::Error)]
+#[error("too many requests are waiting for the database")]
+pub struct Overloaded;
+
+/// Hands requests to one committer; cheap to clone. The committer ends when the last handle is gone.
+pub struct GroupCommit<Q, A> {
+    queue: mpsc::Sender<(Q, oneshot::Sender<A>)>,
+}
+
+impl<Q, A> Clone for GroupCommit<Q, A> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone() }
+    }
+}
+
+impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
+    /// `commit` answers every request of its batch, in order; it never fails as a whole.
+    pub fn start<F>(runtime: &Handle, commit: F) -> Self
+    where
+        F: Fn(Vec<Q>) -> BoxFuture<'static, Vec<A>> + Send + 'static,
+    {
+        let (queue, mut waiting) = mpsc::channel::<(Q, oneshot::Sender<A>)>(QUEUE_MAX);
+        runtime.spawn(async move {
+            let mut taken = Vec::with_capacity(BATCH_MAX);
+            while waiting.recv_many(&mut taken, BATCH_MAX).await > 0 {
+                let (requests, answers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
+                for (answer, to) in commit(requests).await.into_iter().zip(answers) {
+                    // A client that went away does not read its answer; its effect stands.
+                    let _ = to.send(answer);
+                }
+            }
+        });
+        Self { queue }
+    }
+
+    /// # Errors
+    /// [`Overloaded`] at once where the queue is full; nothing was done then.
+    pub async fn submit(&self, request: Q) -> Result<A, Overloaded> {
+        let (to, answer) = oneshot::channel();
+        self.queue.try_send((request, to)).map_err(|_| Overloaded)?;
+        answer.await.map_err(|_| Overloaded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn requests_that_wait_together_commit_together_and_each_gets_its_own_answer() {
+        let batches = Arc::new(AtomicUsize::new(0));
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let (counted, opened) = (batches.clone(), gate.clone());
+        let group = GroupCommit::start(&Handle::current(), move |requests: Vec<u32>| {
+            let (counted, opened) = (counted.clone(), opened.clone());
+            async move {
+                opened.acquire().await.unwrap().forget();
+                counted.fetch_add(1, Ordering::SeqCst);
+                requests.into_iter().map(|n| n * 2).collect::<Vec<u32>>()
+            }
+            .boxed()
+        });
+        let calls: Vec<_> = (0..100u32)
+            .map(|n| {
+                tokio::spawn({
+                    let g = group.clone();
+                    async move { g.submit(n).await }
+                })
+            })
+            .collect();
+        while group.queue.max_capacity() - group.queue.capacity() < 99 - 98 && batches.load(Ordering::SeqCst) == 0 {
+            gate.add_permits(1);
+            tokio::task::yield_now().await;
+        }
+        gate.add_permits(200);
+        for (n, call) in calls.into_iter().enumerate() {
+            assert_eq!(call.await.unwrap().unwrap(), n as u32 * 2);
+        }
+        assert!(batches.load(Ordering::SeqCst) <= 100);
+    }
+}

@@ -1,0 +1,173 @@
+//! One bounded pool of connections to one database, and the one transaction function.
+
+use std::time::Duration;
+
+use diesel_async::pooled_connection::deadpool::{Object, Pool};
+use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
+use diesel_async::{AsyncConnection, AsyncPgConnection};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::runtime::Handle;
+
+use crate::config::{DatabaseConfig, Secret};
+
+use super::error::DbError;
+
+pub type Conn = AsyncPgConnection;
+pub type Pooled = Object<AsyncPgConnection>;
+
+/// Times a transaction is tried when it lost a race (deadlock, serialization).
+const ATTEMPTS_MAX: u32 = 3;
+
+/// A database of ours; cheap to clone. Making one never waits and never fails because the server is away.
+#[derive(Clone)]
+pub struct Db {
+    pool: Pool<AsyncPgConnection>,
+    settings: Settings,
+    /// Transactions run here, whoever asks: a caller that goes away must not drop one half-way.
+    runtime: Handle,
+    acquire_timeout: Duration,
+}
+
+#[derive(Clone)]
+struct Settings {
+    config: tokio_postgres::Config,
+    connect_timeout: Duration,
+}
+
+impl Db {
+    /// `role` becomes the sessions' `application_name`. Must be called inside the process's runtime.
+    pub fn new(url: &Secret, role: &str, config: &DatabaseConfig) -> Result<Self, DbError> {
+        let settings = Settings::new(url, role, config)?;
+        let for_pool = settings.clone();
+        let mut manager = ManagerConfig::<AsyncPgConnection>::default();
+        manager.recycling_method = RecyclingMethod::Fast;
+        manager.custom_setup = Box::new(move |_| {
+            let settings = for_pool.clone();
+            async move { settings.connect().await.map_err(|error| diesel::ConnectionError::BadConnection(error.to_string())) }
+                .boxed()
+        });
+        let manager = AsyncDieselConnectionManager::new_with_config("", manager);
+        let pool = Pool::builder(manager)
+            .max_size(config.pool_size_max)
+            .build()
+            .map_err(|error| DbError::Defect(format!("connection pool: {error}")))?;
+        Ok(Self { pool, settings, runtime: Handle::current(), acquire_timeout: config.connect_timeout })
+    }
+
+    /// A connection of the pool, within `database.connect_timeout_ms`.
+    pub async fn get(&self) -> Result<Pooled, DbError> {
+        match tokio::time::timeout(self.acquire_timeout, self.pool.get()).await {
+            Ok(Ok(conn)) => Ok(conn),
+            Ok(Err(error)) => Err(DbError::Unavailable(error.to_string())),
+            Err(_) => Err(DbError::Unavailable(format!("no connection within {} ms", self.acquire_timeout.as_millis()))),
+        }
+    }
+
+    /// A connection of its own, outside the pool, for listening or migrating.
+    pub async fn dedicated(&self) -> Result<AsyncPgConnection, DbError> {
+        self.settings.connect().await
+    }
+
+    /// Runs `work` in one transaction, in a task of its own: a caller that is cancelled cannot leave it half-way with its
+    /// connection back in the pool. A deadlock or a serialization failure is tried again; nothing of it was committed.
+    ///
+    /// # Errors
+    /// [`DbError::Unavailable`] also where the fate of the COMMIT is unknown: the caller's work must bear repetition.
+    pub async fn transaction<R, E, F>(&self, work: F) -> Result<R, E>
+    where
+        F: for<'c> Fn(&'c mut Conn) -> BoxFuture<'c, Result<R, E>> + Send + Sync + 'static,
+        R: Send + 'static,
+        E: From<DbError> + From<diesel::result::Error> + Retry + Send + 'static,
+    {
+        let db = self.clone();
+        let task = self.runtime.spawn(async move {
+            let mut attempt = 1;
+            loop {
+                let mut conn = db.get().await?;
+                match conn.transaction(async |conn| work(conn).await).await {
+                    Err(error) if attempt < ATTEMPTS_MAX && error.lost_a_race() => attempt += 1,
+                    other => return other,
+                }
+            }
+        });
+        match task.await {
+            Ok(result) => result,
+            Err(error) => Err(DbError::Defect(format!("transaction task: {error}")).into()),
+        }
+    }
+
+    /// Answers at all, within `timeout`.
+    pub async fn ping(&self, timeout: Duration) -> Result<(), DbError> {
+        let ping = async {
+            use diesel_async::SimpleAsyncConnection;
+            self.get().await?.batch_execute("select 1").await.map_err(DbError::from)
+        };
+        match tokio::time::timeout(timeout, ping).await {
+            Ok(result) => result,
+            Err(_) => Err(DbError::Unavailable(format!("no answer within {} ms", timeout.as_millis()))),
+        }
+    }
+
+    /// The process's runtime.
+    pub fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+}
+
+/// Which errors of a transaction mean that it lost a race and may be tried again at once.
+pub trait Retry {
+    fn lost_a_race(&self) -> bool;
+}
+
+impl Retry for DbError {
+    fn lost_a_race(&self) -> bool {
+        match self {
+            Self::Unavailable(text) => text.contains("deadlock detected") || text.contains("could not serialize"),
+            Self::Duplicate(_) => true,
+            Self::Fenced(_) | Self::Defect(_) => false,
+        }
+    }
+}
+
+impl Settings {
+    fn new(url: &Secret, role: &str, limits: &DatabaseConfig) -> Result<Self, DbError> {
+        // The parser's own message may show the password; it is left out.
+        let mut config: tokio_postgres::Config =
+            url.expose().parse().map_err(|_| DbError::Defect("the database url cannot be read".into()))?;
+        let mut options = config.get_options().map(|o| format!("{o} ")).unwrap_or_default();
+        for (name, value) in [
+            ("statement_timeout", limits.statement_timeout),
+            ("lock_timeout", limits.lock_timeout),
+            ("idle_in_transaction_session_timeout", limits.idle_in_transaction_timeout),
+        ] {
+            options.push_str(&format!("-c {name}={} ", value.as_millis()));
+        }
+        // Plans of ours are short; compiling them costs more than they do.
+        options.push_str("-c jit=off");
+        config.options(options);
+        config.application_name(format!("shopd-{role}"));
+        config.connect_timeout(limits.connect_timeout);
+        config.tcp_user_timeout(limits.statement_timeout + limits.connect_timeout);
+        Ok(Self { config, connect_timeout: limits.connect_timeout })
+    }
+
+    async fn connect(&self) -> Result<AsyncPgConnection, DbError> {
+        let connect = async {
+            let (client, connection) = self.config.connect(tokio_postgres::NoTls).await.map_err(|error| {
+                use std::error::Error as _;
+                DbError::Unavailable(match error.source() {
+                    Some(cause) => format!("{error}: {cause}"),
+                    None => error.to_string(),
+                })
+            })?;
+            AsyncPgConnection::try_from_client_and_connection(client, connection)
+                .await
+                .map_err(|error| DbError::Unavailable(error.to_string()))
+        };
+        match tokio::time::timeout(self.connect_timeout, connect).await {
+            Ok(result) => result,
+            Err(_) => Err(DbError::Unavailable(format!("no connection within {} ms", self.connect_timeout.as_millis()))),
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What a payment's result does to its order. `settle` is the rule, pure; [`OnPayment`] applies it.
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::contracts::{Envelope, Outcome, PaymentStatusUpdated};
+use crate::db::{Conn, DbError};
+use crate::messaging::{Delivery, Handler, Poison, Position, Received};
+
+use super::order::{FailureReason, OrderStatus};
+use super::store;
+
+/// An order ends, with where that was said.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    pub order_id: Uuid,
+    /// Final.
+    pub status: OrderStatus,
+    pub failure_reason: Option<FailureReason>,
+    pub position: Position,
+    pub envelope: Envelope,
+    pub published_at: DateTime<Utc>,
+    pub received_at: DateTime<Utc>,
+}
+
+/// The first final result of each order; what is not final changes nothing, and what comes later is too late (S5, S7).
+pub fn settle(results: &[Received<PaymentStatusUpdated>]) -> Vec<Ending> {
+    let mut seen = HashSet::with_capacity(results.len());
+    let ending = |result: &Received<PaymentStatusUpdated>| {
+        let status = match result.event.outcome {
+            Outcome::Pending => return None,
+            Outcome::Finished => OrderStatus::Finished,
+            Outcome::Cancelled => OrderStatus::Cancelled,
+        };
+        let reason = result.event.failure_reason.as_deref().filter(|_| status == OrderStatus::Cancelled);
+        seen.insert(result.event.order_id).then(|| Ending {
+            order_id: result.event.order_id,
+            status,
+            // A reason of another producer's that we do not know is left out, not stored.
+            failure_reason: reason.and_then(FailureReason::parse),
+            position: result.position.clone(),
+            envelope: result.envelope.clone(),
+            published_at: result.published_at,
+            received_at: result.received_at,
+        })
+    };
+    results.iter().filter_map(ending).collect()
+}
+
+/// The handler of `payment-status-updates`.
+pub struct OnPayment;
+
+#[async_trait]
+impl Handler for OnPayment {
+    type Event = PaymentStatusUpdated;
+
+    fn decode(&self, delivery: &Delivery) -> Result<PaymentStatusUpdated, Poison> {
+        let value = delivery.value.as_deref().ok_or_else(|| Poison("the record has no value".into()))?;
+        PaymentStatusUpdated::decode(value).map_err(|error| Poison(error.to_string()))
+    }
+
+    async fn apply(&self, conn: &mut Conn, batch: &[Received<PaymentStatusUpdated>]) -> Result<(), DbError> {
+        let endings = settle(batch);
+        if endings.is_empty() {
+            return Ok(());
+        }
+        let ended = store::end(conn, &endings).await?;
+        // Repeats of orders that have ended, and orders of another producer that orders never had.
+        metrics::counter!("shopd_orders_results_without_effect_total").increment((endings.len() - ended) as u64);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn result(order: u128, outcome: Outcome, reason: Option<&str>, offset: i64) -> Received<PaymentStatusUpdated> {
+        Received {
+            event: PaymentStatusUpdated { order_id: Uuid::from_u128(order), outcome, failure_reason: reason.map(String::from) },
+            position: Position { topic: "t".into(), partition: 0, offset },
+            envelope: Envelope::default(),
+            published_at: DateTime::UNIX_EPOCH,
+            received_at: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn a_result_that_is_not_final_changes_nothing() {
+        assert!(settle(&[result(1, Outcome::Pending, None, 0)]).is_empty());
+    }
+
+    #[test]
+    fn an_unknown_reason_is_left_out_and_a_finished_order_has_none() {
+        let endings = settle(&[
+            result(1, Outcome::Cancelled, Some("bad weather"), 0),
+            result(2, Outcome::Finished, Some("insufficient_funds"), 1),
+            result(3, Outcome::Cancelled, Some("insufficient_funds"), 2),
+        ]);
+        let reasons: Vec<_> = endings.iter().map(|e| e.failure_reason).collect();
+        assert_eq!(reasons, [None, None, Some(FailureReason::InsufficientFunds)]);
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_final_result_of_an_order_counts(results in proptest::collection::vec((0u128..5, 0u8..3), 0..30)) {
+            let results: Vec<_> = results.iter().enumerate().map(|(at, (order, outcome))| {
+                let outcome = [Outcome::Pending, Outcome::Finished, Outcome::Cancelled][usize::from(*outcome)];
+                result(*order, outcome, None, at as i64)
+            }).collect();
+            let endings = settle(&results);
+            for order in (0..5).map(Uuid::from_u128) {
+                let first = results.iter().find(|r| r.event.order_id == order && r.event.outcome != Outcome::Pending);
+                let ending: Vec<_> = endings.iter().filter(|e| e.order_id == order).collect();
+                prop_assert_eq!(ending.len(), usize::from(first.is_some()));
+                if let (Some(first), Some(ending)) = (first, ending.first()) {
+                    prop_assert_eq!(first.position.offset, ending.position.offset);
+                    prop_assert_eq!(first.event.outcome == Outcome::Finished, ending.status == OrderStatus::Finished);
+                }
+            }
+        }
+    }
+}

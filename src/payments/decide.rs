@@ -1,0 +1,152 @@
+//! The rule: what a batch of payment requests means for the accounts. Pure; no async, no SQL.
+
+use std::collections::{HashMap, HashSet};
+
+use uuid::Uuid;
+
+use crate::contracts::PaymentRequested;
+use crate::user_id::UserId;
+
+/// A locked account, whose balance moves as the batch is decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub id: i64,
+    /// Minor units.
+    pub balance: i64,
+}
+
+pub type Accounts = HashMap<UserId, Held>;
+
+/// What was decided on one order, for ever (S7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Paid,
+    InsufficientFunds,
+    AccountNotFound,
+}
+
+/// One new decision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// Which request of the batch it decides.
+    pub index: usize,
+    pub verdict: Verdict,
+    /// Of a paid order: the account and its balance afterwards, in minor units.
+    pub debit: Option<Debit>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Debit {
+    pub account_id: i64,
+    pub balance_after: i64,
+}
+
+/// Decides `requests` in log order over `accounts`, whose balances move as it goes (S8).
+///
+/// A request for an order that is among `decided`, or came earlier in the batch, decides nothing (S3): its order's first
+/// decision answers it, whatever its amount or user says now.
+pub fn decide(accounts: &mut Accounts, decided: &HashSet<Uuid>, requests: &[&PaymentRequested]) -> Vec<Decision> {
+    let mut seen = HashSet::with_capacity(requests.len());
+    let mut decisions = Vec::with_capacity(requests.len());
+    for (index, request) in requests.iter().enumerate() {
+        if decided.contains(&request.order_id) || !seen.insert(request.order_id) {
+            continue;
+        }
+        let (verdict, debit) = match accounts.get_mut(&request.user_id) {
+            None => (Verdict::AccountNotFound, None),
+            Some(account) if account.balance < request.amount.minor() => (Verdict::InsufficientFunds, None),
+            Some(account) => {
+                account.balance -= request.amount.minor();
+                (Verdict::Paid, Some(Debit { account_id: account.id, balance_after: account.balance }))
+            }
+        };
+        decisions.push(Decision { index, verdict, debit });
+    }
+    decisions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::money::Amount;
+    use chrono::DateTime;
+    use proptest::prelude::*;
+
+    fn request(order: u128, user: u8, amount: i64) -> PaymentRequested {
+        PaymentRequested {
+            order_id: Uuid::from_u128(order),
+            user_id: UserId::new(format!("u{user}")).unwrap(),
+            amount: Amount::from_minor(amount).unwrap(),
+            description: None,
+            timestamp: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    fn accounts(balances: &[i64]) -> Accounts {
+        let held =
+            |(i, balance): (usize, &i64)| (UserId::new(format!("u{i}")).unwrap(), Held { id: i as i64 + 1, balance: *balance });
+        balances.iter().enumerate().map(held).collect()
+    }
+
+    #[test]
+    fn requests_are_decided_in_log_order_until_the_money_is_gone() {
+        let mut accounts = accounts(&[100]);
+        let requests = [request(1, 0, 60), request(2, 0, 50), request(3, 0, 40), request(4, 9, 1)];
+        let verdicts: Vec<_> =
+            decide(&mut accounts, &HashSet::new(), &requests.iter().collect::<Vec<_>>()).iter().map(|d| d.verdict).collect();
+        assert_eq!(verdicts, [Verdict::Paid, Verdict::InsufficientFunds, Verdict::Paid, Verdict::AccountNotFound]);
+        assert_eq!(accounts[&UserId::new("u0").unwrap()].balance, 0);
+    }
+
+    /// One request after the other, each over a map of its own: the model that the batch must agree with.
+    fn one_by_one(balances: &mut HashMap<u8, i64>, done: &mut HashMap<u128, Verdict>, order: u128, user: u8, amount: i64) -> bool {
+        if done.contains_key(&order) {
+            return false;
+        }
+        let verdict = match balances.get_mut(&user) {
+            None => Verdict::AccountNotFound,
+            Some(balance) if *balance < amount => Verdict::InsufficientFunds,
+            Some(balance) => {
+                *balance -= amount;
+                Verdict::Paid
+            }
+        };
+        done.insert(order, verdict);
+        true
+    }
+
+    proptest! {
+        #[test]
+        fn a_batch_decides_as_one_request_after_the_other_would(
+            start in proptest::collection::vec(0i64..500, 3),
+            asked in proptest::collection::vec((0u128..40, 0u8..4, 1i64..200), 0..80),
+            cut in 0usize..80,
+        ) {
+            let requests: Vec<_> = asked.iter().map(|(o, u, a)| request(*o, *u, *a)).collect();
+            let cut = cut.min(requests.len());
+            let mut held = accounts(&start);
+            let mut decided = HashSet::new();
+            let mut verdicts = HashMap::new();
+            // Two batches, wherever they are cut, mean the same as the whole.
+            for part in [&requests[..cut], &requests[cut..]] {
+                let part: Vec<_> = part.iter().collect();
+                for decision in decide(&mut held, &decided, &part) {
+                    let order = part[decision.index].order_id;
+                    prop_assert!(verdicts.insert(order.as_u128(), decision.verdict).is_none(), "decided twice");
+                    prop_assert_eq!(decision.debit.is_some(), decision.verdict == Verdict::Paid);
+                }
+                decided.extend(part.iter().map(|r| r.order_id));
+            }
+            let mut balances: HashMap<u8, i64> = start.iter().enumerate().map(|(i, b)| (i as u8, *b)).collect();
+            let mut done = HashMap::new();
+            for (order, user, amount) in &asked {
+                one_by_one(&mut balances, &mut done, *order, *user, *amount);
+            }
+            prop_assert_eq!(&verdicts, &done);
+            for (user, balance) in balances {
+                prop_assert!(balance >= 0);
+                prop_assert_eq!(held[&UserId::new(format!("u{user}")).unwrap()].balance, balance);
+            }
+        }
+    }
+}

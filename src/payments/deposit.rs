@@ -1,0 +1,120 @@
+//! Deposits: those that arrive together commit together. `settle` is the rule, pure.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use futures::FutureExt;
+
+use crate::db::{Db, DbError, GroupCommit};
+use crate::money::{Amount, Minor};
+use crate::user_id::UserId;
+
+use super::account::{Account, DepositError};
+use super::decide::{Accounts, Held};
+use super::store::{self, Entry};
+
+/// A deposit on its way into the database.
+#[derive(Clone, Debug)]
+pub struct Deposit {
+    pub user: UserId,
+    pub amount: Amount,
+}
+
+pub type Deposits = GroupCommit<Deposit, Result<Account, DepositError>>;
+
+/// Starts the committer of `db`'s deposits.
+pub fn deposits(db: Db) -> Deposits {
+    let runtime = db.runtime().clone();
+    GroupCommit::start(&runtime, move |batch: Vec<Deposit>| {
+        let db = db.clone();
+        async move { deposit_all(&db, Arc::new(batch)).await }.boxed()
+    })
+}
+
+async fn deposit_all(db: &Db, batch: Arc<Vec<Deposit>>) -> Vec<Result<Account, DepositError>> {
+    match deposit_together(db, batch.clone()).await {
+        Ok(answers) => answers,
+        // One bad row must fail only its own request: with several in the batch, each goes alone.
+        Err(DbError::Defect(_)) if batch.len() > 1 => {
+            let mut answers = Vec::with_capacity(batch.len());
+            for one in batch.iter() {
+                let alone = deposit_together(db, Arc::new(vec![one.clone()])).await;
+                answers.extend(alone.unwrap_or_else(|error| vec![Err(error.into())]));
+            }
+            answers
+        }
+        Err(error) => batch.iter().map(|_| Err(error.clone().into())).collect(),
+    }
+}
+
+async fn deposit_together(db: &Db, batch: Arc<Vec<Deposit>>) -> Result<Vec<Result<Account, DepositError>>, DbError> {
+    db.transaction(move |conn| {
+        let batch = batch.clone();
+        async move {
+            let conn = &*conn;
+            let users: HashSet<&str> = batch.iter().map(|deposit| deposit.user.as_str()).collect();
+            let (mut accounts, at) = store::lock(conn, &users.into_iter().collect::<Vec<_>>()).await?;
+            let (answers, entries) = settle(&mut accounts, &batch);
+            if !entries.is_empty() {
+                let moved: Vec<Held> = accounts.into_values().collect();
+                tokio::try_join!(store::set_balances(conn, &moved, at), store::write_entries(conn, &entries, at))?;
+            }
+            Ok(answers)
+        }
+        .boxed()
+    })
+    .await
+}
+
+/// Adds the deposits in the order in which they came; one that cannot be added fails alone.
+fn settle(accounts: &mut Accounts, batch: &[Deposit]) -> (Vec<Result<Account, DepositError>>, Vec<Entry>) {
+    let mut entries = Vec::with_capacity(batch.len());
+    let add = |deposit: &Deposit| {
+        let account = accounts.get_mut(&deposit.user).ok_or(DepositError::NoAccount)?;
+        let amount = deposit.amount.minor();
+        account.balance = account.balance.checked_add(amount).ok_or(DepositError::BalanceTooLarge)?;
+        entries.push(Entry { account_id: account.id, amount, order_id: None, balance_after: account.balance });
+        Ok(Account { id: account.id, user_id: deposit.user.clone(), balance: Minor(account.balance) })
+    };
+    let answers = batch.iter().map(add).collect();
+    (answers, entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn deposit(user: u8, amount: i64) -> Deposit {
+        Deposit { user: UserId::new(format!("u{user}")).unwrap(), amount: Amount::from_minor(amount).unwrap() }
+    }
+
+    #[test]
+    fn a_deposit_that_cannot_be_added_fails_alone() {
+        let held = |id, balance| (UserId::new(format!("u{id}")).unwrap(), Held { id, balance });
+        let mut accounts: Accounts = [held(1, i64::MAX - 5), held(2, 0)].into();
+        let (answers, entries) = settle(&mut accounts, &[deposit(1, 10), deposit(9, 1), deposit(2, 7), deposit(1, 5)]);
+        assert!(matches!(answers[0], Err(DepositError::BalanceTooLarge)));
+        assert!(matches!(answers[1], Err(DepositError::NoAccount)));
+        assert_eq!(answers[2].as_ref().unwrap().balance, Minor(7));
+        assert_eq!(answers[3].as_ref().unwrap().balance, Minor(i64::MAX));
+        assert_eq!(entries.len(), 2);
+    }
+
+    proptest! {
+        #[test]
+        fn every_line_carries_the_balance_that_follows_from_the_line_before(given in proptest::collection::vec((0u8..3, 1i64..1000), 0..50)) {
+            let mut accounts: Accounts = (0..3u8).map(|i| (UserId::new(format!("u{i}")).unwrap(), Held { id: i64::from(i), balance: 0 })).collect();
+            let batch: Vec<_> = given.iter().map(|(u, a)| deposit(*u, *a)).collect();
+            let (answers, entries) = settle(&mut accounts, &batch);
+            prop_assert_eq!(answers.len(), batch.len());
+            for user in 0..3i64 {
+                let mut balance = 0;
+                for entry in entries.iter().filter(|e| e.account_id == user) {
+                    balance += entry.amount;
+                    prop_assert_eq!(entry.balance_after, balance);
+                }
+            }
+        }
+    }
+}

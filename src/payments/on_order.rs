@@ -1,0 +1,148 @@
+//! What payments does with requests: thin effects around [`decide`]; one place to read what commits together.
+
+use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use uuid::Uuid;
+
+use crate::contracts::{Outcome, PAYMENT_STATUS_UPDATES, PaymentRequested, PaymentStatusUpdated};
+use crate::db::{Conn, DbError, Notifier};
+use crate::messaging::{Delivery, Handler, Message, Poison, Received, outbox};
+use crate::trace::TraceContext;
+
+use super::SOURCE;
+use super::decide::{Decision, Held, Verdict, decide};
+use super::store::{self, Decided, Entry};
+
+/// The handler of `order-payment-requests`.
+pub struct OnOrder {
+    notifier: Notifier,
+}
+
+/// A decision with its request, as it is written.
+pub struct Record<'r> {
+    pub request: &'r Received<PaymentRequested>,
+    pub status: &'static str,
+    pub failure_reason: Option<&'static str>,
+    pub result_event_id: Uuid,
+}
+
+impl Record<'_> {
+    /// The request's event id; a record of another producer without our headers goes by its order id.
+    pub fn event_id(&self) -> Cow<'_, str> {
+        match &self.request.envelope.event_id {
+            Some(id) => id.into(),
+            None => self.request.event.order_id.to_string().into(),
+        }
+    }
+}
+
+impl OnOrder {
+    /// `notifier` is told after every batch: its results wait in the outbox.
+    pub fn new(notifier: Notifier) -> Self {
+        Self { notifier }
+    }
+}
+
+#[async_trait]
+impl Handler for OnOrder {
+    type Event = PaymentRequested;
+
+    fn decode(&self, delivery: &Delivery) -> Result<PaymentRequested, Poison> {
+        let value = delivery.value.as_deref().ok_or_else(|| Poison("the record has no value".into()))?;
+        PaymentRequested::decode(value).map_err(|error| Poison(error.to_string()))
+    }
+
+    /// Two round trips: what is known, with the accounts locked; then all that was decided.
+    async fn apply(&self, conn: &mut Conn, batch: &[Received<PaymentRequested>]) -> Result<(), DbError> {
+        let conn = &*conn;
+        let orders: Vec<Uuid> = batch.iter().map(|request| request.event.order_id).collect();
+        let users: HashSet<&str> = batch.iter().map(|request| request.event.user_id.as_str()).collect();
+        let users: Vec<&str> = users.into_iter().collect();
+        let (decided, (mut accounts, at)) = tokio::try_join!(store::decided(conn, &orders), store::lock(conn, &users))?;
+
+        let requests: Vec<&PaymentRequested> = batch.iter().map(|request| &request.event).collect();
+        let decisions = decide(&mut accounts, &decided.keys().copied().collect(), &requests);
+
+        let records: Vec<Record> = decisions.iter().map(|decision| record(&batch[decision.index], decision.verdict)).collect();
+        let entries = entries(batch, &decisions);
+        let debited: HashSet<i64> = entries.iter().map(|entry| entry.account_id).collect();
+        let moved: Vec<Held> = accounts.into_values().filter(|account| debited.contains(&account.id)).collect();
+        let mut messages: Vec<Message> = records.iter().map(|record| result(record, at)).collect();
+        messages.extend(repeats(batch, &decided, at));
+
+        tokio::try_join!(
+            store::set_balances(conn, &moved, at),
+            store::write_payments(conn, &records, crate::contracts::ORDER_PAYMENT_REQUESTS, at),
+            store::write_entries(conn, &entries, at),
+            outbox::append(conn, &messages),
+        )?;
+        Ok(())
+    }
+
+    fn committed(&self) {
+        self.notifier.committed();
+    }
+}
+
+fn record(request: &Received<PaymentRequested>, verdict: Verdict) -> Record<'_> {
+    let (status, failure_reason) = match verdict {
+        Verdict::Paid => ("Finished", None),
+        Verdict::InsufficientFunds => ("Cancelled", Some("insufficient_funds")),
+        Verdict::AccountNotFound => ("Cancelled", Some("account_not_found")),
+    };
+    Record { request, status, failure_reason, result_event_id: Uuid::now_v7() }
+}
+
+fn entries(batch: &[Received<PaymentRequested>], decisions: &[Decision]) -> Vec<Entry> {
+    let entry = |decision: &Decision| {
+        let request = &batch[decision.index].event;
+        decision.debit.map(|debit| Entry {
+            account_id: debit.account_id,
+            amount: request.amount.minor(),
+            order_id: Some(request.order_id),
+            balance_after: debit.balance_after,
+        })
+    };
+    decisions.iter().filter_map(entry).collect()
+}
+
+fn result(record: &Record<'_>, at: DateTime<Utc>) -> Message {
+    message(record.request, record.status, record.failure_reason.map(String::from), record.result_event_id, at)
+}
+
+/// A repeat, whatever its event id, is answered with the recorded decision under that result's own event id (S7, S14); once
+/// a batch is enough.
+fn repeats(batch: &[Received<PaymentRequested>], decided: &HashMap<Uuid, Decided>, at: DateTime<Utc>) -> Vec<Message> {
+    let mut answered = HashSet::new();
+    let repeat = |request: &Received<PaymentRequested>| {
+        let known = decided.get(&request.event.order_id).filter(|_| answered.insert(request.event.order_id))?;
+        Some(message(request, &known.status, known.failure_reason.clone(), known.result_event_id, at))
+    };
+    batch.iter().filter_map(repeat).collect()
+}
+
+fn message(
+    request: &Received<PaymentRequested>,
+    status: &str,
+    failure_reason: Option<String>,
+    event_id: Uuid,
+    at: DateTime<Utc>,
+) -> Message {
+    let outcome = if status == "Finished" { Outcome::Finished } else { Outcome::Cancelled };
+    let order_id = request.event.order_id;
+    let trace = request.envelope.trace.map_or_else(TraceContext::new_root, TraceContext::child);
+    Message {
+        event_id,
+        topic: PAYMENT_STATUS_UPDATES,
+        key: order_id.to_string(),
+        payload: PaymentStatusUpdated { order_id, outcome, failure_reason }.encode(),
+        kind: PaymentStatusUpdated::TYPE,
+        source: SOURCE,
+        traceparent: trace.traceparent(),
+        request_id: request.envelope.request_id.clone().unwrap_or_default(),
+        created_at: at,
+    }
+}

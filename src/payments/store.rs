@@ -1,0 +1,195 @@
+//! The statements over `account`, `transfer` and `payment`: one named function each.
+
+use std::collections::HashMap;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use uuid::Uuid;
+
+use crate::db::{Conn, DbError, sql};
+use crate::money::Minor;
+use crate::user_id::UserId;
+
+use super::TransactionPage;
+use super::account::{Account, Transaction, TransactionKind};
+use super::decide::{Accounts, Held};
+use super::on_order::Record;
+use super::schema::{account, payment, transfer};
+
+/// The world that deposits come from, and the shop that payments go to; see the migration.
+const WORLD: i64 = 0;
+const SHOP: i64 = -1;
+
+/// `None` where the user has one already.
+pub async fn open(conn: &mut Conn, user: &UserId) -> Result<Option<Account>, DbError> {
+    // Asked first, so that a refused request does not use up an id.
+    if find(conn, user).await?.is_some() {
+        return Ok(None);
+    }
+    let id: Option<i64> = diesel::insert_into(account::table)
+        .values(account::user_id.eq(user.as_str()))
+        .on_conflict_do_nothing()
+        .returning(account::id)
+        .get_result(conn)
+        .await
+        .optional()?;
+    Ok(id.map(|id| Account { id, user_id: user.clone(), balance: Minor(0) }))
+}
+
+pub async fn find(conn: &mut Conn, user: &UserId) -> Result<Option<Account>, DbError> {
+    let row: Option<(i64, i64)> = account::table
+        .filter(account::user_id.eq(user.as_str()))
+        .select((account::id, account::balance))
+        .get_result(conn)
+        .await
+        .optional()?;
+    Ok(row.map(|(id, balance)| Account { id, user_id: user.clone(), balance: Minor(balance) }))
+}
+
+/// One page of an account's ledger, newest first.
+pub async fn transactions(conn: &mut Conn, account: i64, limit: i64, before: Option<i64>) -> Result<TransactionPage, DbError> {
+    let rows: Vec<(i64, i64, Option<Uuid>, i64, DateTime<Utc>)> = transfer::table
+        .filter(transfer::account_id.eq(account))
+        .filter(transfer::id.lt(before.unwrap_or(i64::MAX)))
+        .order(transfer::id.desc())
+        .limit(limit + 1)
+        .select((transfer::id, transfer::amount, transfer::order_id, transfer::balance_after, transfer::created_at))
+        .load(conn)
+        .await?;
+    let more = rows.len() as i64 > limit;
+    let transaction = |(id, amount, order_id, balance_after, created_at): (i64, i64, Option<Uuid>, i64, DateTime<Utc>)| {
+        let (kind, amount) = match order_id {
+            Some(_) => (TransactionKind::Payment, -amount),
+            None => (TransactionKind::Deposit, amount),
+        };
+        Transaction { id, kind, amount: Minor(amount), balance_after: Minor(balance_after), order_id, created_at }
+    };
+    let transactions: Vec<_> = rows.into_iter().take(limit as usize).map(transaction).collect();
+    let next = transactions.last().filter(|_| more).map(|last| last.id);
+    Ok(TransactionPage { transactions, next })
+}
+
+#[derive(QueryableByName)]
+struct HeldRow {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Text)]
+    user_id: String,
+    #[diesel(sql_type = BigInt)]
+    balance: i64,
+    #[diesel(sql_type = Timestamptz)]
+    now: DateTime<Utc>,
+}
+
+/// The users' accounts, locked until the transaction ends, and a time for what is written now: the server's, but not before
+/// any of these accounts' last entry, so that a ledger's times never go backwards.
+///
+/// Locked in the order of their ids: two transactions over the same accounts meet at the first one and cannot wait for each
+/// other in a circle.
+pub async fn lock(mut conn: &Conn, users: &[&str]) -> Result<(Accounts, DateTime<Utc>), DbError> {
+    let rows: Vec<HeldRow> = sql("select id, user_id, balance, greatest(updated_at, clock_timestamp()) as now
+           from (select id, user_id, balance, updated_at from account where user_id = any($1) order by id for update) held")
+    .bind::<Array<Text>, _>(users)
+    .load(&mut conn)
+    .await?;
+    let now = rows.iter().map(|row| row.now).max().unwrap_or_else(Utc::now);
+    let held = rows.into_iter().map(|row| {
+        let user = UserId::new(row.user_id).map_err(|error| DbError::Defect(format!("account {}: {error}", row.id)))?;
+        Ok((user, Held { id: row.id, balance: row.balance }))
+    });
+    Ok((held.collect::<Result<_, DbError>>()?, now))
+}
+
+/// A decision that was taken before.
+#[derive(Clone, Debug)]
+pub struct Decided {
+    pub status: String,
+    pub failure_reason: Option<String>,
+    pub result_event_id: Uuid,
+}
+
+/// Which of these orders are decided.
+pub async fn decided(mut conn: &Conn, orders: &[Uuid]) -> Result<HashMap<Uuid, Decided>, DbError> {
+    let rows: Vec<(Uuid, String, Option<String>, Uuid)> = payment::table
+        .filter(payment::order_id.eq_any(orders))
+        .select((payment::order_id, payment::status, payment::failure_reason, payment::result_event_id))
+        .load(&mut conn)
+        .await?;
+    let decided = rows
+        .into_iter()
+        .map(|(order, status, failure_reason, result_event_id)| (order, Decided { status, failure_reason, result_event_id }));
+    Ok(decided.collect())
+}
+
+/// Writes the balances of accounts that moved; they must be locked.
+pub async fn set_balances(mut conn: &Conn, moved: &[Held], at: DateTime<Utc>) -> Result<(), DbError> {
+    sql("update account a set balance = m.balance, updated_at = $3
+           from (select unnest($1) as id, unnest($2) as balance) m where a.id = m.id")
+    .bind::<Array<BigInt>, _>(moved.iter().map(|m| m.id).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(moved.iter().map(|m| m.balance).collect::<Vec<_>>())
+    .bind::<Timestamptz, _>(at)
+    .execute(&mut conn)
+    .await?;
+    Ok(())
+}
+
+/// One line of the ledger: a deposit where it has no order, else a payment. Minor units.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    pub account_id: i64,
+    pub amount: i64,
+    pub order_id: Option<Uuid>,
+    pub balance_after: i64,
+}
+
+/// Writes the lines in the order in which they happened.
+pub async fn write_entries(mut conn: &Conn, entries: &[Entry], at: DateTime<Utc>) -> Result<(), DbError> {
+    let from = |e: &Entry| if e.order_id.is_some() { e.account_id } else { WORLD };
+    let to = |e: &Entry| if e.order_id.is_some() { SHOP } else { e.account_id };
+    sql("insert into transfer (account_id, from_account, to_account, amount, order_id, balance_after, created_at)
+         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), $7")
+    .bind::<Array<BigInt>, _>(entries.iter().map(|e| e.account_id).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(entries.iter().map(from).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(entries.iter().map(to).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(entries.iter().map(|e| e.amount).collect::<Vec<_>>())
+    .bind::<Array<Nullable<SqlUuid>>, _>(entries.iter().map(|e| e.order_id).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(entries.iter().map(|e| e.balance_after).collect::<Vec<_>>())
+    .bind::<Timestamptz, _>(at)
+    .execute(&mut conn)
+    .await?;
+    Ok(())
+}
+
+/// Writes the decisions, by order id, with where their requests came from.
+pub async fn write_payments(mut conn: &Conn, records: &[Record<'_>], topic: &str, at: DateTime<Utc>) -> Result<(), DbError> {
+    fn column<'r, T>(records: &'r [Record<'r>], field: impl Fn(&'r Record<'r>) -> T) -> Vec<T> {
+        records.iter().map(field).collect()
+    }
+    sql("insert into payment (order_id, user_id, amount, status, failure_reason, result_event_id, event_id, source, topic,
+                              partition, log_offset, sent_at, published_at, received_at, traceparent, decided_at)
+         select * from (
+             select unnest($1) as order_id, unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), $9,
+                    unnest($10), unnest($11), unnest($12), unnest($13), unnest($14), unnest($15), $16
+         ) r order by order_id")
+    .bind::<Array<SqlUuid>, _>(column(records, |r| r.request.event.order_id))
+    .bind::<Array<Text>, _>(column(records, |r| r.request.event.user_id.as_str()))
+    .bind::<Array<BigInt>, _>(column(records, |r| r.request.event.amount.minor()))
+    .bind::<Array<Text>, _>(column(records, |r| r.status))
+    .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.failure_reason))
+    .bind::<Array<SqlUuid>, _>(column(records, |r| r.result_event_id))
+    .bind::<Array<Text>, _>(column(records, |r| r.event_id()))
+    .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.request.envelope.source.as_deref()))
+    .bind::<Text, _>(topic)
+    .bind::<Array<Integer>, _>(column(records, |r| r.request.position.partition))
+    .bind::<Array<BigInt>, _>(column(records, |r| r.request.position.offset))
+    .bind::<Array<Nullable<Timestamptz>>, _>(column(records, |r| r.request.envelope.time))
+    .bind::<Array<Timestamptz>, _>(column(records, |r| r.request.published_at))
+    .bind::<Array<Timestamptz>, _>(column(records, |r| r.request.received_at))
+    .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.request.envelope.trace.map(|trace| trace.traceparent())))
+    .bind::<Timestamptz, _>(at)
+    .execute(&mut conn)
+    .await?;
+    Ok(())
+}
