@@ -233,7 +233,9 @@ async fn an_outbox_restored_into_another_cluster_is_read_all_the_same() {
     // As pg_restore leaves it: rows whose transaction ids lie in this cluster's future, a cursor from elsewhere.
     let written = write(&db.dedicated().await.unwrap(), 3).await;
     let mut conn = db.get().await.unwrap();
-    conn.batch_execute("update outbox set xid = '9000000000'; update outbox_cursor set system_identifier = 'elsewhere'").await.unwrap();
+    conn.batch_execute("update outbox set xid = '9000000000'; update outbox_cursor set system_identifier = 'elsewhere'")
+        .await
+        .unwrap();
     let mut reader = acquire(&db, "r").await.unwrap();
     assert_eq!(drain(&mut reader, 100).await, written);
 }
