@@ -29,6 +29,8 @@ pub struct Operation {
     pub codes: &'static [Code],
     /// Examples of a JSON body, by name; empty where it takes none.
     pub bodies: Vec<(&'static str, Value)>,
+    /// By path or query parameter's name: its schema, which may hold an example.
+    pub parameters: Vec<(&'static str, Value)>,
     /// Request headers beside `X-Request-Id` and `traceparent`: name and description.
     pub headers: &'static [(&'static str, &'static str)],
 }
@@ -54,8 +56,8 @@ const HEADERS: &[(&str, &str)] = &[
 ];
 
 /// The document of one service, made without running it.
-pub fn document(title: &str, description: &str, schemas: Value, operations: &[Operation], routes: fn(&mut ApiConfig)) -> Value {
-    let info = Info { title: title.into(), version: env!("CARGO_PKG_VERSION").into(), ..Info::default() };
+pub fn document(role: &str, description: &str, schemas: Value, operations: &[Operation], routes: fn(&mut ApiConfig)) -> Value {
+    let info = Info { title: format!("shopd {role}"), version: env!("CARGO_PKG_VERSION").into(), ..Info::default() };
     let spec = DefaultApiRaw { info, ..DefaultApiRaw::default() };
     let mut document = Value::Null;
     App::new().wrap_api_with_spec(spec).configure(routes).with_raw_json_spec_v3(|app, derived| {
@@ -71,7 +73,7 @@ pub fn document(title: &str, description: &str, schemas: Value, operations: &[Op
         }
     }
     if let Some(paths) = document["paths"].as_object_mut() {
-        paths.extend(common_paths());
+        paths.extend(common_paths(role));
     }
     document
 }
@@ -149,6 +151,11 @@ fn overlay(derived: &mut Map<String, Value>, operation: &Operation) {
         derived.insert("requestBody".into(), json!({"required": true, "content": content}));
     }
     let mut parameters = derived.remove("parameters").and_then(|p| p.as_array().cloned()).unwrap_or_default();
+    for (name, schema) in &operation.parameters {
+        for parameter in parameters.iter_mut().filter(|p| p["name"] == *name) {
+            parameter["schema"] = schema.clone();
+        }
+    }
     parameters.extend(operation.headers.iter().map(
         |(name, text)| json!({"name": name, "in": "header", "required": false, "description": text, "schema": {"type": "string"}}),
     ));
@@ -192,10 +199,10 @@ fn example(code: Code, path: &str) -> Value {
     })
 }
 
-fn common_paths() -> Map<String, Value> {
+fn common_paths(role: &str) -> Map<String, Value> {
     let health = |status: &str| {
         let schema = json!({"$ref": "#/components/schemas/Health"});
-        let mut example = json!({"status": status, "role": "orders"});
+        let mut example = json!({"status": status, "role": role});
         match status {
             "ready" => example["missing"] = json!([]),
             "unavailable" => example["missing"] = json!(["database"]),
@@ -235,23 +242,25 @@ pub fn amount_in() -> Value {
 }
 
 pub fn user_id() -> Value {
-    json!({"type": "string", "minLength": 1, "maxLength": 128, "description": "No control characters."})
+    json!({"type": "string", "minLength": 1, "maxLength": 128, "description": "No control characters.", "example": "alice"})
 }
 
 /// A parameter that an extractor reads.
 pub fn parameter(op: &mut DefaultOperationRaw, in_: ParameterIn, name: &str, data_type: DataType, description: &str) {
-    let (required, limits) = (in_ == ParameterIn::Path, name == "limit");
     op.parameters.push(Either::Right(Parameter {
+        required: in_ == ParameterIn::Path,
         in_,
         name: name.into(),
-        required,
         data_type: Some(data_type),
         description: Some(description.into()),
-        minimum: limits.then_some(1.0),
-        maximum: limits.then_some(super::pages::LIMIT_MAX as f32),
-        default: limits.then(|| super::pages::LIMIT_DEFAULT.into()),
         ..Parameter::default()
     }));
+}
+
+/// The schema of `limit`.
+pub fn limit() -> Value {
+    let (max, default) = (super::pages::LIMIT_MAX, super::pages::LIMIT_DEFAULT);
+    json!({"type": "integer", "minimum": 1, "maximum": max, "default": default, "example": default})
 }
 
 pub use paperclip::actix::OperationModifier as Documented;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use actix_web::http::Method;
-use actix_web::{HttpResponse, web};
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -79,8 +79,26 @@ impl Running {
     }
 }
 
+/// Any bytes.
+struct Echo(Vec<u8>);
+
+impl ReadBody for Echo {
+    fn read(body: &[u8]) -> Result<Self, Problem> {
+        Ok(Self(body.to_vec()))
+    }
+}
+
 fn routes() -> Routes {
     Routes::new().plain(|config| {
+        config.route("/echo", web::post().to(|body: Json<Echo>| async move { HttpResponse::Ok().body(body.value.0) }));
+        config.route(
+            "/api/Orders",
+            web::get().to(|req: HttpRequest, context: RequestContext| async move {
+                let params = Params::of(&req)?;
+                let next = (limit(&params)? == 1).then(|| cursor_of([7; 8]));
+                Ok::<_, Problem>(with_next(Reply::ok(&1)?, &context, "/api/Orders", &params, next))
+            }),
+        );
         let item = web::resource("/items/{id}")
             .route(web::get().to(|| async { "an item" }))
             .route(web::post().to(|| async { HttpResponse::Ok().finish() }))
@@ -209,4 +227,69 @@ async fn a_stop_lets_what_is_in_flight_finish() {
     });
     assert_eq!(answer.body, "done");
     server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_is_refused_by_type_encoding_and_size_and_the_refusal_arrives() {
+    let server = start(routes()).await;
+    let (json, full, over) = (("content-type", "application/json"), "x".repeat(BODY_BYTES_MAX), "x".repeat(900_000));
+    let answer = server.ask("POST", "/echo", &[json], &full).await;
+    assert_eq!((answer.status, answer.body.len()), (200, BODY_BYTES_MAX));
+    for (headers, body, status, code) in [
+        (vec![json], over.as_str(), 413, "payload_too_large"),
+        (vec![json], &over[..=BODY_BYTES_MAX], 413, "payload_too_large"),
+        (vec![], "1", 415, "unsupported_media_type"),
+        (vec![], over.as_str(), 415, "unsupported_media_type"),
+        (vec![("content-type", "text/plain")], "1", 415, "unsupported_media_type"),
+        (vec![json, ("content-encoding", "gzip")], "1", 415, "unsupported_media_type"),
+    ] {
+        let answer = server.ask("POST", "/echo", &headers, body).await;
+        assert_eq!(answer.status, status, "{headers:?}");
+        assert!(answer.body.contains(&format!("\"code\":\"{code}\"")), "{}", answer.body);
+    }
+    let chunk = format!("10000\r\n{}\r\n", "x".repeat(0x10000));
+    let head =
+        "POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: text/json\r\ntransfer-encoding: chunked\r\n\r\n";
+    let answer = server.raw(format!("{head}{chunk}{chunk}0\r\n\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    let answer = server.raw(format!("{head}{chunk}0\r\n\r\n").as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{}", &answer[..200]);
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_dribbles_is_answered_in_bounded_time() {
+    let server = start(routes()).await;
+    let mut stream = TcpStream::connect(server.addr).await.unwrap();
+    let head = "POST /echo HTTP/1.1\r\nhost: x\r\ncontent-type: text/json\r\ncontent-length: 100\r\n\r\nx";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(Duration::from_secs(20), stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("in time"), "{answer}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_links_to_its_next_with_all_other_parameters() {
+    let server = start(routes()).await;
+    let answer =
+        server.ask("GET", "/api/Orders?limit=1&userId=a%26b+c&CURSOR=old", &[(PREFIX_HEADER, "/api/OrdersProxy")], "").await;
+    let next = cursor_of([7; 8]);
+    assert_eq!(answer.header("x-next-cursor"), next.to_ascii_lowercase());
+    let link = format!("</api/OrdersProxy?limit=1&userId=a%26b%20c&cursor={next}>; rel=\"next\"");
+    assert_eq!(answer.header("link"), link.to_ascii_lowercase());
+    assert_eq!(server.get("/api/Orders").await.header("link"), "");
+    for bad in ["limit=0", "limit=%2B5", "limit=1&x=%zz", "limit=99999999999999999999"] {
+        assert_eq!(server.get(&format!("/api/Orders?{bad}")).await.status, 400, "{bad}");
+    }
+    server.stop().await;
+}
+
+#[test]
+fn the_documented_error_codes_are_those_there_are() {
+    let documented = include_str!("../../docs/API.md");
+    let rows = documented.lines().filter_map(|line| line.strip_prefix("| `")?.strip_suffix(" |"));
+    let rows: Vec<_> = rows.map(str::to_owned).collect();
+    let there_are = Code::ALL.iter().map(|c| format!("{c}` | {} | {}", c.status().as_u16(), c.meaning().trim()));
+    assert_eq!(rows, there_are.collect::<Vec<_>>(), "docs/API.md and Code::ALL differ");
 }

@@ -8,13 +8,7 @@ use crate::http::openapi::{self, Operation, Success};
 
 /// OpenAPI 3.0 of the routes as this service has them (`/api/Orders`).
 pub fn document() -> Value {
-    openapi::document(
-        "shopd orders",
-        "Accepts orders and ends them when payments has decided.",
-        schemas(),
-        &operations(),
-        routes::routes,
-    )
+    openapi::document("orders", "Accepts orders and ends them when payments has decided.", schemas(), &operations(), routes::routes)
 }
 
 const REFUSED: &[Code] = &[
@@ -44,6 +38,7 @@ fn operations() -> Vec<Operation> {
                 ("withId", json!({"orderId": order()["id"], "userId": "alice", "amount": 100.5, "description": "A book"})),
                 ("withoutId", json!({"userId": "alice", "amount": 20})),
             ],
+            parameters: vec![],
             headers: &[],
         },
         Operation {
@@ -52,6 +47,11 @@ fn operations() -> Vec<Operation> {
             successes: vec![success(200, "One page, newest first.", &["Link", "X-Next-Cursor"], json!([order()]))],
             codes: &[Code::InvalidRequest],
             bodies: vec![],
+            parameters: vec![
+                ("userId", openapi::user_id()),
+                ("status", json!({"type": "string", "enum": ["New", "Processing", "Finished", "Cancelled"]})),
+                ("limit", openapi::limit()),
+            ],
             headers: &[],
         },
         Operation {
@@ -63,6 +63,7 @@ fn operations() -> Vec<Operation> {
             ],
             codes: &[Code::InvalidOrderId, Code::InvalidRequest, Code::OrderNotFound],
             bodies: vec![],
+            parameters: vec![("orderId", json!({"type": "string", "format": "uuid", "example": order()["id"]}))],
             headers: &[("If-None-Match", "ETags of the states the client has, or `*`.")],
         },
     ]

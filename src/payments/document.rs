@@ -9,7 +9,7 @@ use crate::http::openapi::{self, Operation, Success};
 /// OpenAPI 3.0 of the routes as this service has them (`/api/Account`).
 pub fn document() -> Value {
     let description = "Keeps accounts, takes deposits and decides on every order's payment.";
-    openapi::document("shopd payments", description, schemas(), &operations(), routes::routes)
+    openapi::document("payments", description, schemas(), &operations(), routes::routes)
 }
 
 const DEPOSIT_REFUSED: &[Code] = &[
@@ -25,7 +25,10 @@ const DEPOSIT_REFUSED: &[Code] = &[
 
 fn operations() -> Vec<Operation> {
     let ok = |description, headers, example| vec![Success { status: 200, description, headers, example: Some(example) }];
-    let operation = |method, path, successes, codes| Operation { method, path, successes, codes, bodies: vec![], headers: &[] };
+    let operation = |method, path, successes, codes| {
+        let parameters = vec![("userId", openapi::user_id()), ("limit", openapi::limit())];
+        Operation { method, path, successes, codes, bodies: vec![], parameters, headers: &[] }
+    };
     let account = |balance: Value| json!({"id": 1, "userId": "alice", "balance": balance});
     let entry = json!({
         "id": 1, "kind": "deposit", "amount": 100.5, "balanceAfter": 100.5, "orderId": null,
