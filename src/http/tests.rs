@@ -111,7 +111,7 @@ fn routes() -> Routes {
                 if true {
                     panic!("on purpose");
                 }
-                HttpResponse::Ok()
+                HttpResponse::Ok().finish()
             }),
         );
         config.route("/context", web::get().to(|context: RequestContext| async move { context.public_path("/api/Orders/1") }));
