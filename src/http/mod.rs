@@ -23,7 +23,7 @@ pub use extract::{Params, escape, path_segment};
 pub use health::{Health, Readiness};
 pub use pages::{LIMIT_DEFAULT, LIMIT_MAX, cursor, cursor_of, limit, with_next};
 pub use problem::{Code, Problem};
-pub use render::{PROBLEM_JSON, only};
+pub use render::{MethodNotAllowed, PROBLEM_JSON, only};
 pub use reply::{Reply, timestamp};
 pub use server::{Bound, GATEWAY, Routes, ServeError, bind, serve};
 

@@ -301,7 +301,6 @@ impl<T: Apiv2Schema> OperationModifier for Reply<T> {
 }
 
 /// Names a type's schema; what it says is in the service's own schemas.
-#[macro_export]
 macro_rules! named_schema {
     ($type:ty, $name:literal) => {
         impl $crate::http::openapi::Schema for $type {
@@ -316,6 +315,8 @@ macro_rules! named_schema {
         }
     };
 }
+
+pub(crate) use named_schema;
 
 /// The statuses that an operation lists, sorted.
 #[cfg(test)]

@@ -8,7 +8,13 @@ use crate::http::openapi::{self, Operation, Success};
 
 /// OpenAPI 3.0 of the routes as this service has them (`/api/Orders`).
 pub fn document() -> Value {
-    openapi::document("orders", "Accepts orders and ends them when payments has decided.", schemas(), &operations(), routes::routes)
+    openapi::document(
+        "orders",
+        "Accepts orders and ends them when payments has decided.",
+        schemas(),
+        &operations(),
+        routes::operations,
+    )
 }
 
 const REFUSED: &[Code] = &[

@@ -5,10 +5,10 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::{FailureReason, ListOrders, NewOrder, Order, OrderPosition, OrderStatus};
+use crate::http::openapi::named_schema;
 use crate::http::{self, Code, Params, Problem, ReadBody};
 use crate::json::{Members, MembersError};
 use crate::money::Amount;
-use crate::named_schema;
 use crate::user_id::UserId;
 
 const DESCRIPTION_CHARS_MAX: usize = 1000;

@@ -16,7 +16,7 @@ pub use document::document;
 pub use on_payment::OnPayment;
 pub use order::{FailureReason, NewOrder, Order, OrderStatus};
 pub use place_order::{PlaceError, Placed};
-pub use routes::configure;
+pub use routes::routes;
 
 use std::time::Duration;
 

@@ -12,19 +12,22 @@ use uuid::Uuid;
 use super::dto::{self, OrderBody, PlaceOrder};
 use super::{ListOrders, Orders, Origin, PlaceError};
 use crate::http::openapi::{self, DataType, Documented, In, RawOperation, api_v2_operation};
-use crate::http::{self, Code, Json, Params, Problem, Reply, RequestContext};
+use crate::http::{self, Code, Json, Params, Problem, Reply, RequestContext, Routes};
 
 pub const COLLECTION: &str = "/api/Orders";
 pub const ITEM: &str = "/api/Orders/{orderId}";
 
-/// The service's routes over `orders`.
-pub fn configure(config: &mut ServiceConfig, orders: Orders) {
-    config.app_data(Data::new(orders));
-    routes(config);
+/// The service's routes over `orders`, and its document.
+pub fn routes(orders: Orders) -> Routes {
+    let api = move |config: &mut ServiceConfig| {
+        config.app_data(Data::new(orders.clone()));
+        operations(config);
+    };
+    Routes::new().api(api).document(&super::document())
 }
 
 /// The routes alone, for the document.
-pub(super) fn routes(config: &mut ServiceConfig) {
+pub(super) fn operations(config: &mut ServiceConfig) {
     let collection = web::resource(COLLECTION).route(web::get().to(list)).route(web::post().to(place));
     config.service(collection.default_service(http::only(&[Method::GET, Method::POST])));
     config.service(web::resource(ITEM).route(web::get().to(get)).default_service(http::only(&[Method::GET])));

@@ -9,7 +9,7 @@ use crate::http::openapi::{self, Operation, Success};
 /// OpenAPI 3.0 of the routes as this service has them (`/api/Account`).
 pub fn document() -> Value {
     let description = "Keeps accounts, takes deposits and decides on every order's payment.";
-    openapi::document("payments", description, schemas(), &operations(), routes::routes)
+    openapi::document("payments", description, schemas(), &operations(), routes::operations)
 }
 
 const DEPOSIT_REFUSED: &[Code] = &[

@@ -5,10 +5,10 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::{Account, Transaction};
+use crate::http::openapi::named_schema;
 use crate::http::{self, Code, Params, Problem, ReadBody};
 use crate::json::Members;
 use crate::money::{Amount, Minor};
-use crate::named_schema;
 
 /// A deposit: a bare number, or an object with `amount`; either may be a string that holds a number.
 #[derive(Debug)]

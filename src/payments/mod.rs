@@ -16,7 +16,7 @@ mod store;
 pub use account::{Account, DepositError, OpenError, Transaction, TransactionKind};
 pub use document::document;
 pub use on_order::OnOrder;
-pub use routes::configure;
+pub use routes::routes;
 
 use std::time::Duration;
 

@@ -11,7 +11,7 @@ use paperclip::actix::web::{self, ServiceConfig};
 use super::dto::{self, AccountBody, BalanceBody, DepositBody, TransactionBody};
 use super::{DepositError, OpenError, Payments};
 use crate::http::openapi::{self, DataType, Documented, In, RawOperation, api_v2_operation};
-use crate::http::{self, Code, Json, Params, Problem, Reply, RequestContext};
+use crate::http::{self, Code, Json, Params, Problem, Reply, RequestContext, Routes};
 use crate::user_id::UserId;
 
 pub const ACCOUNT: &str = "/api/Account/{userId}";
@@ -19,14 +19,17 @@ pub const DEPOSIT: &str = "/api/Account/{userId}/deposit";
 pub const BALANCE: &str = "/api/Account/{userId}/balance";
 pub const TRANSACTIONS: &str = "/api/Account/{userId}/transactions";
 
-/// The service's routes over `payments`.
-pub fn configure(config: &mut ServiceConfig, payments: Payments) {
-    config.app_data(Data::new(payments));
-    routes(config);
+/// The service's routes over `payments`, and its document.
+pub fn routes(payments: Payments) -> Routes {
+    let api = move |config: &mut ServiceConfig| {
+        config.app_data(Data::new(payments.clone()));
+        operations(config);
+    };
+    Routes::new().api(api).document(&super::document())
 }
 
 /// The routes alone, for the document.
-pub(super) fn routes(config: &mut ServiceConfig) {
+pub(super) fn operations(config: &mut ServiceConfig) {
     let (get, post) = (|| http::only(&[Method::GET]), || http::only(&[Method::POST]));
     config.service(web::resource(ACCOUNT).route(web::post().to(open)).default_service(post()));
     config.service(web::resource(DEPOSIT).route(web::post().to(deposit)).default_service(post()));

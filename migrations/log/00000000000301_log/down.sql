@@ -1,1 +1,1 @@
-select 1;
+drop schema shopd_log cascade;

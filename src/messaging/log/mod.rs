@@ -13,8 +13,10 @@
 
 mod kafka;
 pub mod partitioner;
+mod postgres;
 
 pub use kafka::KafkaLog;
+pub use postgres::PostgresLog;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -129,8 +131,8 @@ pub trait Log: Send + Sync + 'static {
     /// Whether the log answers, within about a second. For readiness.
     async fn ping(&self) -> Result<(), LogError>;
 
-    /// Removes what is older than the retention, a bounded amount of it, and says how many records that were. Less than
-    /// one round's worth when nothing more is due. A broker does this itself: 0.
+    /// Removes what is older than the retention, a bounded amount of it, and says how many records that were; 0 when
+    /// nothing more is due. A broker does this itself: always 0.
     async fn prune(&self) -> Result<u64, LogError>;
 }
 

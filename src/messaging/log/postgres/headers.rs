@@ -1,0 +1,59 @@
+//! How a record's headers lie in their column: name and value by turns, each after its length. Pure.
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf, BufMut, Bytes};
+
+/// The bytes of `headers`, in their order.
+pub(super) fn encode<'h>(headers: impl IntoIterator<Item = (&'h str, &'h [u8])>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (name, value) in headers {
+        for part in [name.as_bytes(), value] {
+            bytes.put_u32(part.len() as u32);
+            bytes.put_slice(part);
+        }
+    }
+    bytes
+}
+
+/// The headers in `bytes`; of a name that comes twice the last. `None` where that is not what [`encode`] made.
+pub(super) fn decode(bytes: Vec<u8>) -> Option<BTreeMap<String, Bytes>> {
+    let mut bytes = Bytes::from(bytes);
+    let mut part = || {
+        let length = bytes.try_get_u32().ok()? as usize;
+        (length <= bytes.len()).then(|| bytes.split_to(length))
+    };
+    let mut headers = BTreeMap::new();
+    while let Some(name) = part() {
+        headers.insert(String::from_utf8(name.into()).ok()?, part()?);
+    }
+    bytes.is_empty().then_some(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn headers_come_back_as_they_were(headers in proptest::collection::btree_map(".{0,20}", proptest::collection::vec(any::<u8>(), 0..50), 0..8)) {
+            let bytes = encode(headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
+            let expected = headers.into_iter().map(|(name, value)| (name, Bytes::from(value))).collect();
+            prop_assert_eq!(decode(bytes), Some(expected));
+        }
+
+        #[test]
+        fn other_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..100)) {
+            decode(bytes);
+        }
+    }
+
+    #[test]
+    fn a_cut_column_is_no_headers() {
+        let bytes = encode([("ce_id", b"1".as_slice())]);
+        for length in 1..bytes.len() {
+            assert_eq!(decode(bytes[..length].to_vec()), None, "{length}");
+        }
+    }
+}
