@@ -49,7 +49,9 @@ impl Connection {
         let text = std::str::from_utf8(&self.buffer[..head])?;
         let status = text.split(' ').nth(1).ok_or("no status")?.parse()?;
         let header = |name: &str| {
-            text.lines().find_map(|line| line.split_once(':').filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.trim().to_owned()))
+            text.lines().find_map(|line| {
+                line.split_once(':').filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.trim().to_owned())
+            })
         };
         if header("transfer-encoding").is_some_and(|value| value == "chunked") {
             while !self.buffer.ends_with(b"0\r\n\r\n") {

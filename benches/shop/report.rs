@@ -65,15 +65,47 @@ pub fn write(figures: &Figures, quick: bool) -> Result<()> {
     let mut rows = String::new();
     let mut row = |what: &str, rate: Rate, each: String, limit_name: &str, limit: f64, noise: String| {
         let ratio = rate.per_second / limit;
-        writeln!(rows, "| {what} | {:.0} | {each} | {:.0} | `{limit_name}` {limit:.0} ({noise}) | {ratio:.2} |", rate.per_second, rate.cpu_us)
+        writeln!(
+            rows,
+            "| {what} | {:.0} | {each} | {:.0} | `{limit_name}` {limit:.0} ({noise}) | {ratio:.2} |",
+            rate.per_second, rate.cpu_us
+        )
     };
     let (cte, pay, hot): (fn(&Limits) -> f64, fn(&Limits) -> f64, fn(&Limits) -> f64) =
         (|l| l.order_cte, |l| l.pay_batch, |l| l.pay_batch_hot);
     let one = |rate: &Rate| all(&[*rate]);
-    row(&format!("orders accepted/s at the orders role, {CONNECTIONS} connections"), figures.accepted, one(&figures.accepted), "order_cte_c64", limit(cte), noise(cte))?;
-    row(&format!("orders accepted/s through the gateway, {CONNECTIONS} connections"), figures.accepted_gateway, one(&figures.accepted_gateway), "order_cte_c64", limit(cte), noise(cte))?;
-    row(&format!("orders finished/s from a backlog of {BACKLOG} over {SPREAD_ACCOUNTS} accounts"), median(&figures.spread), all(&figures.spread), "pay_batch_1000_c1", limit(pay), noise(pay))?;
-    row(&format!("orders finished/s from a backlog of {BACKLOG} on one account"), median(&figures.hot), all(&figures.hot), "pay_batch_hot_1000_c1", limit(hot), noise(hot))?;
+    row(
+        &format!("orders accepted/s at the orders role, {CONNECTIONS} connections"),
+        figures.accepted,
+        one(&figures.accepted),
+        "order_cte_c64",
+        limit(cte),
+        noise(cte),
+    )?;
+    row(
+        &format!("orders accepted/s through the gateway, {CONNECTIONS} connections"),
+        figures.accepted_gateway,
+        one(&figures.accepted_gateway),
+        "order_cte_c64",
+        limit(cte),
+        noise(cte),
+    )?;
+    row(
+        &format!("orders finished/s from a backlog of {BACKLOG} over {SPREAD_ACCOUNTS} accounts"),
+        median(&figures.spread),
+        all(&figures.spread),
+        "pay_batch_1000_c1",
+        limit(pay),
+        noise(pay),
+    )?;
+    row(
+        &format!("orders finished/s from a backlog of {BACKLOG} on one account"),
+        median(&figures.hot),
+        all(&figures.hot),
+        "pay_batch_hot_1000_c1",
+        limit(hot),
+        noise(hot),
+    )?;
     let mib = |bytes: u64| bytes as f64 / 1024.0 / 1024.0;
     let memory: Vec<_> = figures.memory.iter().map(|(name, bytes)| format!("{name} {:.0} MiB", mib(*bytes))).collect();
     let binary = std::fs::metadata(env!("CARGO_BIN_EXE_shopd"))?.len();

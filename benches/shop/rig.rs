@@ -47,9 +47,10 @@ impl Rig {
         let dir = tempfile::Builder::new().prefix("shopd-bench-").tempdir()?;
         let mut options = Options::new(dir.path().join("data"));
         // As the limits' own server.
-        options.settings = [("shared_buffers", "512MB"), ("max_wal_size", "4GB"), ("checkpoint_timeout", "15min"), ("max_connections", "120")]
-            .map(|(name, value)| (name.to_owned(), value.to_owned()))
-            .to_vec();
+        options.settings =
+            [("shared_buffers", "512MB"), ("max_wal_size", "4GB"), ("checkpoint_timeout", "15min"), ("max_connections", "120")]
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .to_vec();
         let postgres = embedded::start(&options).await?;
         postgres.ensure_database("orders").await?;
         postgres.ensure_database("payments").await?;
@@ -94,7 +95,8 @@ impl Rig {
     pub async fn accounts(&self, count: usize) -> Result<()> {
         let mut connection = http::Connection::open(&self.gateway_address).await?;
         for n in 0..count {
-            for (path, body) in [(format!("/api/PaymentsProxy/u{n}"), ""), (format!("/api/PaymentsProxy/u{n}/deposit"), "1000000")] {
+            for (path, body) in [(format!("/api/PaymentsProxy/u{n}"), ""), (format!("/api/PaymentsProxy/u{n}/deposit"), "1000000")]
+            {
                 let status = connection.post(&path, body).await?;
                 if status != 200 {
                     return Err(format!("{path} was answered {status}").into());
@@ -112,7 +114,11 @@ impl Rig {
                 tokio::spawn(async move {
                     let mut connection = http::Connection::open(&address).await.map_err(|error| error.to_string())?;
                     for n in (c..count).step_by(connections) {
-                        let body = format!(r#"{{"orderId":"{}","userId":"u{}","amount":0.01,"description":"backlog"}}"#, Uuid::now_v7(), n % accounts);
+                        let body = format!(
+                            r#"{{"orderId":"{}","userId":"u{}","amount":0.01,"description":"backlog"}}"#,
+                            Uuid::now_v7(),
+                            n % accounts
+                        );
                         let status = connection.post("/api/Orders", &body).await.map_err(|error| error.to_string())?;
                         if status != 201 {
                             return Err(format!("an order was answered {status}"));
@@ -138,7 +144,9 @@ impl Rig {
         let since = Instant::now();
         loop {
             let mut conn = self.orders.get().await?;
-            let left: Count = sql("select count(*) as n from (select 1 from orders where status = 'New' limit 1) o").get_result(&mut *conn).await?;
+            let left: Count = sql("select count(*) as n from (select 1 from orders where status = 'New' limit 1) o")
+                .get_result(&mut *conn)
+                .await?;
             if left.n == 0 {
                 return Ok(());
             }
@@ -198,7 +206,9 @@ pub async fn all_warm() -> Result<(Duration, u64)> {
     let mut times = Vec::new();
     let mut memory = 0;
     for _ in 0..4 {
-        let env: Vec<_> = ["GATEWAY", "ORDERS", "PAYMENTS", "RELAY"].map(|role| (format!("SHOPD__{role}__LISTEN"), "127.0.0.1:0".to_owned())).to_vec();
+        let env: Vec<_> = ["GATEWAY", "ORDERS", "PAYMENTS", "RELAY"]
+            .map(|role| (format!("SHOPD__{role}__LISTEN"), "127.0.0.1:0".to_owned()))
+            .to_vec();
         let since = Instant::now();
         let mut command = command(&env, "all");
         command.arg("--data-dir").arg(&data);

@@ -9,6 +9,9 @@ use std::fmt;
 
 use actix_web::http::StatusCode;
 
+use crate::db::DbError;
+use crate::money::AmountError;
+
 macro_rules! codes {
     ($($(#[doc = $doc:literal])+ $name:ident = $text:literal, $status:literal, $title:literal;)+) => {
         /// Every error a client can meet. The list in docs/API.md is compared with this one by a test.
@@ -152,6 +155,25 @@ impl fmt::Display for Problem {
 }
 
 impl std::error::Error for Problem {}
+
+/// About the field `amount`.
+impl From<AmountError> for Problem {
+    fn from(error: AmountError) -> Self {
+        let code = match error {
+            AmountError::NotANumber => Code::InvalidRequest,
+            AmountError::NotPositive => Code::AmountNotPositive,
+            AmountError::Precision => Code::AmountPrecision,
+            AmountError::TooLarge => Code::AmountTooLarge,
+        };
+        Self::new(code, error.to_string()).with_error("amount", error.to_string())
+    }
+}
+
+impl From<DbError> for Problem {
+    fn from(error: DbError) -> Self {
+        if error.is_transient() { Self::unavailable(error) } else { Self::internal(error) }
+    }
+}
 
 impl actix_web::ResponseError for Problem {
     fn status_code(&self) -> StatusCode {

@@ -32,9 +32,12 @@ pub enum ServeError {
 /// What a role serves beside health and metrics; cheap to clone, configured once a worker thread.
 #[derive(Clone, Default)]
 pub struct Routes {
-    api: Vec<Arc<dyn Fn(&mut ApiConfig) + Send + Sync>>,
-    plain: Vec<Arc<dyn Fn(&mut web::ServiceConfig) + Send + Sync>>,
+    api: Vec<Arc<ConfigureApi>>,
+    plain: Vec<Arc<Configure>>,
 }
+
+type ConfigureApi = dyn Fn(&mut ApiConfig) + Send + Sync;
+type Configure = dyn Fn(&mut web::ServiceConfig) + Send + Sync;
 
 impl Routes {
     pub fn new() -> Self {

@@ -3,15 +3,20 @@
 //! Owns the tables `orders` and `order_event`. Writes `order-payment-requests` through the outbox, reads
 //! `payment-status-updates`. Never imports payments.
 
+mod document;
+mod dto;
 mod on_payment;
 mod order;
 mod place_order;
+mod routes;
 mod schema;
 mod store;
 
+pub use document::document;
 pub use on_payment::OnPayment;
 pub use order::{FailureReason, NewOrder, Order, OrderStatus};
 pub use place_order::{PlaceError, Placed};
+pub use routes::routes;
 
 use std::time::Duration;
 

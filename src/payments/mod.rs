@@ -6,12 +6,17 @@
 mod account;
 mod decide;
 mod deposit;
+mod document;
+mod dto;
 mod on_order;
+mod routes;
 mod schema;
 mod store;
 
 pub use account::{Account, DepositError, OpenError, Transaction, TransactionKind};
+pub use document::document;
 pub use on_order::OnOrder;
+pub use routes::routes;
 
 use std::time::Duration;
 

@@ -45,7 +45,8 @@ fn every_module_imports_only_what_the_table_allows() {
 /// The test above must be able to fail: `orders` does import things, and each is found.
 #[test]
 fn imports_are_found_where_there_are_some() {
-    let found: Vec<_> = imports("orders").into_iter().map(|(_, _, path)| path.split("::").next().unwrap_or_default().to_owned()).collect();
+    let found: Vec<_> =
+        imports("orders").into_iter().map(|(_, _, path)| path.split("::").next().unwrap_or_default().to_owned()).collect();
     for expected in ["contracts", "db", "http", "messaging", "money"] {
         assert!(found.iter().any(|found| found == expected), "{expected} is not among {found:?}");
     }

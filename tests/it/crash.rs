@@ -73,7 +73,10 @@ async fn twenty_kills_under_load_lose_nothing_that_was_acknowledged() {
         assert!(stored.contains_key(id), "accepted order {id} is missing");
     }
     let applied = count(&payments, "select count(*) - 1 as n from transfer where order_id is null").await;
-    assert!((deposited..=deposited + indefinite).contains(&applied), "{deposited} acknowledged, {indefinite} unknown, {applied} there");
+    assert!(
+        (deposited..=deposited + indefinite).contains(&applied),
+        "{deposited} acknowledged, {indefinite} unknown, {applied} there"
+    );
     assert!(accepted.len() > 100 && deposited > 20, "there was load: {} orders, {deposited} deposits", accepted.len());
 }
 

@@ -24,7 +24,11 @@ async fn orders_placed_while_kafka_is_killed_or_paused_are_accepted_and_end_afte
     let shop = Four::start(&broker.bootstrap, &orders, &payments, "").await;
     shop.client.account("ann", "1000").await;
     for killed in [true, false] {
-        if killed { broker.kill().await } else { broker.pause().await }
+        if killed {
+            broker.kill().await
+        } else {
+            broker.pause().await
+        }
         let since = Instant::now();
         let mut placed = Vec::new();
         while since.elapsed() < outage() {
@@ -37,13 +41,22 @@ async fn orders_placed_while_kafka_is_killed_or_paused_are_accepted_and_end_afte
         shop.client.ready().await;
         let orders = crate::support::shop::Client::new(shop.orders.address("orders").await);
         orders.get("/health/ready").await.expect(200);
-        if killed { broker.start().await } else { broker.resume().await }
+        if killed {
+            broker.start().await
+        } else {
+            broker.resume().await
+        }
         let back = Instant::now();
         for id in &placed {
             assert_eq!(shop.client.ended(id).await["status"], "Finished");
         }
         assert!(back.elapsed() < FINAL_WITHIN, "final after {:?}", back.elapsed());
-        eprintln!("killed: {killed}; {} orders placed in {:?} without Kafka, all final {:?} after its return", placed.len(), outage(), back.elapsed());
+        eprintln!(
+            "killed: {killed}; {} orders placed in {:?} without Kafka, all final {:?} after its return",
+            placed.len(),
+            outage(),
+            back.elapsed()
+        );
     }
     assert_balanced(&connect(&orders), &connect(&payments)).await;
 }

@@ -96,7 +96,9 @@ async fn a_request_delivered_again_under_any_event_id_or_none_debits_once_and_is
     p.shop.client.ended(&late).await;
     p.shop.client.post("/api/PaymentsProxy/ann/deposit", "5000").await.expect(200);
     let request = |order: &str, user: &str, amount: &str| {
-        format!(r#"{{"OrderId":"{order}","UserId":"{user}","Amount":{amount},"Description":null,"Timestamp":"2025-06-12T10:11:12.1234567Z"}}"#)
+        format!(
+            r#"{{"OrderId":"{order}","UserId":"{user}","Amount":{amount},"Description":null,"Timestamp":"2025-06-12T10:11:12.1234567Z"}}"#
+        )
     };
     for event_id in [Some(Uuid::new_v4()), Some(Uuid::new_v4()), None] {
         let headers: Vec<_> = event_id.iter().map(|id| ("ce_id", id.to_string())).collect();
@@ -135,7 +137,15 @@ async fn a_late_or_contradicting_result_never_overwrites_a_final_status() {
     let (paid, refused) = (place(&p.shop.client, "ann", "30").await, place(&p.shop.client, "ann", "300").await);
     let before = (p.shop.client.ended(&paid).await, p.shop.client.ended(&refused).await);
     let unknown = Uuid::new_v4();
-    for (order, status) in [(&paid, "3"), (&paid, "\"Cancelled\""), (&paid, "\"New\""), (&paid, "1"), (&refused, "2"), (&refused, "\"Finished\""), (&unknown.to_string(), "2")] {
+    for (order, status) in [
+        (&paid, "3"),
+        (&paid, "\"Cancelled\""),
+        (&paid, "\"New\""),
+        (&paid, "1"),
+        (&refused, "2"),
+        (&refused, "\"Finished\""),
+        (&unknown.to_string(), "2"),
+    ] {
         p.forge(RESULTS, order, format!(r#"{{"OrderId":"{order}","Status":{status}}}"#), &[]).await;
     }
     p.consumed().await;
@@ -165,7 +175,10 @@ async fn an_accepted_order_has_its_request_in_the_same_commit() {
     let accepted = futures::future::join_all(calls).await.into_iter().filter(|status| matches!(status, Ok(Ok(201)))).count();
     let stored = count(&p.orders, "select count(*) as n from orders").await;
     assert!(stored >= accepted as i64, "{stored} stored, {accepted} accepted");
-    assert_eq!(count(&p.orders, "select count(*) as n from orders o join outbox m on m.payload like ('%' || o.id || '%')::bytea").await, stored);
+    assert_eq!(
+        count(&p.orders, "select count(*) as n from orders o join outbox m on m.payload like ('%' || o.id || '%')::bytea").await,
+        stored
+    );
     p.shop.crash("relay").await;
     let since = std::time::Instant::now();
     while count(&p.orders, "select count(*) as n from orders where status = 'Finished'").await < stored {

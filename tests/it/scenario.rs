@@ -100,14 +100,23 @@ async fn scenarios(shop: &Client) {
 
     // The ledger.
     let ledger = shop.get("/api/PaymentsProxy/ann/transactions").await.expect(200);
-    let lines: Vec<_> = ledger.json().as_array().unwrap().iter().map(|t| (t["kind"].clone(), t["amount"].to_string(), t["balanceAfter"].to_string())).collect();
+    let lines: Vec<_> = ledger
+        .json()
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| (t["kind"].clone(), t["amount"].to_string(), t["balanceAfter"].to_string()))
+        .collect();
     let line = |kind: &str, amount: &str, after: &str| (Value::from(kind), amount.to_owned(), after.to_owned());
-    assert_eq!(lines, [
-        line("payment", "-10", "40"),
-        line("payment", "-150", "50"),
-        line("deposit", "99.5", "200"),
-        line("deposit", "100.5", "100.5"),
-    ]);
+    assert_eq!(
+        lines,
+        [
+            line("payment", "-10", "40"),
+            line("payment", "-150", "50"),
+            line("deposit", "99.5", "200"),
+            line("deposit", "100.5", "100.5"),
+        ]
+    );
     assert_eq!(shop.get("/api/PaymentsProxy/nobody/transactions").await.expect(404).code(), "account_not_found");
 
     // Other paths and methods.
@@ -128,7 +137,14 @@ async fn scenarios(shop: &Client) {
 /// Exact text in, exact text out.
 async fn amounts(shop: &Client) {
     shop.account("exact", "0").await;
-    for (wire, balance) in [("0.1", "0.1"), ("0.2", "0.3"), ("1e2", "100.3"), ("1.000", "101.3"), ("\"0.7\"", "102"), ("9999999999.99", "10000000101.99")] {
+    for (wire, balance) in [
+        ("0.1", "0.1"),
+        ("0.2", "0.3"),
+        ("1e2", "100.3"),
+        ("1.000", "101.3"),
+        ("\"0.7\"", "102"),
+        ("9999999999.99", "10000000101.99"),
+    ] {
         let answer = shop.post("/api/PaymentsProxy/exact/deposit", wire).await.expect(200);
         assert_eq!(raw_member(&answer.text, "balance"), balance, "{wire}");
     }

@@ -1,7 +1,7 @@
 //! What the tests stand on.
 #![allow(dead_code, reason = "not every module of tests uses everything")]
 
+pub mod books;
 pub mod kafka;
 pub mod postgres;
-pub mod books;
 pub mod shop;

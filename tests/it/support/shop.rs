@@ -59,7 +59,8 @@ impl Process {
             self.log.lock().unwrap().iter().find_map(|line| {
                 let entry: Value = serde_json::from_str(line).ok()?;
                 let field = |name: &str| entry.get(name).or_else(|| entry.get("fields")?.get(name)).and_then(Value::as_str);
-                (field("message") == Some("listening") && field("role") == Some(role)).then(|| field("address").map(String::from))?
+                (field("message") == Some("listening") && field("role") == Some(role))
+                    .then(|| field("address").map(String::from))?
             })
         };
         let since = Instant::now();
@@ -223,7 +224,13 @@ impl Client {
         Self { base, http: http.build().expect("a client") }
     }
 
-    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&str>) -> Result<Answer, reqwest::Error> {
+    pub async fn send(
+        &self,
+        method: &str,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<&str>,
+    ) -> Result<Answer, reqwest::Error> {
         let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
         let mut request = self.http.request(method, format!("{}{path}", self.base));
         for (name, value) in headers {
