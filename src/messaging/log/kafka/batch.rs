@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn a_record_above_the_limit_is_alone() {
         assert_eq!(cut(&[10, 5_000, 10, 10], 1_000), [0..1, 1..2, 2..4]);
-        assert_eq!(cut(&[], 1_000), []);
+        assert!(cut(&[], 1_000).is_empty());
     }
 
     proptest! {
