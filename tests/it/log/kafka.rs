@@ -12,6 +12,7 @@ use rskafka::client::partition::{Compression, PartitionClient, UnknownTopicHandl
 use shopd::config::KafkaConfig;
 use shopd::messaging::log::{KafkaLog, Log, LogError, Record};
 
+use self::wire::Codec;
 use super::suite::{contract, noise};
 use super::{BYTES_MAX, FETCH_WAIT, LONG, Subject, now, offsets, read, record, values};
 use crate::support::kafka::{self, Broker};
@@ -54,15 +55,38 @@ async fn records_of_other_clients_are_read_whatever_they_lack() {
 
 /// A header without a value is legal, and rskafka cannot decode it: nor, then, anything else in the same answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_without_a_value_is_an_empty_one() {
+    let config = kafka::config(&kafka::shared().await);
+    let log = KafkaLog::new(&config);
+    log.create_topics(&["events"], 1).await.unwrap();
+    log.append(vec![record("events", "key", "before")]).await.unwrap();
+    wire::produce(&config, "events", Codec::Plain, 3, None).await;
+    log.append(vec![record("events", "key", noise(5_000, 1))]).await.unwrap();
+    wire::produce(&config, "events", Codec::Plain, 1, None).await;
+
+    let stored = read(&log, "events", 0, 0, 6).await;
+    assert_eq!(offsets(&stored), (0..6).collect::<Vec<_>>());
+    for record in [&stored[1], &stored[2], &stored[3], &stored[5]] {
+        assert_eq!((record.key.as_deref(), record.value.as_deref()), (None, Some(b"raw".as_slice())));
+        assert_eq!(record.headers.get("name").map(|value| value.len()), Some(0));
+        assert!((chrono::Utc::now() - record.timestamp).num_seconds() < 60);
+    }
+    assert_eq!(values(&stored[..1]), ["before"]);
+    assert_eq!(stored[4].value.as_deref(), Some(noise(5_000, 1).as_slice()));
+    // From the middle of such a batch as well.
+    assert_eq!(offsets(&read(&log, "events", 0, 2, 4).await), [2, 3, 4, 5]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_that_cannot_be_decoded_holds_up_nobody() {
     let config = kafka::config(&kafka::shared().await);
     let log = KafkaLog::new(&config);
     log.create_topics(&["events"], 1).await.unwrap();
     log.append(vec![record("events", "key", "before")]).await.unwrap();
-    wire::produce(&config, "events", 3, None).await;
+    wire::produce(&config, "events", Codec::Gzip, 3, None).await;
     log.append(vec![record("events", "key", "between")]).await.unwrap();
-    wire::produce(&config, "events", 1, None).await;
-    wire::produce(&config, "events", 1, Some("a header that is fine")).await;
+    wire::produce(&config, "events", Codec::Gzip, 1, None).await;
+    wire::produce(&config, "events", Codec::Gzip, 1, Some("a header that is fine")).await;
 
     let stored = read(&log, "events", 0, 0, 7).await;
     assert_eq!(offsets(&stored), (0..7).collect::<Vec<_>>());

@@ -6,6 +6,8 @@
 
 mod batch;
 mod connections;
+mod decode;
+mod raw;
 mod read;
 
 use std::borrow::Cow;

@@ -7,9 +7,16 @@ use shopd::config::KafkaConfig;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+/// Whether a batch is compressed.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Codec {
+    Plain,
+    Gzip,
+}
+
 /// Appends one batch of `count` records, value `raw`, to partition 0; each has one header, whose value may be null.
-pub async fn produce(config: &KafkaConfig, topic: &str, count: usize, header: Option<&str>) {
-    let request = request(&format!("{}{topic}", config.topic_prefix), &batch(count, header));
+pub async fn produce(config: &KafkaConfig, topic: &str, codec: Codec, count: usize, header: Option<&str>) {
+    let request = request(&format!("{}{topic}", config.topic_prefix), &batch(codec, count, header));
     let exchange = async {
         let mut broker = TcpStream::connect(&config.bootstrap_servers[0]).await.unwrap();
         broker.write_all(&request).await.unwrap();
@@ -46,10 +53,10 @@ fn request(topic: &str, batch: &[u8]) -> Vec<u8> {
     request
 }
 
-fn batch(count: usize, header: Option<&str>) -> Vec<u8> {
+fn batch(codec: Codec, count: usize, header: Option<&str>) -> Vec<u8> {
     let now = chrono::Utc::now().timestamp_millis();
     let mut checked = Vec::new();
-    checked.put_i16(0); // not compressed
+    checked.put_i16(if codec == Codec::Gzip { 1 } else { 0 });
     checked.put_i32(count as i32 - 1);
     checked.put_i64(now);
     checked.put_i64(now);
@@ -57,6 +64,7 @@ fn batch(count: usize, header: Option<&str>) -> Vec<u8> {
     checked.put_i16(-1);
     checked.put_i32(-1);
     checked.put_i32(count as i32);
+    let mut records = Vec::new();
     for index in 0..count {
         let mut record = Vec::new();
         record.put_u8(0);
@@ -70,9 +78,10 @@ fn batch(count: usize, header: Option<&str>) -> Vec<u8> {
         record.put_slice(b"name");
         put_varint(&mut record, header.map_or(-1, |value| value.len() as i64));
         record.put_slice(header.unwrap_or_default().as_bytes());
-        put_varint(&mut checked, record.len() as i64);
-        checked.put_slice(&record);
+        put_varint(&mut records, record.len() as i64);
+        records.put_slice(&record);
     }
+    checked.put_slice(&if codec == Codec::Gzip { gzip(&records) } else { records });
     let mut batch = Vec::new();
     batch.put_i64(0);
     batch.put_i32(checked.len() as i32 + 9);
@@ -97,8 +106,23 @@ fn put_varint(to: &mut Vec<u8>, number: i64) {
     to.put_u8(rest as u8);
 }
 
+/// One block, stored as it is.
+fn gzip(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255, 1];
+    gzip.put_u16_le(bytes.len() as u16);
+    gzip.put_u16_le(!(bytes.len() as u16));
+    gzip.put_slice(bytes);
+    gzip.put_u32_le(crc32(bytes, 0xedb8_8320));
+    gzip.put_u32_le(bytes.len() as u32);
+    gzip
+}
+
 fn crc32c(bytes: &[u8]) -> u32 {
+    crc32(bytes, 0x82f6_3b78)
+}
+
+fn crc32(bytes: &[u8], polynomial: u32) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 })
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ polynomial } else { crc >> 1 })
     })
 }
