@@ -13,6 +13,7 @@
 //! - [`gateway`]: the public port: routes, merges documents, names what is down.
 //! - [`embedded`]: the Postgres server that `shopd all` brings along.
 //! - [`roles`]: composition only; one file a role.
+//! - [`cli`], [`telemetry`], [`shutdown`], [`healthcheck`]: the process around a role: flags, logs, signals, the question whether it is ready.
 
 pub mod cli;
 pub mod config;
@@ -20,6 +21,7 @@ pub mod contracts;
 pub mod db;
 pub mod embedded;
 pub mod gateway;
+pub mod healthcheck;
 pub mod http;
 pub mod json;
 pub mod messaging;

@@ -1,1 +1,128 @@
-fn main() {}
+//! Parse, telemetry, run, exit code; nothing else.
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Parser;
+use shopd::cli::{Cli, Command, Global};
+use shopd::config::{Config, Mistakes, Role, Sources, load};
+use shopd::healthcheck;
+use shopd::roles::{self, RoleError};
+use shopd::shutdown::{Shutdown, Signals};
+use shopd::telemetry;
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    if let Err(problem) = telemetry::begin(cli.global.log, |name| std::env::var(name).ok()) {
+        complain(&problem);
+        return ExitCode::from(USAGE);
+    }
+    let role = match cli.command {
+        Command::Openapi => return done(roles::openapi::run()),
+        Command::Healthcheck { role } => {
+            return match configure(&cli.global, role.role(), false) {
+                Ok(config) => healthcheck::run(&config, role),
+                Err(mistakes) => usage(&mistakes),
+            };
+        }
+        Command::Gateway => Role::Gateway,
+        Command::Orders => Role::Orders,
+        Command::Payments => Role::Payments,
+        Command::Relay => Role::Relay,
+        Command::All => Role::All,
+        Command::Migrate => Role::Migrate,
+    };
+    match configure(&cli.global, role, true) {
+        Ok(config) => run(role, config),
+        Err(mistakes) => usage(&mistakes),
+    }
+}
+
+fn configure(flags: &Global, role: Role, runs: bool) -> Result<Config, Mistakes> {
+    load(&Sources {
+        role,
+        runs,
+        config_dir: flags.config.clone(),
+        profile: flags.profile.clone(),
+        data_dir: flags.data_dir.clone(),
+        environment: std::env::vars_os().collect(),
+        is_root: nix::unistd::geteuid().is_root(),
+    })
+}
+
+/// Runs the role until it is done or the signals' patience is.
+fn run(role: Role, config: Config) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error),
+    };
+    let timeout = config.shutdown.timeout;
+    let stop = Shutdown::new();
+    let result = runtime.block_on(async {
+        let signals = Signals::catch().map_err(|error| failed(&error))?;
+        // On a thread of its own, so that not even a role that blocks this one can keep the process from ending.
+        tokio::spawn({
+            let stop = stop.clone();
+            async move { exit(signals.force(stop, timeout).await.exit_code()) }
+        });
+        Ok(dispatch(role, config, stop.clone()).await)
+    });
+    // What still runs has been asked to stop and belongs to nobody; a thread that blocks must not hold the end up.
+    runtime.shutdown_background();
+    match result {
+        // A role that ends unasked is a failure, whatever it says.
+        Ok(Ok(())) if role != Role::Migrate && !stop.is_stopping() => {
+            tracing::error!(role = role.as_str(), "ended without being asked to");
+            ExitCode::from(FAILED)
+        }
+        Ok(result) => {
+            if result.is_ok() && role != Role::Migrate {
+                tracing::info!(role = role.as_str(), "stopped");
+            }
+            done(result)
+        }
+        Err(code) => code,
+    }
+}
+
+async fn dispatch(role: Role, config: Config, stop: Shutdown) -> Result<(), RoleError> {
+    match role {
+        Role::Gateway => roles::gateway::run(config, stop).await,
+        Role::Orders => roles::orders::run(config, stop).await,
+        Role::Payments => roles::payments::run(config, stop).await,
+        Role::Relay => roles::relay::run(config, stop).await,
+        Role::All => roles::all::run(config, stop).await,
+        Role::Migrate => roles::migrate::run(config, stop).await,
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "a second signal and a drain without end leave nobody who could return")]
+fn exit(code: u8) {
+    std::process::exit(code.into())
+}
+
+fn done(result: Result<(), RoleError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &dyn std::fmt::Display) -> ExitCode {
+    tracing::error!(%error, "shopd failed");
+    ExitCode::from(FAILED)
+}
+
+/// Mistakes are for people and their scripts, a line each, not for a log.
+fn usage(mistakes: &Mistakes) -> ExitCode {
+    mistakes.lines().iter().for_each(|line| complain(line));
+    ExitCode::from(USAGE)
+}
+
+/// A closed standard error is no reason to panic, which `eprintln` would.
+fn complain(problem: &dyn std::fmt::Display) {
+    drop(writeln!(std::io::stderr(), "shopd: {problem}"));
+}

@@ -1,5 +1,10 @@
-//! One stop signal for every task of a process: the first asks all to drain, each within its own bound.
+//! One stop signal for every task of a process: the first asks all to drain, each within its own bound; a second ends it at once.
+//!
+//! May import nothing of ours.
 
+use std::time::Duration;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// A handle on the process's one stop; clones share it.
@@ -23,5 +28,101 @@ impl Shutdown {
     /// Resolves when stopping begins, at once if it has begun.
     pub async fn stopped(&self) {
         self.0.cancelled().await;
+    }
+}
+
+/// SIGINT and SIGTERM, from the moment they are caught.
+pub struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+/// Why a process ends before it has drained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Forced {
+    /// A second signal, by its number.
+    SecondSignal(u8),
+    /// Draining took longer than it may.
+    TimedOut,
+}
+
+impl Forced {
+    /// The exit status: 128 and the signal's number, as a shell has it, else 1.
+    pub fn exit_code(self) -> u8 {
+        match self {
+            Self::SecondSignal(number) => 128 + number,
+            Self::TimedOut => 1,
+        }
+    }
+}
+
+impl Signals {
+    /// Catches the signals; before this call they end the process. Needs a runtime.
+    ///
+    /// # Errors
+    ///
+    /// When the system refuses a handler.
+    pub fn catch() -> std::io::Result<Self> {
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Stops `shutdown` at the first signal. Resolves only when waiting for the drain is over: `timeout` after stopping began,
+    /// whoever began it, or at the next signal.
+    pub async fn force(mut self, shutdown: Shutdown, timeout: Duration) -> Forced {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        tokio::select! {
+            (_, name) = self.next() => {
+                tracing::info!(signal = name, timeout_ms, "stopping: what is in flight is finished; a second signal ends it at once");
+                shutdown.stop();
+            }
+            () = shutdown.stopped() => {}
+        }
+        tokio::select! {
+            (number, name) = self.next() => {
+                tracing::warn!(signal = name, "a second signal: ending at once");
+                Forced::SecondSignal(number)
+            }
+            () = tokio::time::sleep(timeout) => {
+                tracing::error!(timeout_ms, "not everything has drained within shutdown.timeout_ms: ending all the same");
+                Forced::TimedOut
+            }
+        }
+    }
+
+    async fn next(&mut self) -> (u8, &'static str) {
+        tokio::select! {
+            _ = self.interrupt.recv() => (2, "SIGINT"),
+            _ = self.terminate.recv() => (15, "SIGTERM"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stop_reaches_every_clone_and_those_who_ask_later() {
+        let stop = Shutdown::new();
+        let task = tokio::spawn({
+            let stop = stop.clone();
+            async move { stop.stopped().await }
+        });
+        assert!(!stop.is_stopping());
+        stop.stop();
+        stop.stop();
+        task.await.unwrap();
+        stop.stopped().await;
+        assert!(stop.is_stopping());
+    }
+
+    #[tokio::test]
+    async fn a_drain_that_takes_too_long_is_given_up() {
+        let stop = Shutdown::new();
+        stop.stop();
+        let forced = Signals::catch().unwrap().force(stop, Duration::from_millis(1)).await;
+        assert_eq!(forced, Forced::TimedOut);
+        assert_eq!(forced.exit_code(), 1);
+        assert_eq!((Forced::SecondSignal(2).exit_code(), Forced::SecondSignal(15).exit_code()), (130, 143));
     }
 }

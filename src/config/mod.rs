@@ -1,8 +1,49 @@
-//! Every setting, layered (`default.toml`, profile, environment, flags) and validated at start. May import nothing of ours.
+//! Every setting: built-in defaults, `default.toml`, a profile, the environment, flags, the later over the earlier; validated at start.
+//!
+//! Owns the settings' names, limits and defaults (`settings.rs` is the one table of them; docs/SETTINGS.md is compared with it).
+//! Reads the files in `--config DIR` and those that `SHOPD__…_FILE` variables name; writes nothing. May import nothing of ours.
 
-use std::net::SocketAddr;
+mod kinds;
+mod layers;
+mod load;
+mod mistakes;
+mod require;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use load::{Sources, load};
+pub use mistakes::Mistakes;
+pub use settings::{SETTINGS, Setting, table};
+
+/// What a process is for. It decides two things about its settings: the default of `*.listen` and which of them it cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    Gateway,
+    Orders,
+    Payments,
+    Relay,
+    /// Every role in one process.
+    All,
+    Migrate,
+}
+
+impl Role {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Gateway => "gateway",
+            Self::Orders => "orders",
+            Self::Payments => "payments",
+            Self::Relay => "relay",
+            Self::All => "all",
+            Self::Migrate => "migrate",
+        }
+    }
+}
 
 /// A secret text (a database URL with its password): `Debug` and `Display` never show it.
 #[derive(Clone, PartialEq, Eq)]
@@ -37,28 +78,36 @@ pub struct Config {
     pub consumer: ConsumerConfig,
     pub http: HttpConfig,
     pub shutdown: ShutdownConfig,
-    /// What `all` keeps.
+    /// What `all` keeps, absolute; empty where no default could be found (no `XDG_DATA_HOME`, no `HOME`, not root).
     pub data_dir: PathBuf,
+    /// `--data-dir` was given: `migrate` then works on what `all` keeps there.
+    pub data_dir_given: bool,
 }
 
 #[derive(Clone, Debug)]
 pub struct GatewayConfig {
+    /// Port 0 picks one.
     pub listen: SocketAddr,
-    /// Base URLs of the replicas, `http://host:port`, no path.
+    /// Base URLs of the replicas, `http://host:port` without a trailing slash; at least one, each once.
     pub orders_urls: Vec<String>,
+    /// As `orders_urls`.
     pub payments_urls: Vec<String>,
+    /// From a request's arrival to its answer, other replicas included; past it the answer is 504.
     pub upstream_timeout: Duration,
 }
 
 /// Orders and payments have the same settings.
 #[derive(Clone, Debug)]
 pub struct ServiceConfig {
+    /// Port 0 picks one.
     pub listen: SocketAddr,
+    /// `postgres://user:password@host:port/name`, readable by `tokio_postgres::Config` and with a database name.
     pub database_url: Option<Secret>,
 }
 
 #[derive(Clone, Debug)]
 pub struct RelayConfig {
+    /// Port 0 picks one.
     pub listen: SocketAddr,
     /// Outbox rows published at once.
     pub batch_rows_max: i64,
@@ -72,7 +121,7 @@ pub struct RelayConfig {
 pub struct KafkaConfig {
     /// `host:port`; empty: none configured.
     pub bootstrap_servers: Vec<String>,
-    /// For topics that are created.
+    /// For topics that are created, 1..=1000.
     pub partitions: i32,
     /// Put before every topic's name, for several shops on one cluster.
     pub topic_prefix: String,
@@ -80,13 +129,14 @@ pub struct KafkaConfig {
     pub request_timeout: Duration,
     /// How long a fetch may wait at the broker for a first record.
     pub fetch_wait: Duration,
-    /// Cap on one produced batch; below the broker's `max.message.bytes`.
+    /// Cap on one produced batch, in bytes; below the broker's `max.message.bytes`.
     pub batch_bytes_max: usize,
 }
 
 /// The log that `all` keeps in Postgres.
 #[derive(Clone, Debug)]
 pub struct LogConfig {
+    /// Records older than this are removed.
     pub retention: Duration,
 }
 
@@ -94,9 +144,13 @@ pub struct LogConfig {
 pub struct DatabaseConfig {
     /// Connections a process holds to one database at most.
     pub pool_size_max: usize,
+    /// Bound on making one connection.
     pub connect_timeout: Duration,
+    /// Bound on one statement, kept by the server.
     pub statement_timeout: Duration,
+    /// Bound on waiting for one lock, kept by the server.
     pub lock_timeout: Duration,
+    /// A transaction whose client says nothing for this long is ended by the server, so that a frozen process holds nobody up.
     pub idle_in_transaction_timeout: Duration,
 }
 
@@ -114,18 +168,29 @@ pub struct HttpConfig {
     pub workers: usize,
     /// How long a client may take to send its request's head.
     pub header_timeout: Duration,
+    /// How long an idle connection stays open.
     pub keep_alive: Duration,
+    /// Connections of one server at most; others wait to be accepted.
     pub connections_max: usize,
 }
 
 #[derive(Clone, Debug)]
 pub struct ShutdownConfig {
+    /// From the first signal until everything has drained; past it the process ends with a failure.
     pub timeout: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
+        Self::defaults(Role::Gateway)
+    }
+}
+
+impl Config {
+    /// What holds where nothing is configured. `all` listens on the loopback only: one who tries shopd opens nothing to a network.
+    pub fn defaults(role: Role) -> Self {
+        let address = if role == Role::All { Ipv4Addr::LOCALHOST } else { Ipv4Addr::UNSPECIFIED };
+        let any = |port| SocketAddr::from((address, port));
         Self {
             gateway: GatewayConfig {
                 listen: any(8000),
@@ -166,6 +231,7 @@ impl Default for Config {
             },
             shutdown: ShutdownConfig { timeout: Duration::from_millis(10_000) },
             data_dir: PathBuf::from("/var/lib/shopd"),
+            data_dir_given: false,
         }
     }
 }

@@ -1,14 +1,12 @@
 //! For commands (`migrate`, `audit`, `dlq`): the server that runs, or one started for as long as the command takes.
 
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::Options;
-use super::error::{EmbeddedError, io};
-use super::folder::Folder;
+use super::error::EmbeddedError;
+use super::folder::{Folder, Lock};
 use super::process::{PidFile, serves};
 use super::run::{self, Address};
 use super::server::Server;
@@ -29,7 +27,7 @@ enum Kind {
     /// Ours to stop.
     Host(Box<Server>),
     /// Somebody else's; the shared lock tells a passing host that we are here.
-    Guest { address: Address, _here: File },
+    Guest { address: Address, _here: Lock },
 }
 
 /// Connects to the server of the data directory if it runs, else starts it.
@@ -47,10 +45,11 @@ pub async fn attach(options: &Options) -> Result<Attached, EmbeddedError> {
         };
         let ready = PidFile::read(&pgdata).filter(|file| file.is_ready() && serves(file.pid, &pgdata));
         if let Some(address) = ready.map(|file| Address::of(&file)) {
-            let here = guests(&folder)?;
-            // A host that is just leaving holds it; its server is about to stop.
-            let greeted = here.try_lock_shared().is_ok();
-            if greeted && address.is_of(&pgdata).await.unwrap_or(false) {
+            // A host that is just leaving has it; its server is about to stop.
+            let here = folder.try_lock_guests(true)?;
+            if let Some(here) = here
+                && address.is_of(&pgdata).await.unwrap_or(false)
+            {
                 return Ok(Attached(Kind::Guest { address, _here: here }));
             }
         }
@@ -86,17 +85,15 @@ impl Attached {
     /// Stops the server if it was started for us, once no other command uses it.
     pub async fn detach(self, timeout: Duration) -> Result<(), EmbeddedError> {
         let Kind::Host(server) = self.0 else { return Ok(()) };
-        let guests = guests(&Folder { root: server.data_dir() })?;
         let deadline = Instant::now() + GUESTS_TIMEOUT;
-        while guests.try_lock().is_err() && Instant::now() < deadline {
+        let mut alone = server.folder().try_lock_guests(false)?;
+        while alone.is_none() && Instant::now() < deadline {
             tokio::time::sleep(POLL_INTERVAL).await;
+            alone = server.folder().try_lock_guests(false)?;
         }
-        server.stop(timeout).await
+        // Held until the server is gone: nobody comes in meanwhile.
+        let stopped = server.stop(timeout).await;
+        drop(alone);
+        stopped
     }
-}
-
-fn guests(folder: &Folder) -> Result<File, EmbeddedError> {
-    let path = folder.root.join("guests");
-    let opened = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
-    opened.map_err(io("cannot open", &path))
 }

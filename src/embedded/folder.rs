@@ -30,8 +30,13 @@ pub(super) struct Holder {
 
 /// Held until dropped; the kernel lets go of it when the process dies.
 #[derive(Debug)]
-pub(super) struct Lock {
-    _file: File,
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Closing is not enough: a child that another thread is just starting has the file too, until it becomes its program.
+        let _ = self.0.unlock();
+    }
 }
 
 impl Folder {
@@ -103,7 +108,7 @@ impl Folder {
                 let text = format!("{}{}\n", std::process::id(), if passing { " passing" } else { "" });
                 let written = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
                 written.map_err(io("cannot write", &path))?;
-                Ok(Ok(Lock { _file: file }))
+                Ok(Ok(Lock(file)))
             }
             Err(TryLockError::WouldBlock) => {
                 let mut text = String::new();
@@ -112,6 +117,18 @@ impl Folder {
                 let mut words = text.split_whitespace();
                 Ok(Err(Holder { pid: words.next().and_then(|pid| pid.parse().ok()), passing: words.next().is_some() }))
             }
+            Err(TryLockError::Error(error)) => Err(io("cannot lock", &path)(error)),
+        }
+    }
+
+    /// The second lock: shared by those who use a server that is not theirs, and awaited by who would stop it.
+    pub fn try_lock_guests(&self, shared: bool) -> Result<Option<Lock>, EmbeddedError> {
+        let path = self.root.join("guests");
+        let open = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = open.map_err(io("cannot open", &path))?;
+        match if shared { file.try_lock_shared() } else { file.try_lock() } {
+            Ok(()) => Ok(Some(Lock(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(io("cannot lock", &path)(error)),
         }
     }

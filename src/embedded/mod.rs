@@ -11,6 +11,7 @@ mod attach;
 mod error;
 mod fetch;
 mod folder;
+mod pins;
 mod process;
 mod programs;
 mod run;

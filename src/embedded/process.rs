@@ -1,7 +1,7 @@
 //! The server's process: seen through its pid file, told to stop, watched until it ends.
 
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -55,8 +55,11 @@ pub(super) fn serves(pid: i32, pgdata: &Path) -> bool {
             let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             line.split(|byte| *byte == 0).any(|argument| argument == pgdata.as_os_str().as_encoded_bytes())
         }
-        // Where there is no /proc, the server itself is asked before it is believed.
-        Err(_) => !Path::new("/proc/self").exists(),
+        Err(_) if Path::new("/proc/self").exists() => false,
+        Err(_) => {
+            let line = Command::new("ps").args(["-ww", "-o", "command=", "-p", &pid.to_string()]).output();
+            line.is_ok_and(|line| String::from_utf8_lossy(&line.stdout).contains(&*pgdata.to_string_lossy()))
+        }
     }
 }
 
@@ -71,7 +74,7 @@ pub(super) fn exists(pid: i32) -> bool {
     kill(Pid::from_raw(pid), None) != Err(Errno::ESRCH)
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Process {
     pub pid: i32,
     /// `None`: not our child, so its end must be looked for.

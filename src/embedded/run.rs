@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use tokio::time::Instant;
 use tokio_postgres::NoTls;
@@ -20,6 +21,8 @@ use crate::config::Secret;
 
 /// The superuser; the server is ours alone.
 const USER: &str = "shopd";
+/// A process number beyond any.
+const NOBODY: i32 = i32::MAX;
 /// There is no TCP listener; this only names the socket.
 const PORT: u16 = 5432;
 /// Recovery after a crash is part of a start: at most `max_wal_size` is read again.
@@ -27,6 +30,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(120);
 const INITIALISE_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long children of a killed server may take to notice.
 const REMNANTS_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a ready server may refuse before it is given up.
+const UNREACHABLE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -46,6 +51,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("full_page_writes", "on"),
     ("max_parallel_workers_per_gather", "0"),
     ("jit", "off"),
+    ("max_logical_replication_workers", "0"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
     ("log_destination", "stderr"),
@@ -103,28 +109,41 @@ pub(super) async fn run(folder: &Folder, options: &Options, wanted: Option<&Addr
     if let Some(found) = take_over(&pgdata).await? {
         return Ok(found);
     }
-    let programs = programs(&pgdata, options, &account).await?;
+    let programs = programs(folder, options, &account).await?;
     if !pgdata.exists() {
         initialise(folder, options, &account, &programs).await?;
     }
-    clear_remnants(&pgdata).await?;
+    clear_remnants(&pgdata, &account).await?;
     let socket_dir = match wanted.filter(|wanted| socket::take(&wanted.socket_dir, &account)) {
         Some(wanted) => wanted.socket_dir.clone(),
         None => socket::directory(&folder.root, &account)?,
     };
     let address = Address { socket_dir, port: wanted.map_or(PORT, |wanted| wanted.port) };
+    socket::clear(&address.socket_dir, address.port);
     let process = launch(folder, options, &account, &programs, &address).await?;
     Ok((process, address))
 }
 
 /// The server that runs here already, once it is ready; `None` once it has ended, or where none ran.
-pub(super) async fn take_over(pgdata: &Path) -> Result<Option<(Process, Address)>, EmbeddedError> {
+async fn take_over(pgdata: &Path) -> Result<Option<(Process, Address)>, EmbeddedError> {
     let deadline = Instant::now() + START_TIMEOUT;
+    let mut unreachable_since = None;
     while let Some(file) = PidFile::read(pgdata).filter(|file| serves(file.pid, pgdata)) {
-        let address = Address::of(&file);
-        if file.is_ready() && address.is_of(pgdata).await? {
-            tracing::info!(pid = file.pid, "taking over the database server that runs here already");
-            return Ok(Some((Process::adopted(file.pid), address)));
+        let (process, address) = (Process::adopted(file.pid), Address::of(&file));
+        if file.is_ready() {
+            match address.is_of(pgdata).await {
+                Ok(true) => {
+                    tracing::info!(pid = file.pid, "taking over the database server that runs here already");
+                    return Ok(Some((process, address)));
+                }
+                // Its socket's directory was cleared away, say: it serves nobody, and no other can start beside it.
+                unreachable if unreachable_since.get_or_insert_with(Instant::now).elapsed() > UNREACHABLE_TIMEOUT => {
+                    tracing::warn!(pid = file.pid, ?unreachable, "the database server that runs here does not answer; stopping it");
+                    process.signal(Signal::SIGINT, pgdata);
+                    unreachable_since = None;
+                }
+                _ => (),
+            }
         }
         if Instant::now() > deadline {
             return Err(timed_out(
@@ -137,7 +156,8 @@ pub(super) async fn take_over(pgdata: &Path) -> Result<Option<(Process, Address)
     Ok(None)
 }
 
-async fn programs(pgdata: &Path, options: &Options, account: &Account) -> Result<Programs, EmbeddedError> {
+async fn programs(folder: &Folder, options: &Options, account: &Account) -> Result<Programs, EmbeddedError> {
+    let pgdata = folder.pgdata();
     let version = pgdata.join("PG_VERSION");
     // A database only opens under the major version that made it.
     let major = match pgdata.exists() {
@@ -151,9 +171,9 @@ async fn programs(pgdata: &Path, options: &Options, account: &Account) -> Result
     if let Some(found) = programs::find(&options.search, major, account) {
         return Ok(found);
     }
-    let fetched = fetch::programs(&options.fetch, major, account, options.progress).await?;
+    let fetched = fetch::programs(&options.fetch, &folder.root, major, account, options.progress).await?;
     let major = major.unwrap_or_default();
-    fetched.ok_or_else(|| EmbeddedError::NoSuchVersion { path: pgdata.to_path_buf(), major })
+    fetched.ok_or(EmbeddedError::NoSuchVersion { path: pgdata, major })
 }
 
 /// Makes the database under another name first: a rename is all or nothing, an interrupted `initdb` is not.
@@ -182,8 +202,10 @@ async fn initialise(folder: &Folder, options: &Options, account: &Account, progr
     std::fs::File::open(&folder.root).and_then(|root| root.sync_all()).map_err(io("cannot sync", &folder.root))
 }
 
-/// Waits for a killed server's children, and takes away a pid file whose number a stranger has now: the server would believe it.
-async fn clear_remnants(pgdata: &Path) -> Result<(), EmbeddedError> {
+/// Waits for a killed server's children, and corrects a pid file whose number is taken, by a stranger or by a killed server that its
+/// parent has not buried yet: the new server would believe that the old one runs. The rest of the file stays, because by it the new
+/// server finds children that we could not see.
+async fn clear_remnants(pgdata: &Path, account: &Account) -> Result<(), EmbeddedError> {
     let deadline = Instant::now() + REMNANTS_TIMEOUT;
     while is_inhabited(pgdata) {
         if Instant::now() > deadline {
@@ -191,11 +213,16 @@ async fn clear_remnants(pgdata: &Path) -> Result<(), EmbeddedError> {
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
+    let path = pgdata.join("postmaster.pid");
     if let Some(file) = PidFile::read(pgdata)
         && exists(file.pid)
     {
-        let path = pgdata.join("postmaster.pid");
-        std::fs::remove_file(&path).map_err(io("cannot remove the stale", &path))?;
+        let text = std::fs::read_to_string(&path).map_err(io("cannot read", &path))?;
+        let rest = text.split_once('\n').map(|(_, rest)| rest).unwrap_or_default();
+        let corrected = pgdata.with_extension("pid");
+        std::fs::write(&corrected, format!("{NOBODY}\n{rest}")).map_err(io("cannot write", &corrected))?;
+        account.own(&corrected)?;
+        std::fs::rename(&corrected, &path).map_err(io("cannot correct", &path))?;
     }
     Ok(())
 }
@@ -226,11 +253,11 @@ async fn launch(
 
         while process.is_running(&pgdata) {
             let file = PidFile::read(&pgdata).filter(|file| file.pid == process.pid && file.is_ready());
-            if file.is_some() && address.is_of(&pgdata).await? {
+            if file.is_some() && matches!(address.is_of(&pgdata).await, Ok(true)) {
                 return Ok(process);
             }
             if Instant::now() > deadline {
-                process.signal(nix::sys::signal::Signal::SIGQUIT, &pgdata);
+                process.signal(Signal::SIGQUIT, &pgdata);
                 return Err(timed_out("starting the database server", START_TIMEOUT));
             }
             // Whichever comes first.
@@ -260,9 +287,9 @@ fn tail(path: &Path, start: u64) -> String {
 }
 
 /// What runs in `pgdata` now: `known`, or the one that an interrupted restart left.
-pub(super) fn current(pgdata: &Path, known: Process) -> Process {
+pub(super) fn current(pgdata: &Path, known: &Process) -> Process {
     let other = || PidFile::read(pgdata).filter(|file| serves(file.pid, pgdata)).map(|file| Process::adopted(file.pid));
-    if known.is_running(pgdata) { known } else { other().unwrap_or(known) }
+    if known.is_running(pgdata) { known.clone() } else { other().unwrap_or_else(|| known.clone()) }
 }
 
 pub(super) async fn ensure_database(address: &Address, name: &str) -> Result<(), EmbeddedError> {

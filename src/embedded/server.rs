@@ -1,6 +1,5 @@
 //! The server as its owner sees it: started, addressed, kept running, stopped.
 
-use std::path::PathBuf;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -21,7 +20,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 const IMMEDIATE_TIMEOUT: Duration = Duration::from_secs(5);
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// A running server and the lock on its data directory. Dropped without `stop`, the server goes on and the next start takes it over.
+/// A running server and the lock on its data directory. Dropped without [`Server::stop`] it is told to stop, and nobody waits for it; the
+/// next start does. After a SIGKILL of ours it goes on, and the next start takes it over.
 #[derive(Debug)]
 pub struct Server {
     folder: Folder,
@@ -113,7 +113,7 @@ impl Server {
     /// Ends it: fast (sessions are cut, everything is written), and after `timeout` immediately (the next start recovers).
     pub async fn stop(self, timeout: Duration) -> Result<(), EmbeddedError> {
         let pgdata = self.folder.pgdata();
-        let process = run::current(&pgdata, self.process);
+        let process = run::current(&pgdata, &self.process);
         process.signal(Signal::SIGINT, &pgdata);
         if tokio::time::timeout(timeout, process.ended(&pgdata)).await.is_err() {
             tracing::warn!(pid = process.pid, "the database server does not stop in time; stopping it at once");
@@ -126,8 +126,19 @@ impl Server {
         Ok(())
     }
 
-    /// The data directory, canonical.
-    pub fn data_dir(&self) -> PathBuf {
-        self.folder.root.clone()
+    /// Tells it to stop and does not wait: for an exit in a hurry.
+    pub fn stop_soon(&self) {
+        let pgdata = self.folder.pgdata();
+        run::current(&pgdata, &self.process).signal(Signal::SIGINT, &pgdata);
+    }
+
+    pub(super) fn folder(&self) -> &Folder {
+        &self.folder
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop_soon();
     }
 }

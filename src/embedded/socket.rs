@@ -16,8 +16,9 @@ const NAMES_TRIED_MAX: u32 = 8;
 
 /// Makes or takes the directory for the data directory `root` (canonical).
 pub(super) fn directory(root: &Path, account: &Account) -> Result<PathBuf, EmbeddedError> {
-    let session = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|_| !nix::unistd::Uid::effective().is_root());
-    let bases = session.into_iter().chain([PathBuf::from("/tmp")]);
+    // The session's directory goes when its user logs out, and a server started with nohup stays: it is only the second choice.
+    let session = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from).filter(|_| !account.other);
+    let bases = [PathBuf::from("/tmp")].into_iter().chain(session);
     let name = format!("shopd-{}-{:012x}", account.uid, fnv(root.as_os_str().as_encoded_bytes()) & 0xffff_ffff_ffff);
     for base in bases.filter(|base| base.is_absolute() && base.is_dir()) {
         for attempt in 0..NAMES_TRIED_MAX {
@@ -38,6 +39,15 @@ pub(super) fn take(path: &Path, account: &Account) -> bool {
     }
     // Not following a link: a link is somebody else's work.
     std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == account.uid && meta.mode() & 0o777 == 0o700)
+}
+
+/// Takes away what a killed server left. The directory serves one data directory, on which no server runs now: whose number the lock
+/// file has does not matter, and a new server would mind.
+pub(super) fn clear(directory: &Path, port: u16) {
+    for name in [format!(".s.PGSQL.{port}"), format!(".s.PGSQL.{port}.lock")] {
+        // Mostly there is none; one that stays is named by the server's own error.
+        let _ = std::fs::remove_file(directory.join(name));
+    }
 }
 
 /// FNV-1a, 64 bits: the same in every build, unlike the standard library's hasher.

@@ -119,7 +119,7 @@ mod tests {
         assert_eq!(checks.load(Ordering::SeqCst), 1);
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_check_that_hangs_is_an_answer_too() {
         let readiness = Readiness::new(|| std::future::pending::<Vec<String>>());
         assert!(!readiness.health().await.ready);

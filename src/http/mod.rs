@@ -13,5 +13,5 @@ mod server;
 pub use context::{PREFIX_HEADER, REQUEST_ID_HEADER, RequestContext};
 pub use health::{Health, Readiness};
 pub use problem::{Code, Problem};
-pub use render::{PROBLEM_JSON, only};
+pub use render::{MethodNotAllowed, PROBLEM_JSON, only};
 pub use server::{Bound, GATEWAY, Routes, ServeError, bind, serve};

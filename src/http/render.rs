@@ -33,8 +33,9 @@ struct Body<'a> {
 /// A known route was asked with a method it does not have.
 #[derive(Debug, thiserror::Error)]
 #[error("method not allowed; allowed: {allow}")]
-struct MethodNotAllowed {
-    allow: String,
+pub struct MethodNotAllowed {
+    /// The header's text.
+    pub allow: String,
 }
 
 impl ResponseError for MethodNotAllowed {

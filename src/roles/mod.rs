@@ -1,1 +1,90 @@
-//! (module roles)
+//! Composition only: what each role is made of. May import every façade and no module's children.
+
+pub mod all;
+pub mod gateway;
+pub mod migrate;
+pub mod openapi;
+pub mod orders;
+pub mod payments;
+pub mod relay;
+
+use std::time::Duration;
+
+use crate::config::{Config, Secret};
+use crate::db::{Db, DbError};
+use crate::embedded::EmbeddedError;
+use crate::http::{Readiness, ServeError};
+use crate::messaging::log::{KafkaLog, LogError, SharedLog};
+use crate::shutdown::Shutdown;
+
+/// Why a role ended otherwise than by a clean stop.
+#[derive(Debug, thiserror::Error)]
+pub enum RoleError {
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    #[error(transparent)]
+    Db(#[from] DbError),
+    #[error(transparent)]
+    Log(#[from] LogError),
+    #[error(transparent)]
+    Embedded(#[from] EmbeddedError),
+    #[error("{0} is not configured")]
+    NotConfigured(&'static str),
+    #[error("stopped before it was done; run it again")]
+    Interrupted,
+    #[error("standard output: {0}")]
+    Output(std::io::Error),
+    #[error("a task of ours ended badly: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+/// Names this process among its role's replicas, for leases.
+fn owner(role: &str) -> String {
+    let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+    format!("{role}@{host}:{}:{:08x}", std::process::id(), rand::random::<u32>())
+}
+
+fn database(url: Option<&Secret>, key: &'static str, role: &str, config: &Config) -> Result<Db, RoleError> {
+    Ok(Db::new(url.ok_or(RoleError::NotConfigured(key))?, role, &config.database)?)
+}
+
+fn kafka(config: &Config) -> Result<SharedLog, RoleError> {
+    if config.kafka.bootstrap_servers.is_empty() {
+        return Err(RoleError::NotConfigured("kafka.bootstrap_servers"));
+    }
+    Ok(std::sync::Arc::new(KafkaLog::new(&config.kafka)))
+}
+
+/// Says what a role waits for, once each time that changes, and when it is ready.
+async fn announce(role: &'static str, readiness: Readiness, stop: Shutdown) {
+    const PROBE: Duration = Duration::from_millis(250);
+    let mut said: Option<Vec<String>> = None;
+    while !stop.is_stopping() {
+        let health = readiness.health().await;
+        if health.ready {
+            tracing::info!(role, "ready");
+            return;
+        }
+        if said.as_ref() != Some(&health.missing) {
+            tracing::info!(role, missing = health.missing.join(", "), "waiting");
+            said = Some(health.missing);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(PROBE) => {}
+            () = stop.stopped() => {}
+        }
+    }
+}
+
+/// Runs a role's tasks until `stop`; one that fails stops the others.
+async fn together<A, B>(server: A, worker: B, stop: &Shutdown) -> Result<(), RoleError>
+where
+    A: Future<Output = Result<(), ServeError>> + Send + 'static,
+    B: Future<Output = ()> + Send + 'static,
+{
+    let worker = tokio::spawn(worker);
+    let served = server.await;
+    stop.stop();
+    worker.await?;
+    Ok(served?)
+}

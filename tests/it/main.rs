@@ -1,5 +1,13 @@
-//! The integration tests: one binary, so that they share one database server.
+//! The integration tests: one binary, so that they share one database server and one broker.
 
+mod architecture;
+mod command_line;
+mod crash;
 mod embedded;
+mod gateway;
 mod log;
+mod outage;
+mod outbox;
+mod promises;
+mod scenario;
 mod support;

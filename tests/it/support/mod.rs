@@ -3,3 +3,5 @@
 
 pub mod kafka;
 pub mod postgres;
+pub mod books;
+pub mod shop;

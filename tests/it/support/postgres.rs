@@ -1,5 +1,7 @@
 //! One Postgres server for the whole test process, and a fresh database for whoever asks.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -46,12 +48,17 @@ pub fn watch(owner: u32, dir: &Path) {
         file="$2/postgres/postmaster.pid"
         pid=$(head -n 1 "$file" 2>/dev/null)
         socket=$(sed -n 5p "$file" 2>/dev/null)
-        if [ -n "$pid" ] && kill -INT "$pid" 2>/dev/null; then
+        ours() {
+            line=$(tr '\0' ' ' < "/proc/$pid/cmdline" || ps -ww -o command= -p "$pid")
+            case "$line" in *"$2/postgres"*) return 0 ;; *) return 1 ;; esac
+        } 2>/dev/null
+        if [ -n "$pid" ] && ours "$1" "$2"; then
+            kill -INT "$pid"
             for _ in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
-                kill -0 "$pid" 2>/dev/null || break
+                ours "$1" "$2" || break
                 sleep 0.2
             done
-            kill -KILL "$pid" 2>/dev/null
+            if ours "$1" "$2"; then kill -KILL "$pid"; fi
         fi
         rm -rf "$2"
         if [ -n "$socket" ]; then rmdir "$socket" 2>/dev/null; fi
@@ -68,9 +75,9 @@ fn sweep() {
     let entries = std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten();
     for entry in entries {
         let name = entry.file_name();
-        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|pid| pid.parse::<i32>().ok());
+        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).and_then(|rest| rest.split('-').next()?.parse().ok());
         if let Some(owner) = owner
-            && nix::sys::signal::kill(nix::unistd::Pid::from_raw(owner), None).is_err()
+            && nix::sys::signal::kill(nix::unistd::Pid::from_raw(owner), None) == Err(nix::errno::Errno::ESRCH)
         {
             watch(owner.cast_unsigned(), &entry.path());
         }
@@ -88,9 +95,13 @@ pub async fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     panic!("{what}: not within 20 s");
 }
 
-/// A directory for one test's own server, stopped and removed when the test process has ended at the latest.
+/// A directory for one test's own server, closed to others as `mktemp -d` makes it; when the test process has ended, at the latest, its
+/// server is stopped and it is removed.
 pub fn own_dir() -> PathBuf {
-    let dir = tempfile::Builder::new().prefix(PREFIX).rand_bytes(8).tempdir().expect("a directory").keep();
-    watch(std::process::id(), &dir);
+    let owner = std::process::id();
+    let private = Permissions::from_mode(0o700);
+    let made = tempfile::Builder::new().prefix(&format!("{PREFIX}{owner}-")).permissions(private).tempdir();
+    let dir = made.expect("a directory").keep();
+    watch(owner, &dir);
     dir
 }

@@ -1,0 +1,123 @@
+//! docs/BENCHMARKS.md: the figures, each beside its limit, and the machine they were taken on.
+
+use std::fmt::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use super::limits::Limits;
+use super::{BACKLOG, CONNECTIONS, Result, SPREAD_ACCOUNTS, machine};
+
+pub struct Figures {
+    pub before: Limits,
+    pub after: Limits,
+    pub latency: Latency,
+    pub accepted: Rate,
+    pub accepted_gateway: Rate,
+    pub spread: Vec<Rate>,
+    pub hot: Vec<Rate>,
+    pub memory: Vec<(&'static str, u64)>,
+    pub ready_after: Duration,
+    /// Time to ready, resident bytes.
+    pub all: (Duration, u64),
+}
+
+/// Milliseconds.
+pub struct Latency {
+    pub p50: f64,
+    pub p99: f64,
+    pub samples: usize,
+}
+
+impl Latency {
+    pub fn of(mut millis: Vec<f64>) -> Self {
+        millis.sort_by(f64::total_cmp);
+        let at = |q: f64| millis[((millis.len() - 1) as f64 * q).round() as usize];
+        Self { p50: at(0.5), p99: at(0.99), samples: millis.len() }
+    }
+}
+
+#[derive(Clone, Copy)]
+pub struct Rate {
+    pub per_second: f64,
+    /// Microseconds of CPU an order, of the roles, Postgres and Kafka together.
+    pub cpu_us: f64,
+}
+
+impl Rate {
+    pub fn of(count: usize, time: Duration, cpu: Duration) -> Self {
+        Self { per_second: count as f64 / time.as_secs_f64(), cpu_us: cpu.as_secs_f64() * 1e6 / count as f64 }
+    }
+}
+
+fn median(rates: &[Rate]) -> Rate {
+    let mut sorted = rates.to_vec();
+    sorted.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
+    sorted[sorted.len() / 2]
+}
+
+fn all(rates: &[Rate]) -> String {
+    rates.iter().map(|rate| format!("{:.0}", rate.per_second)).collect::<Vec<_>>().join(", ")
+}
+
+pub fn write(figures: &Figures, quick: bool) -> Result<()> {
+    let limit = |field: fn(&Limits) -> f64| (field(&figures.before) + field(&figures.after)) / 2.0;
+    let noise = |field: fn(&Limits) -> f64| format!("{:.0} before, {:.0} after", field(&figures.before), field(&figures.after));
+    let mut rows = String::new();
+    let mut row = |what: &str, rate: Rate, each: String, limit_name: &str, limit: f64, noise: String| {
+        let ratio = rate.per_second / limit;
+        writeln!(rows, "| {what} | {:.0} | {each} | {:.0} | `{limit_name}` {limit:.0} ({noise}) | {ratio:.2} |", rate.per_second, rate.cpu_us)
+    };
+    let (cte, pay, hot): (fn(&Limits) -> f64, fn(&Limits) -> f64, fn(&Limits) -> f64) =
+        (|l| l.order_cte, |l| l.pay_batch, |l| l.pay_batch_hot);
+    let one = |rate: &Rate| all(&[*rate]);
+    row(&format!("orders accepted/s at the orders role, {CONNECTIONS} connections"), figures.accepted, one(&figures.accepted), "order_cte_c64", limit(cte), noise(cte))?;
+    row(&format!("orders accepted/s through the gateway, {CONNECTIONS} connections"), figures.accepted_gateway, one(&figures.accepted_gateway), "order_cte_c64", limit(cte), noise(cte))?;
+    row(&format!("orders finished/s from a backlog of {BACKLOG} over {SPREAD_ACCOUNTS} accounts"), median(&figures.spread), all(&figures.spread), "pay_batch_1000_c1", limit(pay), noise(pay))?;
+    row(&format!("orders finished/s from a backlog of {BACKLOG} on one account"), median(&figures.hot), all(&figures.hot), "pay_batch_hot_1000_c1", limit(hot), noise(hot))?;
+    let mib = |bytes: u64| bytes as f64 / 1024.0 / 1024.0;
+    let memory: Vec<_> = figures.memory.iter().map(|(name, bytes)| format!("{name} {:.0} MiB", mib(*bytes))).collect();
+    let binary = std::fs::metadata(env!("CARGO_BIN_EXE_shopd"))?.len();
+    let text = format!(
+        "# Benchmarks
+
+Written by `make bench`{}. Release build, everything on one machine: {}, Postgres {}, Apache Kafka in one node, loopback.
+The load generator, the four roles, Postgres and Kafka share the cores. A figure of one run is worth little on a shared
+machine; its ratio to the limit, which the same run measures with `benches/limits/postgres_limits.py` before and after, is
+worth more. CPU is that of the roles, Postgres and Kafka together.
+
+| figure | median | each | CPU us an order | limit of bare Postgres | ratio |
+|---|---|---|---|---|---|
+{rows}
+A backlog is accepted while the relay is stopped; the time runs from the relay's start until the last order is final: outbox,
+Kafka, decision, outbox, Kafka, status. The limit beside it does only the decision's part of that work.
+
+| latency, one client on an idle system, on Kafka | |
+|---|---|
+| POST to `Finished`, p50 | {:.2} ms |
+| POST to `Finished`, p99 | {:.2} ms |
+| samples | {} |
+
+| at rest | |
+|---|---|
+| `shopd all` on its embedded default, stopped to ready, warm | {} ms |
+| four roles, started one after the other, until all are ready | {} ms |
+| resident memory of each role after the intake | {} |
+| resident memory of `shopd all`, idle, without its Postgres | {:.0} MiB |
+| the stripped binary | {:.1} MiB |
+",
+        if quick { " (quick)" } else { "" },
+        machine::describe(),
+        figures.before.postgres,
+        figures.latency.p50,
+        figures.latency.p99,
+        figures.latency.samples,
+        figures.all.0.as_millis(),
+        figures.ready_after.as_millis(),
+        memory.join(", "),
+        mib(figures.all.1),
+        mib(binary),
+    );
+    println!("{text}");
+    std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/BENCHMARKS.md"), text)?;
+    Ok(())
+}

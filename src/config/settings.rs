@@ -1,0 +1,95 @@
+//! The one table of settings: key, field, kind, meaning. Everything else (loading, the names of variables, docs/SETTINGS.md) follows it.
+
+use super::kinds::{Brokers, Count, DatabaseUrl, Kind, Listen, Millis, Raw, Replicas, TopicPrefix};
+use super::{Config, Role};
+
+/// A setting as operators know it.
+pub struct Setting {
+    /// `section.key`, as in TOML.
+    pub key: &'static str,
+    /// Ends with its unit where it has one.
+    pub meaning: &'static str,
+    pub(super) limits: fn() -> String,
+    pub(super) set: fn(&mut Config, &Raw) -> Result<(), String>,
+    pub(super) show: fn(&Config) -> String,
+}
+
+impl Setting {
+    /// The environment variable: `SHOPD__SECTION__KEY`.
+    pub fn variable(&self) -> String {
+        format!("SHOPD__{}", self.key.replace('.', "__").to_uppercase())
+    }
+}
+
+macro_rules! settings {
+    ($($key:literal => $section:ident . $field:ident, $kind:expr, $meaning:literal;)+) => {
+        /// Every setting there is.
+        pub static SETTINGS: &[Setting] = &[$(Setting {
+            key: $key,
+            meaning: $meaning,
+            limits: || limits_of(&$kind, |config: &Config| &config.$section.$field),
+            set: |config, raw| {
+                config.$section.$field = $kind.parse(raw)?;
+                Ok(())
+            },
+            show: |config| $kind.show(&config.$section.$field),
+        }),+];
+    };
+}
+
+/// `_field` only tells which type the kind is meant for.
+fn limits_of<T>(kind: &impl Kind<T>, _field: fn(&Config) -> &T) -> String {
+    kind.limits()
+}
+
+const HOUR_MS: u64 = 3_600_000;
+const DAY_MS: u64 = 24 * HOUR_MS;
+
+settings! {
+    "gateway.listen" => gateway.listen, Listen, "where the gateway listens; port 0 picks one and logs it";
+    "gateway.orders_urls" => gateway.orders_urls, Replicas, "replicas of orders";
+    "gateway.payments_urls" => gateway.payments_urls, Replicas, "replicas of payments";
+    "gateway.upstream_timeout_ms" => gateway.upstream_timeout, Millis(1..=HOUR_MS), "bound on one request to a service, other replicas included";
+    "orders.listen" => orders.listen, Listen, "where orders listens; port 0 picks one and logs it";
+    "orders.database_url" => orders.database_url, DatabaseUrl, "database of orders, Postgres 15 or later; a secret";
+    "payments.listen" => payments.listen, Listen, "where payments listens; port 0 picks one and logs it";
+    "payments.database_url" => payments.database_url, DatabaseUrl, "database of payments, another one than that of orders; a secret";
+    "relay.listen" => relay.listen, Listen, "where the relay listens; port 0 picks one and logs it";
+    "relay.batch_rows_max" => relay.batch_rows_max, Count(1..=100_000), "outbox rows published at once";
+    "relay.poll_interval_ms" => relay.poll_interval, Millis(1..=HOUR_MS), "how often an outbox is looked at when nothing wakes the relay";
+    "relay.lease_ms" => relay.lease, Millis(100..=HOUR_MS), "how long an outbox stays with a relay that says nothing";
+    "kafka.bootstrap_servers" => kafka.bootstrap_servers, Brokers, "brokers to begin with";
+    "kafka.partitions" => kafka.partitions, Count(1..=1_000), "partitions of the topics that shopd creates";
+    "kafka.topic_prefix" => kafka.topic_prefix, TopicPrefix, "stands before every topic's name, for several shops on one cluster";
+    "kafka.request_timeout_ms" => kafka.request_timeout, Millis(1..=HOUR_MS), "bound on one request to the broker";
+    "kafka.fetch_wait_ms" => kafka.fetch_wait, Millis(1..=HOUR_MS), "how long a fetch may wait at the broker for a first record";
+    "kafka.batch_bytes_max" => kafka.batch_bytes_max, Count(1_024..=104_857_600), "bytes of one produced batch; keep it below the broker's max.message.bytes";
+    "log.retention_ms" => log.retention, Millis(1_000..=3_650 * DAY_MS), "how long the embedded log of `all` keeps a record";
+    "database.pool_size_max" => database.pool_size_max, Count(2..=1_000), "connections of one process to one database";
+    "database.connect_timeout_ms" => database.connect_timeout, Millis(1..=HOUR_MS), "bound on making one connection";
+    "database.statement_timeout_ms" => database.statement_timeout, Millis(1..=HOUR_MS), "bound on one statement";
+    "database.lock_timeout_ms" => database.lock_timeout, Millis(1..=HOUR_MS), "bound on waiting for one lock";
+    "database.idle_in_transaction_timeout_ms" => database.idle_in_transaction_timeout, Millis(1..=HOUR_MS), "after this silence the server ends a transaction, so that a frozen process holds nobody up";
+    "consumer.batch_records_max" => consumer.batch_records_max, Count(1..=100_000), "records in one transaction";
+    "consumer.lease_ms" => consumer.lease, Millis(100..=HOUR_MS), "how long a partition stays with a consumer that says nothing";
+    "http.workers" => http.workers, Count(1..=512), "worker threads of one server";
+    "http.header_timeout_ms" => http.header_timeout, Millis(1..=HOUR_MS), "how long a client may take to send its request's head";
+    "http.keep_alive_ms" => http.keep_alive, Millis(1..=HOUR_MS), "how long an idle connection stays open";
+    "http.connections_max" => http.connections_max, Count(1..=1_000_000), "connections of one server; further ones wait to be accepted";
+    "shutdown.timeout_ms" => shutdown.timeout, Millis(1..=HOUR_MS), "from the first signal until everything has drained; past it the process ends with a failure";
+}
+
+/// The settings as a Markdown table, with their defaults; docs/SETTINGS.md holds exactly this.
+pub fn table() -> String {
+    let defaults = Config::defaults(Role::Gateway);
+    let mut table = String::from("| key | variable | default | value | meaning |\n|---|---|---|---|---|\n");
+    for setting in SETTINGS {
+        let default = match (setting.show)(&defaults) {
+            none if none.is_empty() => "none".to_owned(),
+            some => format!("`{some}`"),
+        };
+        let (key, variable, limits, meaning) = (setting.key, setting.variable(), (setting.limits)(), setting.meaning);
+        table.push_str(&format!("| `{key}` | `{variable}` | {default} | {limits} | {meaning} |\n"));
+    }
+    table
+}

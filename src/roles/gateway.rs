@@ -1,0 +1,23 @@
+//! The gateway role: the one public port.
+
+use crate::config::{Config, GatewayConfig};
+use crate::gateway::Gateway;
+use crate::http::{self, Bound, Readiness, ServeError};
+use crate::shutdown::Shutdown;
+
+use super::RoleError;
+
+pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
+    let (bound, readiness) = bind(&config, &config.gateway)?;
+    tokio::spawn(super::announce("gateway", readiness, stop.clone()));
+    Ok(bound.run(stop).await?)
+}
+
+/// `gateway` names the replicas' addresses, which `all` knows only once they listen.
+pub(super) fn bind(config: &Config, gateway: &GatewayConfig) -> Result<(Bound, Readiness), ServeError> {
+    let gateway = Gateway::new(gateway);
+    let readiness = gateway.readiness();
+    let routes = gateway.routes();
+    let bound = http::bind(http::GATEWAY, config.gateway.listen, &config.http, config.shutdown.timeout, routes, readiness.clone())?;
+    Ok((bound, readiness))
+}

@@ -1,0 +1,41 @@
+//! The payments role: its port, and the consumer of orders' requests.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use crate::config::Config;
+use crate::contracts::ORDER_PAYMENT_REQUESTS;
+use crate::db::{Db, Notifier};
+use crate::http::{self, Bound, Readiness, ServeError};
+use crate::messaging::log::SharedLog;
+use crate::messaging::{Consumer, outbox};
+use crate::payments::{self, OnOrder, Payments};
+use crate::shutdown::Shutdown;
+
+use super::RoleError;
+
+pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
+    let db = super::database(config.payments.database_url.as_ref(), "payments.database_url", "payments", &config)?;
+    let log = super::kafka(&config)?;
+    let notifier = Notifier::start(db.clone(), outbox::CHANNEL, Arc::new(Notify::new()), stop.clone());
+    let (bound, readiness) = bind(&config, Payments::new(db.clone()))?;
+    tokio::spawn(super::announce("payments", readiness, stop.clone()));
+    let consumer = consumer(&config, db, log, super::owner("payments"), notifier);
+    super::together(bound.run(stop.clone()), consumer.run(stop.clone()), &stop).await
+}
+
+pub(super) fn bind(config: &Config, payments: Payments) -> Result<(Bound, Readiness), ServeError> {
+    let asked = payments.clone();
+    let readiness = Readiness::new(move || {
+        let payments = asked.clone();
+        async move { payments.missing().await }
+    });
+    let routes = payments::routes(payments);
+    let bound = http::bind("payments", config.payments.listen, &config.http, config.shutdown.timeout, routes, readiness.clone())?;
+    Ok((bound, readiness))
+}
+
+pub(super) fn consumer(config: &Config, db: Db, log: SharedLog, owner: String, notifier: Notifier) -> Consumer<OnOrder> {
+    Consumer::new(db, log, ORDER_PAYMENT_REQUESTS, owner, config.consumer.clone(), OnOrder::new(notifier))
+}

@@ -1,0 +1,60 @@
+//! The relay role: both outboxes onto the log, and a port for health and metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::config::Config;
+use crate::db::{self, Db, Schema};
+use crate::http::{self, Bound, Readiness, Routes, ServeError};
+use crate::messaging::log::SharedLog;
+use crate::relay::Relay;
+use crate::shutdown::Shutdown;
+
+use super::RoleError;
+
+pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
+    let orders = super::database(config.orders.database_url.as_ref(), "orders.database_url", "relay", &config)?;
+    let payments = super::database(config.payments.database_url.as_ref(), "payments.database_url", "relay", &config)?;
+    let log = super::kafka(&config)?;
+    let (bound, readiness) = bind(&config, orders.clone(), payments.clone(), log.clone())?;
+    tokio::spawn(super::announce("relay", readiness, stop.clone()));
+    let owner = super::owner("relay");
+    let relay = |db: Db, name| relay(&config, db, log.clone(), name, owner.clone(), Arc::new(Notify::new()));
+    let (orders, payments) = (relay(orders, "orders"), relay(payments, "payments"));
+    let both = {
+        let stop = stop.clone();
+        async move {
+            tokio::join!(orders.run(stop.clone()), payments.run(stop));
+        }
+    };
+    super::together(bound.run(stop.clone()), both, &stop).await
+}
+
+pub(super) fn relay(config: &Config, db: Db, log: SharedLog, name: &'static str, owner: String, wake: Arc<Notify>) -> Relay {
+    Relay { db, log, name, owner, config: config.relay.clone(), wake }
+}
+
+/// Ready with both databases and the broker.
+pub(super) fn bind(config: &Config, orders: Db, payments: Db, log: SharedLog) -> Result<(Bound, Readiness), ServeError> {
+    let readiness = Readiness::new(move || {
+        let (orders, payments, log) = (orders.clone(), payments.clone(), log.clone());
+        async move {
+            let bound = Duration::from_secs(2);
+            let (orders, payments, log) = tokio::join!(
+                db::missing(&orders, Schema::Orders, bound),
+                db::missing(&payments, Schema::Payments, bound),
+                tokio::time::timeout(bound, log.ping()),
+            );
+            let mut missing: Vec<String> = orders.into_iter().map(|what| format!("orders {what}")).collect();
+            missing.extend(payments.into_iter().map(|what| format!("payments {what}")));
+            if !matches!(log, Ok(Ok(()))) {
+                missing.push("broker".into());
+            }
+            missing
+        }
+    });
+    let bound = http::bind("relay", config.relay.listen, &config.http, config.shutdown.timeout, Routes::new(), readiness.clone())?;
+    Ok((bound, readiness))
+}

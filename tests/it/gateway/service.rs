@@ -1,0 +1,181 @@
+//! Services that do as they are told, and a gateway in front of them.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use serde_json::Value;
+use shopd::config::{Config, GatewayConfig, HttpConfig};
+use shopd::gateway::Gateway;
+use shopd::http;
+use shopd::shutdown::Shutdown;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+/// How a service treats one request.
+pub enum Reply {
+    /// An answer; the connection stays.
+    Answer(String),
+    /// So much of an answer, then the end.
+    Cut(String),
+    Close,
+    Hang,
+}
+
+pub fn answer(status: &str, headers: &str, body: &str) -> Reply {
+    Reply::Answer(format!("HTTP/1.1 {status}\r\n{headers}Content-Length: {}\r\n\r\n{body}", body.len()))
+}
+
+pub fn json_answer(body: &str) -> Reply {
+    answer("200 OK", "Content-Type: application/json\r\n", body)
+}
+
+/// A service that does as it is told and remembers every request's text.
+#[derive(Clone)]
+pub struct Service {
+    pub url: String,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Service {
+    /// `reply` gets the request's text and its number on its connection, from 0.
+    pub async fn start(reply: impl Fn(&str, usize) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let service = Self { url, requests: Arc::default() };
+        let (requests, reply) = (service.requests.clone(), Arc::new(reply));
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(converse(stream, requests.clone(), reply.clone()));
+            }
+        });
+        service
+    }
+
+    pub fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    pub fn is_asked(&self, times: usize) -> bool {
+        self.requests().len() == times
+    }
+}
+
+async fn converse<R: Fn(&str, usize) -> Reply>(mut stream: TcpStream, requests: Arc<Mutex<Vec<String>>>, reply: Arc<R>) {
+    for number in 0.. {
+        let Some(request) = read_message(&mut stream).await else { return };
+        if request.starts_with("GET /health/live ") {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+            continue;
+        }
+        requests.lock().unwrap().push(request.clone());
+        match reply(&request, number) {
+            Reply::Answer(text) => stream.write_all(text.as_bytes()).await.unwrap(),
+            Reply::Cut(text) => return stream.write_all(text.as_bytes()).await.unwrap(),
+            Reply::Close => return,
+            Reply::Hang => std::future::pending().await,
+        }
+    }
+}
+
+/// Head and body of one HTTP message; `None` at the end of the connection.
+pub async fn read_message(stream: &mut TcpStream) -> Option<String> {
+    let mut text = Vec::new();
+    loop {
+        let whole = String::from_utf8_lossy(&text).into_owned();
+        if let Some((head, body)) = whole.split_once("\r\n\r\n") {
+            let length =
+                head.lines().find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
+            if body.len() >= length.unwrap_or(0usize) {
+                return Some(whole);
+            }
+        }
+        match stream.read_buf(&mut text).await {
+            Ok(read) if read > 0 => {}
+            _ => return None,
+        }
+    }
+}
+
+/// An address where nobody listens, and the socket that keeps it from everyone else.
+pub fn reserved() -> (String, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    (format!("http://{}", socket.local_addr().unwrap()), socket)
+}
+
+/// An address where nobody listens, until the process ends.
+pub fn nobody() -> String {
+    let (url, socket) = reserved();
+    std::mem::forget(socket);
+    url
+}
+
+pub struct Shop {
+    address: String,
+    stop: Shutdown,
+    pub client: reqwest::Client,
+}
+
+impl Drop for Shop {
+    fn drop(&mut self) {
+        self.stop.stop();
+    }
+}
+
+pub const TIMEOUT: Duration = Duration::from_millis(600);
+
+impl Shop {
+    pub async fn start(orders: &[&str], payments: &[&str]) -> Self {
+        let urls = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect();
+        let gateway = Gateway::new(&GatewayConfig {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            orders_urls: urls(orders),
+            payments_urls: urls(payments),
+            upstream_timeout: TIMEOUT,
+        });
+        let config = HttpConfig { workers: 1, ..Config::default().http };
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let drain = Duration::from_millis(100);
+        let bound = http::bind(http::GATEWAY, listen, &config, drain, gateway.routes(), gateway.readiness()).unwrap();
+        let (address, stop) = (bound.local_addr.to_string(), Shutdown::new());
+        tokio::spawn(bound.run(stop.clone()));
+        // The client wants one though no test speaks TLS; another test may have installed it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+        Self { address, stop, client }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub async fn get(&self, path: &str) -> reqwest::Response {
+        self.client.get(self.url(path)).send().await.unwrap()
+    }
+
+    pub async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> reqwest::Response {
+        self.client.post(self.url(path)).header("content-type", "application/json").body(body).send().await.unwrap()
+    }
+
+    /// Sends a request as it is written and reads one answer.
+    pub async fn raw(&self, request: &str) -> String {
+        let mut stream = TcpStream::connect(&self.address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        read_message(&mut stream).await.unwrap_or_default()
+    }
+}
+
+/// Status, code and trace id of a problem; a 5xx may be tried again.
+pub async fn problem(response: reqwest::Response) -> (u16, String) {
+    let status = response.status();
+    assert_eq!(response.headers()["content-type"], "application/problem+json");
+    assert!(response.headers().contains_key("x-request-id"));
+    assert_eq!(response.headers().contains_key("retry-after"), status.is_server_error());
+    let body: Value = response.json().await.unwrap();
+    assert_eq!(body["traceId"].as_str().unwrap().len(), 32);
+    (status.as_u16(), body["code"].as_str().unwrap().to_owned())
+}
+
+pub fn code(status: u16, code: &str) -> (u16, String) {
+    (status, code.to_owned())
+}

@@ -1,0 +1,249 @@
+//! The outbox's cursor on a real server: what commits is read once and in order, whatever else is open or rolled back.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use chrono::Utc;
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use rand::RngExt;
+use shopd::config::{Config, Secret};
+use shopd::db::{self, Db, DbError, Schema, sql};
+use shopd::messaging::Message;
+use shopd::messaging::outbox::{self, Purged, Reader};
+use uuid::Uuid;
+
+use crate::support::postgres;
+
+const LEASE: Duration = Duration::from_secs(3);
+
+async fn fresh() -> Db {
+    let mut config = Config::default().database;
+    config.pool_size_max = 24;
+    let db = Db::new(&Secret::new(postgres::database("outbox").await), "test", &config).unwrap();
+    db::migrate(&db, &[Schema::Payments]).await.unwrap();
+    db
+}
+
+fn message(key: &str) -> Message {
+    Message {
+        event_id: Uuid::now_v7(),
+        topic: "order-payment-requests",
+        key: key.into(),
+        payload: b"{}".to_vec(),
+        kind: "test",
+        source: "/test",
+        traceparent: String::new(),
+        request_id: String::new(),
+        created_at: Utc::now(),
+    }
+}
+
+async fn write(conn: &AsyncPgConnection, count: usize) -> Vec<Uuid> {
+    let messages: Vec<_> = (0..count).map(|_| message("k")).collect();
+    outbox::append(conn, &messages).await.unwrap();
+    messages.iter().map(|m| m.event_id).collect()
+}
+
+/// Everything that is there now, in the order in which it was read.
+async fn drain(reader: &mut Reader, rows_max: i64) -> Vec<Uuid> {
+    let mut seen = Vec::new();
+    while let Some(page) = reader.page(rows_max).await.unwrap() {
+        seen.extend(page.rows.iter().map(|row| row.event_id));
+        reader.published(page).await.unwrap();
+    }
+    seen
+}
+
+async fn acquire(db: &Db, owner: &str) -> Option<Reader> {
+    Reader::acquire(db, owner, LEASE).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_committed_row_is_read_exactly_once_beside_slow_writers_and_rollbacks() {
+    let db = fresh().await;
+    // Open all the time, with a transaction id of its own: it must hold nobody up.
+    let mut bystander = db.dedicated().await.unwrap();
+    bystander.batch_execute("create table bystander (i int); begin; insert into bystander values (1)").await.unwrap();
+    let writing = Arc::new(AtomicBool::new(true));
+    let writers: Vec<_> = (0..16)
+        .map(|_| {
+            let db = db.clone();
+            tokio::spawn(async move {
+                let mut conn = db.dedicated().await.unwrap();
+                let mut committed = Vec::new();
+                for _ in 0..40 {
+                    conn.batch_execute("begin").await.unwrap();
+                    let mut mine = write(&conn, 2).await;
+                    let wait = rand::rng().random_range(0..8);
+                    tokio::time::sleep(Duration::from_millis(wait)).await; // a poll interval of the writer's own work
+                    mine.extend(write(&conn, 2).await);
+                    if rand::rng().random_bool(0.1) {
+                        conn.batch_execute("rollback").await.unwrap();
+                    } else {
+                        conn.batch_execute("commit").await.unwrap();
+                        committed.extend(mine);
+                    }
+                }
+                committed
+            })
+        })
+        .collect();
+    let reading = {
+        let (db, writing) = (db.clone(), writing.clone());
+        tokio::spawn(async move {
+            let mut reader = acquire(&db, "r").await.unwrap();
+            let mut seen = Vec::new();
+            while AtomicBool::load(&writing, Ordering::SeqCst) {
+                // Small pages, so that a look is often left half-way.
+                seen.extend(drain(&mut reader, 7).await);
+                tokio::task::yield_now().await;
+            }
+            seen.extend(drain(&mut reader, 7).await);
+            seen
+        })
+    };
+    let mut committed = HashSet::new();
+    for writer in writers {
+        committed.extend(writer.await.unwrap());
+    }
+    writing.store(false, Ordering::SeqCst);
+    let seen = reading.await.unwrap();
+    assert!(committed.len() > 1_000);
+    assert_eq!(seen.len(), committed.len(), "none twice, none lost");
+    assert_eq!(seen.into_iter().collect::<HashSet<_>>(), committed);
+}
+
+/// The negative control of the test above: the usual cursor over `id` alone does lose rows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cursor_over_the_id_alone_loses_a_row_that_commits_late() {
+    use diesel_async::RunQueryDsl;
+    #[derive(diesel::QueryableByName)]
+    struct Id {
+        #[diesel(sql_type = diesel::sql_types::BigInt)]
+        id: i64,
+    }
+    let db = fresh().await;
+    let (mut early, late) = (db.dedicated().await.unwrap(), db.dedicated().await.unwrap());
+    early.batch_execute("begin").await.unwrap();
+    write(&early, 1).await;
+    write(&late, 1).await;
+    let mut conn = db.get().await.unwrap();
+    let after = |id: i64| sql("select id from outbox where id > $1 order by id").bind::<diesel::sql_types::BigInt, _>(id);
+    let first: Vec<Id> = after(0).load(&mut conn).await.unwrap();
+    early.batch_execute("commit").await.unwrap();
+    let second: Vec<Id> = after(first.last().unwrap().id).load(&mut conn).await.unwrap();
+    assert_eq!(first.len() + second.len(), 1, "the early id that commits late is passed");
+    let mut reader = acquire(&db, "r").await.unwrap();
+    assert_eq!(drain(&mut reader, 100).await.len(), 2, "ours reads both");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_stays_open_delays_its_own_rows_and_nobody_elses() {
+    let db = fresh().await;
+    let mut reader = acquire(&db, "r").await.unwrap();
+    let mut open = db.dedicated().await.unwrap();
+    open.batch_execute("begin").await.unwrap();
+    let late = write(&open, 3).await;
+    let others = write(&db.dedicated().await.unwrap(), 5).await;
+    assert_eq!(drain(&mut reader, 2).await, others);
+    let more = write(&db.dedicated().await.unwrap(), 5).await;
+    assert_eq!(drain(&mut reader, 2).await, more);
+    open.batch_execute("commit").await.unwrap();
+    assert_eq!(drain(&mut reader, 2).await, late);
+    assert!(drain(&mut reader, 2).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_not_acknowledged_is_read_again_by_whoever_comes_next() {
+    let db = fresh().await;
+    let written = write(&db.dedicated().await.unwrap(), 10).await;
+    let mut first = acquire(&db, "first").await.unwrap();
+    let page = first.page(4).await.unwrap().unwrap();
+    first.published(page).await.unwrap();
+    let lost = first.page(4).await.unwrap().unwrap();
+    assert_eq!(lost.rows.iter().map(|r| r.event_id).collect::<Vec<_>>(), written[4..8]);
+    first.release().await.unwrap();
+    let mut second = acquire(&db, "second").await.unwrap();
+    assert_eq!(drain(&mut second, 4).await, written[4..]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_relay_that_lost_its_lease_moves_nothing() {
+    let db = fresh().await;
+    write(&db.dedicated().await.unwrap(), 3).await;
+    let mut slow = Reader::acquire(&db, "slow", Duration::from_millis(1)).await.unwrap().unwrap();
+    let page = slow.page(10).await.unwrap().unwrap();
+    let mut quick = loop {
+        // Its lease is over in a millisecond of the server's time.
+        if let Some(reader) = acquire(&db, "quick").await {
+            break reader;
+        }
+    };
+    assert!(acquire(&db, "third").await.is_none(), "a lease that runs is respected");
+    assert!(matches!(slow.published(page).await, Err(DbError::Fenced(_))));
+    assert!(matches!(slow.purge(10).await, Err(DbError::Fenced(_))));
+    assert_eq!(drain(&mut quick, 10).await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn purging_drops_what_is_published_and_never_the_row_of_an_open_transaction() {
+    let db = fresh().await;
+    let mut reader = acquire(&db, "r").await.unwrap();
+    write(&db.dedicated().await.unwrap(), 5).await;
+    drain(&mut reader, 100).await;
+    assert_eq!(reader.purge(100).await.unwrap(), Purged::All);
+    assert_eq!(rows(&db).await, 0);
+
+    // Busy: a writer holds the table. Nobody waits long, and what is published goes all the same.
+    write(&db.dedicated().await.unwrap(), 5).await;
+    drain(&mut reader, 100).await;
+    let mut open = db.dedicated().await.unwrap();
+    open.batch_execute("begin").await.unwrap();
+    let late = write(&open, 1).await;
+    // What other tests have open on this server delays the purge, nothing else: it waits for the oldest of all.
+    let mut dropped = 0;
+    for _poll in 0..2_000 {
+        assert!(drain(&mut reader, 100).await.is_empty());
+        match reader.purge(100).await.unwrap() {
+            Purged::Rows(rows) => dropped += rows,
+            Purged::All => panic!("truncated under an open transaction"),
+        }
+        if dropped == 5 {
+            break;
+        }
+    }
+    assert_eq!(dropped, 5);
+    open.batch_execute("commit").await.unwrap();
+    assert_eq!(drain(&mut reader, 100).await, late, "the open transaction's row is still there");
+
+    // Beyond the cursor: nothing is truncated.
+    let unread = write(&db.dedicated().await.unwrap(), 2).await;
+    reader.purge(100).await.unwrap();
+    assert_eq!(drain(&mut reader, 100).await, unread);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outbox_restored_into_another_cluster_is_read_all_the_same() {
+    let db = fresh().await;
+    let mut reader = acquire(&db, "r").await.unwrap();
+    drain(&mut reader, 100).await;
+    reader.release().await.unwrap();
+    // As pg_restore leaves it: rows whose transaction ids lie in this cluster's future, a cursor from elsewhere.
+    let written = write(&db.dedicated().await.unwrap(), 3).await;
+    let mut conn = db.get().await.unwrap();
+    conn.batch_execute("update outbox set xid = '9000000000'; update outbox_cursor set system_identifier = 'elsewhere'")
+        .await
+        .unwrap();
+    let mut reader = acquire(&db, "r").await.unwrap();
+    assert_eq!(drain(&mut reader, 100).await, written);
+}
+
+async fn rows(db: &Db) -> i64 {
+    use diesel::QueryDsl;
+    use diesel_async::RunQueryDsl;
+    diesel::table! { outbox (id) { id -> BigInt, } }
+    let mut conn = db.get().await.unwrap();
+    RunQueryDsl::get_result(outbox::table.count(), &mut *conn).await.unwrap()
+}

@@ -1,0 +1,247 @@
+//! What the original system breaks, each as a test of its own: on real Kafka, with the real processes.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use shopd::messaging::log::{KafkaLog, Log, Record};
+use uuid::Uuid;
+
+use crate::scenario::place;
+use crate::support::books::{self, assert_balanced, count};
+use crate::support::shop::{Four, PATIENCE, poll};
+use crate::support::{kafka, postgres};
+
+const REQUESTS: &str = "order-payment-requests";
+const RESULTS: &str = "payment-status-updates";
+
+struct Promise {
+    shop: Four,
+    log: KafkaLog,
+    orders: shopd::db::Db,
+    payments: shopd::db::Db,
+}
+
+async fn promise() -> Promise {
+    let (orders, payments) = (postgres::database("orders").await, postgres::database("payments").await);
+    let bootstrap = kafka::shared().await;
+    let shop = Four::start(&bootstrap, &orders, &payments, &kafka::prefix()).await;
+    let mut config = kafka::config(&bootstrap);
+    config.topic_prefix = shop.prefix().to_owned();
+    Promise { log: KafkaLog::new(&config), orders: books::connect(&orders), payments: books::connect(&payments), shop }
+}
+
+impl Promise {
+    /// A record of another producer's.
+    async fn forge(&self, topic: &str, key: &str, value: String, headers: &[(&'static str, String)]) {
+        let headers = headers.iter().map(|(name, value)| (Cow::Borrowed(*name), Bytes::from(value.clone()))).collect();
+        let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value));
+        let record = Record { topic: Arc::from(topic), key, value, headers, timestamp: chrono::Utc::now() };
+        self.log.append(vec![record]).await.expect("acknowledged");
+    }
+
+    /// Waits until everything on both topics is consumed.
+    async fn consumed(&self) {
+        for (topic, db) in [(REQUESTS, &self.payments), (RESULTS, &self.orders)] {
+            let partitions = self.log.partitions(topic).await.unwrap();
+            let since = std::time::Instant::now();
+            loop {
+                let mut end = 0;
+                for partition in 0..partitions {
+                    end += self.log.bounds(topic, partition).await.unwrap().1;
+                }
+                if count(db, "select coalesce(sum(next_offset), 0)::bigint as n from consumer_offset").await == end {
+                    break;
+                }
+                assert!(since.elapsed() < PATIENCE, "{topic} is not consumed");
+                poll().await;
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn money_is_conserved_while_deposits_and_payments_race() {
+    let p = promise().await;
+    p.shop.client.account("racer", "100").await;
+    let calls = (0..60).map(|i| {
+        let client = p.shop.client.clone();
+        tokio::spawn(async move {
+            if i % 2 == 0 {
+                client.post("/api/PaymentsProxy/racer/deposit", "0.1").await.expect(200);
+                None
+            } else {
+                Some(place(&client, "racer", "7.03").await)
+            }
+        })
+    });
+    let placed: Vec<_> = futures::future::join_all(calls).await.into_iter().filter_map(Result::unwrap).collect();
+    let mut paid = 0;
+    for id in placed {
+        paid += i64::from(p.shop.client.ended(&id).await["status"] == "Finished");
+    }
+    let left = 10_000 + 30 * 10 - paid * 703;
+    assert_eq!(count(&p.payments, "select balance as n from account").await, left);
+    assert!(left < 703, "as many were paid as the money allowed");
+    assert_balanced(&p.orders, &p.payments).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_delivered_again_under_any_event_id_or_none_debits_once_and_is_answered_again() {
+    let p = promise().await;
+    p.shop.client.account("ann", "100").await;
+    let id = place(&p.shop.client, "ann", "30").await;
+    p.shop.client.ended(&id).await;
+    let late = place(&p.shop.client, "ann", "1000").await;
+    p.shop.client.ended(&late).await;
+    p.shop.client.post("/api/PaymentsProxy/ann/deposit", "5000").await.expect(200);
+    let request = |order: &str, user: &str, amount: &str| {
+        format!(r#"{{"OrderId":"{order}","UserId":"{user}","Amount":{amount},"Description":null,"Timestamp":"2025-06-12T10:11:12.1234567Z"}}"#)
+    };
+    for event_id in [Some(Uuid::new_v4()), Some(Uuid::new_v4()), None] {
+        let headers: Vec<_> = event_id.iter().map(|id| ("ce_id", id.to_string())).collect();
+        p.forge(REQUESTS, "ann", request(&id, "ann", "30.00"), &headers).await;
+        // Another amount, another user, another partition: the first decision stands.
+        p.forge(REQUESTS, "other-key", request(&id, "ann", "31"), &headers).await;
+        // Decided while there was no money: a deposit afterwards changes nothing (S7).
+        p.forge(REQUESTS, "ann", request(&late, "ann", "1000"), &headers).await;
+        p.forge(REQUESTS, "ann", serde_json::to_string(&request(&id, "ann", "30.00")).unwrap(), &headers).await;
+    }
+    p.consumed().await;
+    assert_eq!(p.shop.client.balance("ann").await, "5070");
+    assert_eq!(count(&p.payments, "select count(*) as n from transfer where order_id is not null").await, 1);
+    assert_balanced(&p.orders, &p.payments).await;
+    // Every repeat's answer carries the event id of the first.
+    let mut ids = std::collections::HashMap::<Bytes, std::collections::HashSet<Bytes>>::new();
+    let mut results = 0;
+    let since = std::time::Instant::now();
+    while results < 4 && since.elapsed() < PATIENCE {
+        (results, ids) = (0, std::collections::HashMap::new());
+        for partition in 0..p.log.partitions(RESULTS).await.unwrap() {
+            for record in p.log.fetch(RESULTS, partition, 0, 1_000_000).await.unwrap().records {
+                results += 1;
+                ids.entry(record.key.clone().unwrap()).or_default().insert(record.headers["ce_id"].clone());
+            }
+        }
+    }
+    assert!(results >= 4, "repeats are answered");
+    assert!(ids.values().all(|ids| ids.len() == 1), "{ids:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_late_or_contradicting_result_never_overwrites_a_final_status() {
+    let p = promise().await;
+    p.shop.client.account("ann", "100").await;
+    let (paid, refused) = (place(&p.shop.client, "ann", "30").await, place(&p.shop.client, "ann", "300").await);
+    let before = (p.shop.client.ended(&paid).await, p.shop.client.ended(&refused).await);
+    let unknown = Uuid::new_v4();
+    for (order, status) in [(&paid, "3"), (&paid, "\"Cancelled\""), (&paid, "\"New\""), (&paid, "1"), (&refused, "2"), (&refused, "\"Finished\""), (&unknown.to_string(), "2")] {
+        p.forge(RESULTS, order, format!(r#"{{"OrderId":"{order}","Status":{status}}}"#), &[]).await;
+    }
+    p.consumed().await;
+    assert_eq!((p.shop.client.ended(&paid).await, p.shop.client.ended(&refused).await), before);
+    assert_balanced(&p.orders, &p.payments).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_accepted_order_has_its_request_in_the_same_commit() {
+    let mut p = promise().await;
+    p.shop.client.account("ann", "1000").await;
+    // Nothing is published while the relay is dead, and orders dies in the middle of accepting.
+    p.shop.relay.kill().await;
+    let calls: Vec<_> = (0..200)
+        .map(|_| {
+            let client = p.shop.client.clone();
+            let body = format!(r#"{{"orderId":"{}","userId":"ann","amount":1}}"#, Uuid::new_v4());
+            tokio::spawn(async move { client.send("POST", "/api/OrdersProxy", &[], Some(&body)).await.map(|a| a.status) })
+        })
+        .collect();
+    let since = std::time::Instant::now();
+    while count(&p.orders, "select count(*) as n from orders").await < 20 {
+        assert!(since.elapsed() < PATIENCE);
+        tokio::task::yield_now().await;
+    }
+    p.shop.crash("orders").await;
+    let accepted = futures::future::join_all(calls).await.into_iter().filter(|status| matches!(status, Ok(Ok(201)))).count();
+    let stored = count(&p.orders, "select count(*) as n from orders").await;
+    assert!(stored >= accepted as i64, "{stored} stored, {accepted} accepted");
+    assert_eq!(count(&p.orders, "select count(*) as n from orders o join outbox m on m.payload like ('%' || o.id || '%')::bytea").await, stored);
+    p.shop.crash("relay").await;
+    let since = std::time::Instant::now();
+    while count(&p.orders, "select count(*) as n from orders where status = 'Finished'").await < stored {
+        assert!(since.elapsed() < PATIENCE, "{}", p.shop.relay.log());
+        poll().await;
+    }
+    assert_balanced(&p.orders, &p.payments).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn neither_consumer_loses_a_message_when_it_dies_in_the_middle() {
+    let mut p = promise().await;
+    p.shop.client.account("ann", "100000").await;
+    for role in ["payments", "orders"] {
+        let calls: Vec<_> = (0..150)
+            .map(|_| {
+                let client = p.shop.client.clone();
+                tokio::spawn(async move {
+                    let body = format!(r#"{{"orderId":"{}","userId":"ann","amount":1}}"#, Uuid::new_v4());
+                    let _ = client.send("POST", "/api/OrdersProxy", &[], Some(&body)).await;
+                })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        p.shop.crash(role).await;
+        futures::future::join_all(calls).await;
+    }
+    let since = std::time::Instant::now();
+    while count(&p.orders, "select count(*) as n from orders where status = 'New'").await > 0 {
+        assert!(since.elapsed() < PATIENCE);
+        poll().await;
+    }
+    assert_balanced(&p.orders, &p.payments).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_that_cannot_be_read_is_a_dead_letter_and_holds_nobody_up() {
+    let p = promise().await;
+    p.shop.client.account("ann", "100").await;
+    for bad in ["", "{", "[]", r#"{"OrderId":"x"}"#, "\u{0}\u{1}"] {
+        p.forge(REQUESTS, "ann", bad.into(), &[("odd\u{0}", "\u{0}".into())]).await;
+        p.forge(RESULTS, "ann", bad.into(), &[]).await;
+    }
+    let id = place(&p.shop.client, "ann", "30").await;
+    assert_eq!(p.shop.client.ended(&id).await["status"], "Finished");
+    p.consumed().await;
+    assert_eq!(count(&p.payments, "select count(*) as n from dead_letter").await, 5);
+    assert_eq!(count(&p.orders, "select count(*) as n from dead_letter").await, 5);
+    assert_balanced(&p.orders, &p.payments).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_trace_and_one_request_id_run_from_the_request_to_the_result() {
+    let p = promise().await;
+    p.shop.client.account("ann", "100").await;
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let headers = [("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"), ("X-Request-Id", "request-7")];
+    let placed = p.shop.client.send("POST", "/api/OrdersProxy", &headers, Some(r#"{"userId":"ann","amount":1}"#)).await.unwrap();
+    let id = placed.expect(201).json()["id"].as_str().unwrap().to_owned();
+    p.shop.client.ended(&id).await;
+    for topic in [REQUESTS, RESULTS] {
+        let mut found = 0;
+        for partition in 0..p.log.partitions(topic).await.unwrap() {
+            for record in p.log.fetch(topic, partition, 0, 1_000_000).await.unwrap().records {
+                found += 1;
+                let header = |name: &str| String::from_utf8(record.headers[name].to_vec()).unwrap();
+                assert_eq!(&header("traceparent")[3..35], trace);
+                assert_eq!(header("x-request-id"), "request-7");
+                assert_eq!(header("ce_specversion"), "1.0");
+                for name in ["ce_id", "ce_type", "ce_source", "ce_time"] {
+                    assert!(!header(name).is_empty());
+                }
+            }
+        }
+        assert_eq!(found, 1, "{topic}");
+    }
+    let traced = "select count(*) as n from payment where traceparent like '%4bf92f3577b34da6a3ce929d0e0e4736%' and source = '/shopd/orders' and log_offset = 0";
+    assert_eq!(count(&p.payments, traced).await, 1);
+}

@@ -1,0 +1,302 @@
+//! The real binary, as a user starts it: its processes, their addresses, and a client.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+/// How long anything of a test may take to come about.
+pub const PATIENCE: Duration = Duration::from_secs(45);
+
+/// One running process of `shopd`; killed when dropped.
+pub struct Process {
+    child: Child,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Process {
+    /// Starts `shopd ROLE` with every port picked by the system, logging JSON.
+    pub fn start(args: &[&str], env: &[(String, String)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shopd"));
+        command.args(args).args(["--log", "json"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        for role in ["GATEWAY", "ORDERS", "PAYMENTS", "RELAY"] {
+            command.env(format!("SHOPD__{role}__LISTEN"), "127.0.0.1:0");
+        }
+        command.envs(env.iter().map(|(name, value)| (name, value)));
+        let mut child = command.spawn().expect("shopd starts");
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (lines, into) = (BufReader::new(child.stderr.take().expect("a pipe")), log.clone());
+        std::thread::spawn(move || {
+            for line in lines.lines().map_while(Result::ok) {
+                into.lock().unwrap().push(line);
+            }
+        });
+        Self { child, log }
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid()), signal).expect("a process of ours");
+    }
+
+    /// Everything it logged so far.
+    pub fn log(&self) -> String {
+        self.log.lock().unwrap().join("\n")
+    }
+
+    /// The address that `role` says it listens on.
+    pub async fn address(&self, role: &str) -> String {
+        let find = || {
+            self.log.lock().unwrap().iter().find_map(|line| {
+                let entry: Value = serde_json::from_str(line).ok()?;
+                let field = |name: &str| entry.get(name).or_else(|| entry.get("fields")?.get(name)).and_then(Value::as_str);
+                (field("message") == Some("listening") && field("role") == Some(role)).then(|| field("address").map(String::from))?
+            })
+        };
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
+            if let Some(address) = find() {
+                return format!("http://{address}");
+            }
+            poll().await;
+        }
+        panic!("{role} does not listen:\n{}", self.log());
+    }
+
+    /// Waits for its end; the exit status.
+    pub async fn ended(&mut self) -> std::process::ExitStatus {
+        let since = Instant::now();
+        while since.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status;
+            }
+            poll().await;
+        }
+        panic!("it does not end:\n{}", self.log());
+    }
+
+    /// SIGKILL, and waits.
+    pub async fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One step of a bounded wait.
+pub async fn poll() {
+    tokio::time::sleep(Duration::from_millis(20)).await;
+}
+
+/// `shopd all` on its embedded default.
+pub struct All {
+    pub process: Process,
+    pub client: Client,
+    pub orders: String,
+    pub payments: String,
+    pub dir: PathBuf,
+}
+
+impl All {
+    pub async fn start(dir: PathBuf) -> Self {
+        let process = Process::start(&["all", "--data-dir", dir.to_str().expect("a path")], &[]);
+        let client = Client::new(process.address("gateway").await);
+        let (orders, payments) = (process.address("orders").await, process.address("payments").await);
+        client.ready().await;
+        Self { process, client, orders, payments, dir }
+    }
+}
+
+/// Four processes on somebody's Kafka and databases.
+pub struct Four {
+    pub gateway: Process,
+    pub orders: Process,
+    pub payments: Process,
+    pub relay: Process,
+    pub client: Client,
+    pub env: Vec<(String, String)>,
+}
+
+impl Four {
+    /// Migrates, then starts the roles one after the other.
+    pub async fn start(kafka: &str, orders_db: &str, payments_db: &str, prefix: &str) -> Self {
+        let mut env: Vec<(String, String)> = [
+            ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", kafka),
+            ("SHOPD__KAFKA__TOPIC_PREFIX", prefix),
+            ("SHOPD__KAFKA__PARTITIONS", "4"),
+            ("SHOPD__ORDERS__DATABASE_URL", orders_db),
+            ("SHOPD__PAYMENTS__DATABASE_URL", payments_db),
+        ]
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec();
+        let mut migrate = Process::start(&["migrate"], &env);
+        assert!(migrate.ended().await.success(), "{}", migrate.log());
+        let orders = Process::start(&["orders"], &env);
+        let payments = Process::start(&["payments"], &env);
+        let relay = Process::start(&["relay"], &env);
+        env.push(("SHOPD__GATEWAY__ORDERS_URLS".into(), orders.address("orders").await));
+        env.push(("SHOPD__GATEWAY__PAYMENTS_URLS".into(), payments.address("payments").await));
+        let gateway = Process::start(&["gateway"], &env);
+        let client = Client::new(gateway.address("gateway").await);
+        client.ready().await;
+        for (process, role) in [(&orders, "orders"), (&payments, "payments"), (&relay, "relay")] {
+            Client::new(process.address(role).await).ready().await;
+        }
+        Self { gateway, orders, payments, relay, client, env }
+    }
+}
+
+impl Four {
+    /// SIGKILL, then the same role again at the same address, where the others look for it.
+    pub async fn crash(&mut self, role: &'static str) {
+        let process = match role {
+            "orders" => &mut self.orders,
+            "payments" => &mut self.payments,
+            "relay" => &mut self.relay,
+            _ => &mut self.gateway,
+        };
+        let address = process.address(role).await;
+        process.kill().await;
+        let mut env = self.env.clone();
+        let listen = address.trim_start_matches("http://").to_owned();
+        env.push((format!("SHOPD__{}__LISTEN", role.to_uppercase()), listen));
+        *process = Process::start(&[role], &env);
+    }
+
+    /// The prefix of its topics.
+    pub fn prefix(&self) -> &str {
+        self.env.iter().find(|(name, _)| name == "SHOPD__KAFKA__TOPIC_PREFIX").map_or("", |(_, prefix)| prefix)
+    }
+}
+
+/// An answer, whole.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HashMap<String, String>,
+    pub text: String,
+}
+
+impl Answer {
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.text).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    pub fn code(&self) -> String {
+        self.json()["code"].as_str().unwrap_or_default().to_owned()
+    }
+
+    #[track_caller]
+    pub fn expect(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{self:?}");
+        self
+    }
+}
+
+/// A client of one port.
+#[derive(Clone)]
+pub struct Client {
+    pub base: String,
+    http: reqwest::Client,
+}
+
+impl Client {
+    pub fn new(base: String) -> Self {
+        // The tree holds more than one TLS implementation; the client asks for one though it speaks plain HTTP.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let http = reqwest::Client::builder().timeout(Duration::from_secs(15)).redirect(reqwest::redirect::Policy::none());
+        Self { base, http: http.build().expect("a client") }
+    }
+
+    pub async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: Option<&str>) -> Result<Answer, reqwest::Error> {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).expect("a method");
+        let mut request = self.http.request(method, format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(body) = body {
+            if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+                request = request.header("Content-Type", "application/json");
+            }
+            request = request.body(body.to_owned());
+        }
+        let answer = request.send().await?;
+        let status = answer.status().as_u16();
+        let headers = answer.headers().iter().map(|(n, v)| (n.to_string(), v.to_str().unwrap_or_default().to_owned())).collect();
+        Ok(Answer { status, headers, text: answer.text().await? })
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send("GET", path, &[], None).await.expect("an answer")
+    }
+
+    pub async fn post(&self, path: &str, body: &str) -> Answer {
+        self.send("POST", path, &[], Some(body)).await.expect("an answer")
+    }
+
+    /// Waits until the role answers ready.
+    pub async fn ready(&self) {
+        let since = Instant::now();
+        let mut last = String::new();
+        while since.elapsed() < PATIENCE {
+            match self.send("GET", "/health/ready", &[], None).await {
+                Ok(answer) if answer.status == 200 => return,
+                other => last = format!("{other:?}"),
+            }
+            poll().await;
+        }
+        panic!("{} is not ready: {last}", self.base);
+    }
+
+    /// Opens an account with `amount` in it.
+    pub async fn account(&self, user: &str, amount: &str) {
+        self.send("POST", &format!("/api/PaymentsProxy/{user}"), &[], None).await.expect("an answer").expect(200);
+        if amount != "0" {
+            self.post(&format!("/api/PaymentsProxy/{user}/deposit"), amount).await.expect(200);
+        }
+    }
+
+    pub async fn balance(&self, user: &str) -> String {
+        let answer = self.get(&format!("/api/PaymentsProxy/{user}/balance")).await.expect(200);
+        raw_member(&answer.text, "balance")
+    }
+
+    /// Waits until the order has ended.
+    pub async fn ended(&self, id: &str) -> Value {
+        let since = Instant::now();
+        let mut last = Value::Null;
+        while since.elapsed() < PATIENCE {
+            if let Ok(answer) = self.send("GET", &format!("/api/OrdersProxy/{id}"), &[], None).await
+                && answer.status == 200
+            {
+                last = answer.json();
+                if last["status"] == "Finished" || last["status"] == "Cancelled" {
+                    return last;
+                }
+            }
+            poll().await;
+        }
+        panic!("order {id} does not end: {last}");
+    }
+}
+
+/// A member's text as it stands on the wire.
+pub fn raw_member(json: &str, name: &str) -> String {
+    let members: HashMap<String, Box<serde_json::value::RawValue>> = serde_json::from_str(json).expect("an object");
+    members[name].get().to_owned()
+}
