@@ -1,10 +1,10 @@
 # What one does with this project every day. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test bench lint fmt
+.PHONY: help run test compose-test bench lint fmt
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: ## build, then run the whole shop on this machine (ARGS='--data-dir DIR' and the like); nothing need be installed but Rust
 	@scripts/need.sh build
@@ -12,6 +12,9 @@ run: ## build, then run the whole shop on this machine (ARGS='--data-dir DIR' an
 
 test: ## formatting, lints, every test; with a database server and a broker of its own
 	@scripts/test.sh
+
+compose-test: ## the containers: build the image, start compose.yaml, ask it for a paid order, take it away; needs Docker
+	@scripts/compose-test.sh
 
 bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCHMARKS.md (QUICK=1: a short run)
 	@scripts/need.sh test
