@@ -19,20 +19,24 @@ pub fn run(config: &Config, role: CheckedRole) -> ExitCode {
     let mut code = 0;
     for (name, listen) in asked(config, role) {
         if listen.port() == 0 {
-            eprintln!("shopd: {name}.listen: has port 0, so a health check cannot know the port");
+            say(&mut std::io::stderr(), format_args!("shopd: {name}.listen: has port 0, so a health check cannot know the port"));
             code = 2;
             continue;
         }
         match check(reachable(listen), TIMEOUT) {
-            // A pipe closed by the reader is no reason to be unhealthy.
-            Ok(()) => drop(writeln!(std::io::stdout(), "{name}: ready")),
+            Ok(()) => say(&mut std::io::stdout(), format_args!("{name}: ready")),
             Err(problem) => {
-                eprintln!("shopd: {name}: {problem}");
+                say(&mut std::io::stderr(), format_args!("shopd: {name}: {problem}"));
                 code = code.max(1);
             }
         }
     }
     ExitCode::from(code)
+}
+
+/// A pipe closed by its reader is no reason to be unhealthy.
+fn say(to: &mut dyn Write, line: std::fmt::Arguments<'_>) {
+    drop(writeln!(to, "{line}"));
 }
 
 fn asked(config: &Config, role: CheckedRole) -> Vec<(&'static str, SocketAddr)> {

@@ -1,5 +1,6 @@
 //! Parse, telemetry, run, exit code; nothing else.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -16,7 +17,7 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     let cli = Cli::parse();
     if let Err(problem) = telemetry::begin(cli.global.log, |name| std::env::var(name).ok()) {
-        eprintln!("shopd: {problem}");
+        complain(&problem);
         return ExitCode::from(USAGE);
     }
     let role = match cli.command {
@@ -117,8 +118,11 @@ fn failed(error: &dyn std::fmt::Display) -> ExitCode {
 
 /// Mistakes are for people and their scripts, a line each, not for a log.
 fn usage(mistakes: &Mistakes) -> ExitCode {
-    for line in mistakes.lines() {
-        eprintln!("shopd: {line}");
-    }
+    mistakes.lines().iter().for_each(|line| complain(line));
     ExitCode::from(USAGE)
+}
+
+/// A closed standard error is no reason to panic, which `eprintln` would.
+fn complain(problem: &dyn std::fmt::Display) {
+    drop(writeln!(std::io::stderr(), "shopd: {problem}"));
 }

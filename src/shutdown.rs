@@ -1,4 +1,6 @@
 //! One stop signal for every task of a process: the first asks all to drain, each within its own bound; a second ends it at once.
+//!
+//! May import nothing of ours.
 
 use std::time::Duration;
 
@@ -67,9 +69,10 @@ impl Signals {
     /// Stops `shutdown` at the first signal. Resolves only when waiting for the drain is over: `timeout` after stopping began,
     /// whoever began it, or at the next signal.
     pub async fn force(mut self, shutdown: Shutdown, timeout: Duration) -> Forced {
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
         tokio::select! {
             (_, name) = self.next() => {
-                tracing::info!(signal = name, timeout_ms = timeout.as_millis(), "stopping: what is in flight is finished; a second signal ends it at once");
+                tracing::info!(signal = name, timeout_ms, "stopping: what is in flight is finished; a second signal ends it at once");
                 shutdown.stop();
             }
             () = shutdown.stopped() => {}
@@ -80,7 +83,7 @@ impl Signals {
                 Forced::SecondSignal(number)
             }
             () = tokio::time::sleep(timeout) => {
-                tracing::error!(timeout_ms = timeout.as_millis(), "not everything has drained within shutdown.timeout_ms: ending all the same");
+                tracing::error!(timeout_ms, "not everything has drained within shutdown.timeout_ms: ending all the same");
                 Forced::TimedOut
             }
         }

@@ -61,6 +61,11 @@ fn filter(environment: &impl Fn(&str) -> Option<String>) -> Result<EnvFilter, Te
     EnvFilter::try_new(format!("{QUIET},{text}")).map_err(|error| TelemetryError::Filter { variable, problem: error.to_string() })
 }
 
+/// A time as a log's field: whole milliseconds, a number in JSON too (a `u128` would become a text).
+pub fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Repeats of a cause are reported at most this often.
 const REPEAT_EVERY: Duration = Duration::from_secs(30);
 /// Causes told apart in one incident; any further one counts as a repeat.
@@ -113,7 +118,7 @@ impl Incident {
         match self.fail(&cause, Instant::now()) {
             Say::Warning => tracing::warn!(what = self.what, %cause, "failed; will be tried again"),
             Say::Repeat { failures, lasted } => {
-                tracing::info!(what = self.what, %cause, failures, lasted_ms = lasted.as_millis(), "still failing");
+                tracing::info!(what = self.what, %cause, failures, lasted_ms = millis(lasted), "still failing");
             }
             Say::Nothing => tracing::debug!(what = self.what, %cause, "failed again"),
         }
@@ -122,7 +127,7 @@ impl Incident {
     /// Logs the end of the incident, if there was one.
     pub fn recovered(&mut self) {
         if let Some(Recovered { failures, lasted }) = self.succeed(Instant::now()) {
-            tracing::info!(what = self.what, failures, lasted_ms = lasted.as_millis(), "recovered");
+            tracing::info!(what = self.what, failures, lasted_ms = millis(lasted), "recovered");
         }
     }
 

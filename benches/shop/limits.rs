@@ -14,7 +14,6 @@ pub struct Limits {
     pub pay_batch: f64,
     pub pay_batch_hot: f64,
     pub order_cte: f64,
-    pub order_group: f64,
 }
 
 pub fn measure(quick: bool) -> Result<Limits> {
@@ -32,7 +31,6 @@ pub fn measure(quick: bool) -> Result<Limits> {
         pay_batch: rate("pay_batch_1000_c1")?,
         pay_batch_hot: rate("pay_batch_hot_1000_c1")?,
         order_cte: rate("order_cte_c64")?,
-        order_group: rate("order_group_64_c1")?,
     })
 }
 

@@ -31,7 +31,8 @@ fn tree(root: u32) -> Vec<u32> {
         .collect();
     let mut at = 0;
     while at < found.len() {
-        found.extend(parents.iter().filter(|(_, parent)| *parent == found[at]).map(|(pid, _)| *pid));
+        let of = found[at];
+        found.extend(parents.iter().filter(|(_, parent)| *parent == of).map(|(pid, _)| *pid));
         at += 1;
     }
     found

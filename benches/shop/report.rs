@@ -59,9 +59,12 @@ fn all(rates: &[Rate]) -> String {
     rates.iter().map(|rate| format!("{:.0}", rate.per_second)).collect::<Vec<_>>().join(", ")
 }
 
+/// One of the limits.
+type Limit = fn(&Limits) -> f64;
+
 pub fn write(figures: &Figures, quick: bool) -> Result<()> {
-    let limit = |field: fn(&Limits) -> f64| (field(&figures.before) + field(&figures.after)) / 2.0;
-    let noise = |field: fn(&Limits) -> f64| format!("{:.0} before, {:.0} after", field(&figures.before), field(&figures.after));
+    let limit = |field: Limit| (field(&figures.before) + field(&figures.after)) / 2.0;
+    let noise = |field: Limit| format!("{:.0} before, {:.0} after", field(&figures.before), field(&figures.after));
     let mut rows = String::new();
     let mut row = |what: &str, rate: Rate, each: String, limit_name: &str, limit: f64, noise: String| {
         let ratio = rate.per_second / limit;
@@ -71,8 +74,7 @@ pub fn write(figures: &Figures, quick: bool) -> Result<()> {
             rate.per_second, rate.cpu_us
         )
     };
-    let (cte, pay, hot): (fn(&Limits) -> f64, fn(&Limits) -> f64, fn(&Limits) -> f64) =
-        (|l| l.order_cte, |l| l.pay_batch, |l| l.pay_batch_hot);
+    let (cte, pay, hot): (Limit, Limit, Limit) = (|l| l.order_cte, |l| l.pay_batch, |l| l.pay_batch_hot);
     let one = |rate: &Rate| all(&[*rate]);
     row(
         &format!("orders accepted/s at the orders role, {CONNECTIONS} connections"),

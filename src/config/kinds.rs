@@ -135,7 +135,7 @@ impl Kind<Vec<String>> for Replicas {
                 urls.push(url);
             }
         }
-        Ok(urls)
+        if urls.is_empty() { Err("is empty".into()) } else { Ok(urls) }
     }
 
     fn show(&self, value: &Vec<String>) -> String {
@@ -321,6 +321,7 @@ mod tests {
             assert!(one(bad).is_err(), "{bad}");
         }
         assert!(!one("http://u:hunter2@a:1").unwrap_err().contains("hunter2"));
+        assert!(Replicas.parse(&Raw::List(Vec::new())).is_err());
         assert_eq!(Replicas.parse(&Raw::List(vec!["http://a:1".into(), "http://b:2".into()])).unwrap().len(), 2);
     }
 

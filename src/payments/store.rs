@@ -48,25 +48,39 @@ pub async fn find(conn: &mut Conn, user: &UserId) -> Result<Option<Account>, DbE
     Ok(row.map(|(id, balance)| Account { id, user_id: user.clone(), balance: Minor(balance) }))
 }
 
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = transfer, check_for_backend(diesel::pg::Pg))]
+struct TransferRow {
+    id: i64,
+    amount: i64,
+    order_id: Option<Uuid>,
+    balance_after: i64,
+    created_at: DateTime<Utc>,
+}
+
+impl From<TransferRow> for Transaction {
+    fn from(row: TransferRow) -> Self {
+        let (kind, amount) = match row.order_id {
+            Some(_) => (TransactionKind::Payment, -row.amount),
+            None => (TransactionKind::Deposit, row.amount),
+        };
+        let (amount, balance_after) = (Minor(amount), Minor(row.balance_after));
+        Self { id: row.id, kind, amount, balance_after, order_id: row.order_id, created_at: row.created_at }
+    }
+}
+
 /// One page of an account's ledger, newest first.
 pub async fn transactions(conn: &mut Conn, account: i64, limit: i64, before: Option<i64>) -> Result<TransactionPage, DbError> {
-    let rows: Vec<(i64, i64, Option<Uuid>, i64, DateTime<Utc>)> = transfer::table
+    let rows: Vec<TransferRow> = transfer::table
         .filter(transfer::account_id.eq(account))
         .filter(transfer::id.lt(before.unwrap_or(i64::MAX)))
         .order(transfer::id.desc())
         .limit(limit + 1)
-        .select((transfer::id, transfer::amount, transfer::order_id, transfer::balance_after, transfer::created_at))
+        .select(TransferRow::as_select())
         .load(conn)
         .await?;
     let more = rows.len() as i64 > limit;
-    let transaction = |(id, amount, order_id, balance_after, created_at): (i64, i64, Option<Uuid>, i64, DateTime<Utc>)| {
-        let (kind, amount) = match order_id {
-            Some(_) => (TransactionKind::Payment, -amount),
-            None => (TransactionKind::Deposit, amount),
-        };
-        Transaction { id, kind, amount: Minor(amount), balance_after: Minor(balance_after), order_id, created_at }
-    };
-    let transactions: Vec<_> = rows.into_iter().take(limit as usize).map(transaction).collect();
+    let transactions: Vec<_> = rows.into_iter().take(limit as usize).map(Transaction::from).collect();
     let next = transactions.last().filter(|_| more).map(|last| last.id);
     Ok(TransactionPage { transactions, next })
 }

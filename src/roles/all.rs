@@ -3,6 +3,7 @@
 //! Stopping goes from the outside in, so that what is in flight finds everything behind it still there: gateway, services and
 //! relay, database server.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +70,7 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
         let _ = (&mut finished).await;
     });
     let (result, ()) = tokio::join!(roles, supervised);
-    server.stop(config.shutdown.timeout).await?;
+    server.stop(super::share(&config, 20)).await?;
     result
 }
 
@@ -258,7 +259,7 @@ async fn banner(roles: [(&'static str, Readiness); 2], public: String, started: 
     if stop.is_stopping() {
         return;
     }
-    println!(
+    let text = format!(
         "
 shopd is ready after {} ms.
 
@@ -275,4 +276,6 @@ and see it paid: curl '{public}/api/OrdersProxy?userId=alice'
 ",
         started.elapsed().as_millis()
     );
+    // Nobody may be reading; the log says that we are ready, too.
+    let _ = std::io::stdout().lock().write_all(text.as_bytes());
 }

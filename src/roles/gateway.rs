@@ -18,6 +18,7 @@ pub(super) fn bind(config: &Config, gateway: &GatewayConfig) -> Result<(Bound, R
     let gateway = Gateway::new(gateway);
     let readiness = gateway.readiness();
     let routes = gateway.routes();
-    let bound = http::bind(http::GATEWAY, config.gateway.listen, &config.http, config.shutdown.timeout, routes, readiness.clone())?;
+    let bound =
+        http::bind(http::GATEWAY, config.gateway.listen, &config.http, super::share(config, 40), routes, readiness.clone())?;
     Ok((bound, readiness))
 }

@@ -56,8 +56,10 @@ async fn schemas(db: &Db, schemas: &[Schema], name: &str) -> Result<(), RoleErro
     let mut said = false;
     loop {
         match db::migrate(db, schemas).await {
-            Ok(0) => return Ok(tracing::info!(database = name, "the schema is up to date")),
-            Ok(applied) => return Ok(tracing::info!(database = name, applied, "migrated")),
+            Ok(applied) => {
+                tracing::info!(database = name, applied, "the schema is up to date");
+                return Ok(());
+            }
             Err(DbError::Unavailable(cause)) if since.elapsed() < PATIENCE && !hopeless(&cause) => {
                 if !std::mem::replace(&mut said, true) {
                     tracing::warn!(database = name, cause, "waiting for the database");
@@ -88,7 +90,10 @@ async fn topics(log: &SharedLog, partitions: i32) -> Result<(), RoleError> {
     let mut said = false;
     loop {
         match log.create_topics(&TOPICS, partitions).await {
-            Ok(()) => return Ok(tracing::info!(topics = TOPICS.join(", "), "the topics are there")),
+            Ok(()) => {
+                tracing::info!(topics = TOPICS.join(", "), "the topics are there");
+                return Ok(());
+            }
             Err(LogError::Unavailable(cause)) if since.elapsed() < PATIENCE => {
                 if !std::mem::replace(&mut said, true) {
                     tracing::warn!(cause, "waiting for the broker");

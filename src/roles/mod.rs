@@ -38,6 +38,12 @@ pub enum RoleError {
     Task(#[from] tokio::task::JoinError),
 }
 
+/// What of `shutdown.timeout_ms` a stage of the end may take: requests in flight, then what is behind them, then the rest. The
+/// process is ended by force when all of it is over.
+fn share(config: &Config, percent: u32) -> Duration {
+    config.shutdown.timeout * percent / 100
+}
+
 /// Names this process among its role's replicas, for leases.
 fn owner(role: &str) -> String {
     let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();

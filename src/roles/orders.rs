@@ -33,7 +33,7 @@ pub(super) fn bind(config: &Config, orders: Orders) -> Result<(Bound, Readiness)
         async move { orders.missing().await }
     });
     let routes = orders::routes(orders);
-    let bound = http::bind("orders", config.orders.listen, &config.http, config.shutdown.timeout, routes, readiness.clone())?;
+    let bound = http::bind("orders", config.orders.listen, &config.http, super::share(config, 30), routes, readiness.clone())?;
     Ok((bound, readiness))
 }
 

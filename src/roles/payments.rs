@@ -32,7 +32,7 @@ pub(super) fn bind(config: &Config, payments: Payments) -> Result<(Bound, Readin
         async move { payments.missing().await }
     });
     let routes = payments::routes(payments);
-    let bound = http::bind("payments", config.payments.listen, &config.http, config.shutdown.timeout, routes, readiness.clone())?;
+    let bound = http::bind("payments", config.payments.listen, &config.http, super::share(config, 30), routes, readiness.clone())?;
     Ok((bound, readiness))
 }
 

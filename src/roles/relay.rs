@@ -55,6 +55,6 @@ pub(super) fn bind(config: &Config, orders: Db, payments: Db, log: SharedLog) ->
             missing
         }
     });
-    let bound = http::bind("relay", config.relay.listen, &config.http, config.shutdown.timeout, Routes::new(), readiness.clone())?;
+    let bound = http::bind("relay", config.relay.listen, &config.http, super::share(config, 30), Routes::new(), readiness.clone())?;
     Ok((bound, readiness))
 }

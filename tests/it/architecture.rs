@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// A module, and what of ours it may import beside itself.
-const MAY_IMPORT: [(&str, &[&str]); 16] = [
+const MAY_IMPORT: [(&str, &[&str]); 17] = [
     ("money", &[]),
     ("user_id", &[]),
     ("trace", &[]),
@@ -19,6 +19,7 @@ const MAY_IMPORT: [(&str, &[&str]); 16] = [
     ("payments", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db"]),
     ("relay", &["messaging", "contracts", "db", "config", "shutdown", "telemetry"]),
     ("gateway", &["http", "config", "shutdown", "trace", "money", "user_id", "json", "telemetry"]),
+    ("healthcheck", &["cli", "config"]),
     ("embedded", &["config", "db", "shutdown"]),
 ];
 

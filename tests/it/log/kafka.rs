@@ -1,5 +1,7 @@
 //! The suite on a real broker, what other clients may write, and what becomes of the calls when the broker is away.
 
+mod wire;
+
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use rskafka::client::partition::{Compression, PartitionClient, UnknownTopicHandl
 use shopd::config::KafkaConfig;
 use shopd::messaging::log::{KafkaLog, Log, LogError, Record};
 
+use self::wire::Codec;
 use super::suite::{contract, noise};
 use super::{BYTES_MAX, FETCH_WAIT, LONG, Subject, now, offsets, read, record, values};
 use crate::support::kafka::{self, Broker};
@@ -48,6 +51,51 @@ async fn records_of_other_clients_are_read_whatever_they_lack() {
     assert!(stored.iter().all(|record| record.key.is_none() && record.headers.is_empty() && record.unreadable().is_none()));
     assert_eq!(stored[8].value.as_deref(), Some(b"bare".as_slice()));
     assert_eq!(stored[9].value, None);
+}
+
+/// A header without a value is legal, and rskafka cannot decode it: nor, then, anything else in the same answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_without_a_value_is_an_empty_one() {
+    let config = kafka::config(&kafka::shared().await);
+    let log = KafkaLog::new(&config);
+    log.create_topics(&["events"], 1).await.unwrap();
+    log.append(vec![record("events", "key", "before")]).await.unwrap();
+    wire::produce(&config, "events", Codec::Plain, 3, None).await;
+    log.append(vec![record("events", "key", noise(5_000, 1))]).await.unwrap();
+    wire::produce(&config, "events", Codec::Plain, 1, None).await;
+
+    let stored = read(&log, "events", 0, 0, 6).await;
+    assert_eq!(offsets(&stored), (0..6).collect::<Vec<_>>());
+    for record in [&stored[1], &stored[2], &stored[3], &stored[5]] {
+        assert_eq!((record.key.as_deref(), record.value.as_deref()), (None, Some(b"raw".as_slice())));
+        assert_eq!(record.headers.get("name").map(|value| value.len()), Some(0));
+        assert!((chrono::Utc::now() - record.timestamp).num_seconds() < 60);
+    }
+    assert_eq!(values(&stored[..1]), ["before"]);
+    assert_eq!(stored[4].value.as_deref(), Some(noise(5_000, 1).as_slice()));
+    // From the middle of such a batch as well.
+    assert_eq!(offsets(&read(&log, "events", 0, 2, 4).await), [2, 3, 4, 5]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_cannot_be_decoded_holds_up_nobody() {
+    let config = kafka::config(&kafka::shared().await);
+    let log = KafkaLog::new(&config);
+    log.create_topics(&["events"], 1).await.unwrap();
+    log.append(vec![record("events", "key", "before")]).await.unwrap();
+    wire::produce(&config, "events", Codec::Gzip, 3, None).await;
+    log.append(vec![record("events", "key", "between")]).await.unwrap();
+    wire::produce(&config, "events", Codec::Gzip, 1, None).await;
+    wire::produce(&config, "events", Codec::Gzip, 1, Some("a header that is fine")).await;
+
+    let stored = read(&log, "events", 0, 0, 7).await;
+    assert_eq!(offsets(&stored), (0..7).collect::<Vec<_>>());
+    let unreadable: Vec<bool> = stored.iter().map(|record| record.unreadable().is_some()).collect();
+    assert_eq!(unreadable, [false, true, true, true, false, true, false], "{stored:?}");
+    assert_eq!((values(&stored[..1]), values(&stored[4..5])), (vec!["before".to_owned()], vec!["between".to_owned()]));
+    assert_eq!(values(&stored[6..]), ["raw"]);
+    let end = log.fetch("events", 0, 7, BYTES_MAX).await.unwrap();
+    assert_eq!((end.records.len(), end.next_offset, end.end_offset), (0, 7, 7));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

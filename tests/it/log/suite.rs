@@ -113,15 +113,15 @@ pub async fn a_waiting_fetch_is_woken_by_another_process(subject: Subject) {
 
     let mut waits = Vec::new();
     for n in 1..=9 {
-        let fetch = tokio::spawn({
+        let mut fetch = tokio::spawn({
             let reader = reader.clone();
             async move {
                 let stored = read(&*reader, "events", 0, n, 1).await;
                 (stored[0].offset, Instant::now())
             }
         });
-        // The fetch gets time to reach the log: it is a waiting one that must be woken.
-        tokio::time::sleep(Duration::from_millis(60)).await;
+        // Time enough to reach the log: it is a waiting fetch that must be woken.
+        assert!(tokio::time::timeout(Duration::from_millis(60), &mut fetch).await.is_err(), "nothing is there to fetch");
         writer.append(vec![record("events", "key", "next")]).await.unwrap();
         let appended = Instant::now();
         let (offset, woken) = fetch.await.unwrap();

@@ -88,6 +88,11 @@ impl Connections {
         }
     }
 
+    /// `host:port` of the brokers to begin with.
+    pub fn servers(&self) -> &[String] {
+        &self.bootstrap_servers
+    }
+
     /// The client, connected now if it was not. Bounded by the caller.
     pub async fn client(&self) -> Result<Arc<Client>, LogError> {
         let mut client = self.client.lock().await;

@@ -6,6 +6,8 @@
 
 mod batch;
 mod connections;
+mod decode;
+mod raw;
 mod read;
 
 use std::borrow::Cow;
@@ -33,6 +35,9 @@ const PING_WAIT: Duration = Duration::from_millis(1_000);
 /// Kafka's word for "the broker's default".
 const REPLICATION_OF_THE_BROKER: i16 = -1;
 
+/// Held by whoever produces to a partition.
+type Turn = Arc<Mutex<()>>;
+
 /// Which records of one call go to one partition, by their index in the call.
 struct Lane {
     topic: Arc<str>,
@@ -54,7 +59,7 @@ pub struct KafkaLog {
     batch_bytes_max: usize,
     connections: Connections,
     /// Who may produce to a partition: one at a time, so that no retry overtakes another batch.
-    turns: std::sync::Mutex<HashMap<(Arc<str>, i32), Arc<Mutex<()>>>>,
+    turns: std::sync::Mutex<HashMap<(Arc<str>, i32), Turn>>,
 }
 
 impl KafkaLog {
@@ -160,7 +165,7 @@ impl KafkaLog {
         }
     }
 
-    fn turn(&self, lane: &Lane) -> Arc<Mutex<()>> {
+    fn turn(&self, lane: &Lane) -> Turn {
         // A poisoned map is still a map: nothing panics in the middle of a change of it.
         let mut turns = self.turns.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         turns.entry((lane.topic.clone(), lane.partition)).or_default().clone()

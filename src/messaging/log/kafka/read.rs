@@ -1,7 +1,7 @@
 //! Reading a partition: what lies there may be any producer's, so offsets without a record and batches that cannot be
 //! decoded are stepped over, never waited at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,8 @@ use rskafka::client::partition::OffsetAt;
 use rskafka::record::RecordAndOffset;
 
 use super::connections::{bounded, meaning};
-use super::{KafkaLog, Log, LogError};
+use super::decode::{self, Batch};
+use super::{KafkaLog, Log, LogError, raw};
 use crate::messaging::log::{Fetched, StoredRecord, UNREADABLE};
 
 /// The broker then sends the one batch that holds the offset, however large.
@@ -36,7 +37,7 @@ impl KafkaLog {
             }
             Ok((records, end)) => Ok(fetched(records, from, end)),
             Err(Missed::OutOfRange) => Err(self.out_of_range(topic, partition, from).await),
-            Err(Missed::Unreadable(reason)) => self.step_over_unreadable(topic, partition, from, reason).await,
+            Err(Missed::Unreadable(_)) => self.step_over_unreadable(topic, partition, from, bytes_max).await,
             Err(Missed::For(cause)) => Err(cause),
         }
     }
@@ -54,33 +55,60 @@ impl KafkaLog {
                 // What is wrong at the next offset is told when that is asked for.
                 Err(_) if next > from => break,
                 Err(Missed::OutOfRange) => return Err(self.out_of_range(topic, partition, next).await),
-                Err(Missed::Unreadable(reason)) => return self.step_over_unreadable(topic, partition, next, reason).await,
+                Err(Missed::Unreadable(_)) => return self.step_over_unreadable(topic, partition, next, bytes_max).await,
                 Err(Missed::For(cause)) => return Err(cause),
             }
         }
         Ok(Fetched { records: Vec::new(), next_offset: next, end_offset: end.max(next) })
     }
 
-    /// Something in an answer could not be decoded. The batches before it are read one by one; the offsets of the batch
-    /// itself become unreadable records, so that they are seen and hold nobody up.
-    async fn step_over_unreadable(&self, topic: &str, partition: i32, from: i64, reason: String) -> Result<Fetched, LogError> {
-        let end = self.offset(topic, partition, OffsetAt::Latest).await?;
+    /// Something in an answer could not be decoded by the client library. Markers and aborted records are stepped over,
+    /// what can be decoded here is; the rest becomes unreadable records, so that they are seen and hold nobody up.
+    async fn step_over_unreadable(&self, topic: &str, partition: i32, from: i64, bytes_max: i32) -> Result<Fetched, LogError> {
+        let name = self.name(topic);
+        let asked = raw::fetch(self.connections.servers(), &name, partition, from, bytes_max);
+        let answer = bounded(self.request_timeout, "fetching by hand", asked).await?;
+        let answer = answer.map_err(|error| LogError::Unavailable(error.to_string()))?;
+        let mut transactions = Transactions::new(answer.aborted);
         let mut records = Vec::new();
         let mut next = from;
-        while next < end.min(from + STEPS_MAX) {
-            match self.fetch_once(topic, partition, next, ONE_BATCH, NO_WAIT).await {
-                Err(Missed::Unreadable(reason)) => {
-                    records.push(unreadable(next, reason));
-                    next += 1;
-                }
-                Ok((good, end)) if records.is_empty() => return Ok(fetched(good, next, end)),
-                Err(Missed::For(cause)) if records.is_empty() => return Err(cause),
-                Err(Missed::OutOfRange) if records.is_empty() => return Err(self.out_of_range(topic, partition, next).await),
-                _ => break,
+        for batch in decode::batches(answer.batches) {
+            let aborted = transactions.aborted(&batch);
+            if batch.end <= next || batch.is_control() || aborted {
+                next = next.max(batch.end);
+                continue;
             }
+            if batch.is_compressed() {
+                if next > from {
+                    // The client library may well read it, from here on.
+                    break;
+                }
+                match self.fetch_once(topic, partition, next, ONE_BATCH, NO_WAIT).await {
+                    Ok((good, end)) => return Ok(fetched(good, next, end)),
+                    Err(Missed::Unreadable(reason)) => {
+                        records.extend((next.max(batch.base_offset)..batch.end).map(|offset| unreadable(offset, &reason)));
+                    }
+                    Err(Missed::OutOfRange) => return Err(self.out_of_range(topic, partition, next).await),
+                    Err(Missed::For(cause)) => return Err(cause),
+                }
+            } else {
+                match batch.records() {
+                    Ok(some) => records.extend(some.into_iter().filter(|record| record.offset >= from)),
+                    Err(reason) => {
+                        records.extend((next.max(batch.base_offset)..batch.end).map(|offset| unreadable(offset, reason)));
+                    }
+                }
+            }
+            next = batch.end;
         }
-        tracing::error!(topic, partition, from, next, reason, "records on the log cannot be decoded");
-        Ok(Fetched { records, next_offset: next, end_offset: end.max(next) })
+        if next == from {
+            return Err(LogError::Unavailable("an answer that cannot be read, and by hand there is nothing".into()));
+        }
+        if let Some(reason) = records.iter().find_map(StoredRecord::unreadable) {
+            let reason = String::from_utf8_lossy(reason);
+            tracing::error!(topic, partition, from, next, %reason, "records on the log cannot be decoded");
+        }
+        Ok(Fetched { records, next_offset: next, end_offset: answer.end_offset.max(next) })
     }
 
     async fn out_of_range(&self, topic: &str, partition: i32, from: i64) -> LogError {
@@ -146,7 +174,57 @@ fn from_kafka(stored: RecordAndOffset) -> StoredRecord {
     }
 }
 
-fn unreadable(offset: i64, reason: String) -> StoredRecord {
-    let headers = BTreeMap::from([(UNREADABLE.to_owned(), Bytes::from(reason))]);
+fn unreadable(offset: i64, reason: &str) -> StoredRecord {
+    let headers = BTreeMap::from([(UNREADABLE.to_owned(), Bytes::copy_from_slice(reason.as_bytes()))]);
     StoredRecord { offset, key: None, value: None, headers, timestamp: Utc::now() }
+}
+
+/// Which transactions are being read whose records do not count.
+struct Transactions {
+    /// Producer and first offset, by offset.
+    aborted: VecDeque<(i64, i64)>,
+    /// Producers inside of one.
+    inside: HashSet<i64>,
+}
+
+impl Transactions {
+    fn new(mut aborted: Vec<(i64, i64)>) -> Self {
+        aborted.sort_unstable_by_key(|(_, first_offset)| *first_offset);
+        Self { aborted: aborted.into(), inside: HashSet::new() }
+    }
+
+    /// Whether `batch`, the next on the log, belongs to one.
+    fn aborted(&mut self, batch: &Batch) -> bool {
+        while let Some((producer_id, _)) = self.aborted.pop_front_if(|(_, first_offset)| *first_offset < batch.end) {
+            self.inside.insert(producer_id);
+        }
+        if batch.is_abort() {
+            self.inside.remove(&batch.producer_id);
+        }
+        batch.is_transactional() && self.inside.contains(&batch.producer_id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_aborted_transactions_do_not_count_and_all_others_do() {
+        let batches = [
+            (Batch::of_transaction(1, 0..3), false),
+            (Batch::of_transaction(2, 3..5), true),
+            (Batch::marker(1, 5, false), false),
+            (Batch::of_transaction(2, 6..7), true),
+            (Batch::marker(2, 7, true), false),
+            (Batch::of_transaction(2, 8..9), false),
+            (Batch::marker(2, 9, false), false),
+            (Batch::of_transaction(1, 10..11), true),
+            (Batch::marker(1, 11, true), false),
+        ];
+        let mut transactions = Transactions::new(vec![(1, 10), (2, 3)]);
+        for (batch, aborted) in batches {
+            assert_eq!(transactions.aborted(&batch), aborted, "{batch:?}");
+        }
+    }
 }

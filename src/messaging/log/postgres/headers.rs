@@ -19,15 +19,17 @@ pub(super) fn encode<'h>(headers: impl IntoIterator<Item = (&'h str, &'h [u8])>)
 /// The headers in `bytes`; of a name that comes twice the last. `None` where that is not what [`encode`] made.
 pub(super) fn decode(bytes: Vec<u8>) -> Option<BTreeMap<String, Bytes>> {
     let mut bytes = Bytes::from(bytes);
-    let mut part = || {
-        let length = bytes.try_get_u32().ok()? as usize;
-        (length <= bytes.len()).then(|| bytes.split_to(length))
-    };
     let mut headers = BTreeMap::new();
-    while let Some(name) = part() {
-        headers.insert(String::from_utf8(name.into()).ok()?, part()?);
+    while !bytes.is_empty() {
+        let name = String::from_utf8(part(&mut bytes)?.into()).ok()?;
+        headers.insert(name, part(&mut bytes)?);
     }
-    bytes.is_empty().then_some(headers)
+    Some(headers)
+}
+
+fn part(bytes: &mut Bytes) -> Option<Bytes> {
+    let length = bytes.try_get_u32().ok()? as usize;
+    (length <= bytes.len()).then(|| bytes.split_to(length))
 }
 
 #[cfg(test)]

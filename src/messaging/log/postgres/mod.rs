@@ -271,12 +271,17 @@ impl Log for PostgresLog {
         let mut end = signals.end(place);
         loop {
             // Where nothing is known to have moved there is nothing to ask the database for.
-            if *end.borrow_and_update() != from || !signals.is_fresh() {
+            let known = *end.borrow_and_update();
+            if known != from || !signals.is_fresh() {
                 let fetched = self.look(topic, place, from, bytes_max).await?;
                 if !fetched.records.is_empty() {
                     return Ok(fetched);
                 }
                 signals.saw(place, fetched.end_offset);
+                let now_known = *end.borrow_and_update();
+                if now_known != known && now_known > from {
+                    continue;
+                }
             }
             if let Err(_late) = tokio::time::timeout_at(deadline, end.changed()).await {
                 return Ok(Fetched { records: Vec::new(), next_offset: from, end_offset: from });

@@ -34,6 +34,8 @@ pub(super) struct Signals {
     tell: Notify,
     look: Notify,
     waiting: AtomicUsize,
+    /// Somebody has begun to wait since the last look.
+    waited: AtomicBool,
     /// The last look at all partitions went well, and somebody has been waiting ever since.
     fresh: AtomicBool,
 }
@@ -55,6 +57,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Signals {
     pub fn wait(&self) -> Waiting<'_> {
         self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.waited.store(true, Ordering::SeqCst);
         Waiting(self)
     }
 
@@ -63,9 +66,13 @@ impl Signals {
         lock(&self.ends).entry(place).or_insert_with(|| watch::Sender::new(UNKNOWN)).subscribe()
     }
 
-    /// Whether an end that did not change is one to rely on.
+    /// Whether an end that did not change is one to rely on; if not, it will be soon.
     pub fn is_fresh(&self) -> bool {
-        self.fresh.load(Ordering::SeqCst)
+        let fresh = self.fresh.load(Ordering::SeqCst);
+        if !fresh {
+            self.look.notify_one();
+        }
+        fresh
     }
 
     /// The partition reaches up to `end` at least.
@@ -113,9 +120,13 @@ impl Signals {
     /// Looks at all partitions now and then while somebody waits, and at once after something may have been missed.
     pub async fn keep_looking(self: Arc<Self>, db: Db) {
         loop {
-            let nobody = self.waiting.load(Ordering::SeqCst) == 0;
-            let fresh = !nobody && self.look(&db).await.is_ok();
-            self.fresh.store(fresh, Ordering::SeqCst);
+            let somebody = self.waited.swap(false, Ordering::SeqCst) || self.waiting.load(Ordering::SeqCst) > 0;
+            let looked = if somebody { self.look(&db).await } else { Ok(()) };
+            self.fresh.store(somebody && looked.is_ok(), Ordering::SeqCst);
+            if looked.is_err() {
+                // Those who wait ask by themselves meanwhile; this must not ask for them all the faster.
+                tokio::time::sleep(RECONNECT_AFTER).await;
+            }
             let _ = tokio::time::timeout(POLL_INTERVAL, self.look.notified()).await;
         }
     }

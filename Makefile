@@ -1,0 +1,25 @@
+# What one does with this project every day. `make` alone lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help run test bench lint fmt
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: ## build, then run the whole shop on this machine (ARGS='--data-dir DIR' and the like); nothing need be installed but Rust
+	@scripts/need.sh build
+	cargo run --release --locked -- all $(ARGS)
+
+test: ## formatting, lints, every test; with a database server and a broker of its own
+	@scripts/test.sh
+
+bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCHMARKS.md (QUICK=1: a short run)
+	@scripts/need.sh test
+	cargo bench --locked --bench shop $(ARGS)
+
+lint: ## formatting and lints only
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+
+fmt: ## format the source
+	cargo fmt

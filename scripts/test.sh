@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change goes in. Ends with cargo's own output of the tests; arguments go to them
+# (scripts/test.sh money: only the tests with `money` in their name).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+phase() { # NAME COMMAND…
+  local name=$1 begun=$SECONDS
+  shift
+  echo "== $name" >&2
+  "$@" || { echo "== $name: FAILED after $((SECONDS - begun)) s" >&2; exit 1; }
+  echo "== $name: ok, $((SECONDS - begun)) s" >&2
+}
+
+phase 'what it needs' scripts/need.sh test
+phase "Kafka's jars" scripts/kafka/kafka jars
+phase 'formatting' cargo fmt --check
+phase 'lints' cargo clippy --locked --all-targets -- -D warnings
+phase 'building the tests' cargo test --locked --no-run
+echo "== tests" >&2
+exec cargo test --locked --no-fail-fast "$@"

@@ -1,0 +1,180 @@
+//! Record batches as they lie on the log, for what the client library cannot decode: a transaction's markers, headers
+//! without a value. Format: message version 2 of Kafka's protocol. Pure; any bytes end in a value, never in a panic.
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf, Bytes};
+use chrono::{DateTime, Utc};
+
+use crate::messaging::log::StoredRecord;
+
+/// Attributes of a batch.
+const CODEC: i16 = 0b111;
+const TRANSACTIONAL: i16 = 1 << 4;
+const CONTROL: i16 = 1 << 5;
+/// A marker's key is its version and then this for "aborted".
+const ABORT: i16 = 0;
+
+/// One batch, its records still encoded.
+#[derive(Clone, Debug)]
+pub(super) struct Batch {
+    pub base_offset: i64,
+    /// The offset after its last.
+    pub end: i64,
+    pub producer_id: i64,
+    first_timestamp: i64,
+    attributes: i16,
+    count: i32,
+    records: Bytes,
+}
+
+/// The whole batches in `bytes`; one that is cut off at the end is left out, as brokers cut.
+pub(super) fn batches(mut bytes: Bytes) -> Vec<Batch> {
+    let mut batches = Vec::new();
+    while let Some(batch) = batch(&mut bytes) {
+        batches.push(batch);
+    }
+    batches
+}
+
+fn batch(bytes: &mut Bytes) -> Option<Batch> {
+    let base_offset = bytes.try_get_i64().ok()?;
+    let length = usize::try_from(bytes.try_get_i32().ok()?).ok()?;
+    let mut batch = (length <= bytes.len()).then(|| bytes.split_to(length))?;
+    let _leader_epoch = batch.try_get_i32().ok()?;
+    let _magic = batch.try_get_i8().ok()?;
+    let _crc = batch.try_get_u32().ok()?;
+    let attributes = batch.try_get_i16().ok()?;
+    let last_offset_delta = batch.try_get_i32().ok()?;
+    let first_timestamp = batch.try_get_i64().ok()?;
+    let _max_timestamp = batch.try_get_i64().ok()?;
+    let producer_id = batch.try_get_i64().ok()?;
+    let _producer_epoch = batch.try_get_i16().ok()?;
+    let _base_sequence = batch.try_get_i32().ok()?;
+    let count = batch.try_get_i32().ok()?;
+    let end = base_offset.checked_add(i64::from(last_offset_delta))?.checked_add(1)?;
+    (end > base_offset).then_some(Batch { base_offset, end, producer_id, first_timestamp, attributes, count, records: batch })
+}
+
+impl Batch {
+    /// It holds a transaction's marker and no record.
+    pub fn is_control(&self) -> bool {
+        self.attributes & CONTROL != 0
+    }
+
+    pub fn is_transactional(&self) -> bool {
+        self.attributes & TRANSACTIONAL != 0
+    }
+
+    pub fn is_compressed(&self) -> bool {
+        self.attributes & CODEC != 0
+    }
+
+    /// A marker that says: aborted.
+    pub fn is_abort(&self) -> bool {
+        let abort = || {
+            let key = self.records().ok()?.into_iter().next()?.key?;
+            Some((&mut key.get(2..4)?).get_i16() == ABORT)
+        };
+        self.is_control() && abort().unwrap_or(false)
+    }
+
+    /// Its records; of a batch that is not compressed. The error says what is wrong with the bytes.
+    pub fn records(&self) -> Result<Vec<StoredRecord>, &'static str> {
+        let mut bytes = self.records.clone();
+        let mut records = Vec::new();
+        for _ in 0..self.count {
+            records.push(self.record(&mut bytes).ok_or("malformed record")?);
+        }
+        Ok(records)
+    }
+
+    fn record(&self, bytes: &mut Bytes) -> Option<StoredRecord> {
+        let mut bytes = sized(bytes)??;
+        let _attributes = bytes.try_get_i8().ok()?;
+        let timestamp = self.first_timestamp.checked_add(varint(&mut bytes)?)?;
+        let offset = self.base_offset.checked_add(varint(&mut bytes)?)?;
+        let key = sized(&mut bytes)?;
+        let value = sized(&mut bytes)?;
+        let mut headers = BTreeMap::new();
+        for _ in 0..varint(&mut bytes)? {
+            let name = String::from_utf8_lossy(&sized(&mut bytes)??).into_owned();
+            // No value is as good as an empty one.
+            headers.insert(name, sized(&mut bytes)?.unwrap_or_default());
+        }
+        let timestamp: DateTime<Utc> = DateTime::from_timestamp_millis(timestamp).unwrap_or_default();
+        Some(StoredRecord { offset, key, value, headers, timestamp })
+    }
+}
+
+/// Bytes after their length; a negative length is null.
+fn sized(bytes: &mut Bytes) -> Option<Option<Bytes>> {
+    let Ok(length) = usize::try_from(varint(bytes)?) else { return Some(None) };
+    (length <= bytes.len()).then(|| Some(bytes.split_to(length)))
+}
+
+fn varint(bytes: &mut Bytes) -> Option<i64> {
+    let mut zigzag = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let byte = bytes.try_get_u8().ok()?;
+        zigzag |= u64::from(byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some((zigzag >> 1).cast_signed() ^ -(zigzag & 1).cast_signed());
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+impl Batch {
+    /// A transaction's records, without the records.
+    pub fn of_transaction(producer_id: i64, offsets: std::ops::Range<i64>) -> Self {
+        Self {
+            base_offset: offsets.start,
+            end: offsets.end,
+            producer_id,
+            first_timestamp: 0,
+            attributes: TRANSACTIONAL,
+            count: 0,
+            records: Bytes::new(),
+        }
+    }
+
+    /// A transaction's end.
+    pub fn marker(producer_id: i64, offset: i64, aborted: bool) -> Self {
+        // Length 16: attributes, timestamp, offset, a key of 4 bytes, a value of 6, no headers.
+        let records = vec![32, 0, 0, 0, 8, 0, 0, 0, if aborted { 0 } else { 1 }, 12, 0, 0, 0, 0, 0, 0, 0];
+        let attributes = TRANSACTIONAL | CONTROL;
+        Self { attributes, count: 1, records: records.into(), ..Self::of_transaction(producer_id, offset..offset + 1) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_end_in_a_value(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            for batch in batches(bytes.into()) {
+                let _ = (batch.records(), batch.is_abort());
+            }
+        }
+
+        #[test]
+        fn any_records_end_in_a_value(bytes in proptest::collection::vec(any::<u8>(), 0..300), count in -1..20) {
+            let batch = Batch {
+                base_offset: 5, end: 6, producer_id: 1, first_timestamp: 0, attributes: CONTROL, count, records: bytes.into(),
+            };
+            let _ = (batch.records(), batch.is_abort());
+        }
+    }
+
+    #[test]
+    fn numbers_of_variable_length_are_read() {
+        let read = |bytes: &'static [u8]| varint(&mut Bytes::from_static(bytes));
+        assert_eq!([read(&[0]), read(&[1]), read(&[2]), read(&[0xac, 0x02])], [Some(0), Some(-1), Some(1), Some(150)]);
+        assert_eq!([read(&[]), read(&[0x80]), read(&[0xff; 11])], [None; 3]);
+    }
+}
