@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the image, starts all of compose.yaml, asks it (compose-check.sh), takes it away with its data. Under a project name and at a
-# port of its own, so that a shop which runs on this machine already, and what it keeps, is not touched.
+# Builds the image, starts all of compose.yaml, asks it (compose-check.sh), takes it away with its data. Under a project name of its own
+# and at a free port, so that a shop which runs on this machine already, and what it keeps, is not touched.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -12,14 +12,14 @@ docker compose version >/dev/null 2>&1 || die 'docker has no compose plugin (Deb
 docker buildx version >/dev/null 2>&1 || die 'docker has no buildx plugin, which the Containerfile needs (Debian: docker-buildx or docker-buildx-plugin)'
 docker version >/dev/null 2>&1 || die "no Docker engine answers: $(docker version 2>&1 | tail -n 1)"
 
-export COMPOSE_PROJECT_NAME=shopd-test SHOPD_PORT=${SHOPD_PORT:-18000}
+export COMPOSE_PROJECT_NAME=shopd-test SHOPD_PORT=0 # the engine picks one
 
 finish() {
   local rc=$?
   trap - EXIT
   if [ "$rc" != 0 ]; then
+    docker compose logs --no-color --tail 20 >&2 || true
     docker compose ps -a >&2 || true
-    docker compose logs --no-color --tail 40 >&2 || true
   fi
   docker compose down --volumes --remove-orphans || rc=${rc/#0/1}
   exit "$rc"
@@ -29,4 +29,5 @@ trap 'exit 130' INT
 trap 'exit 143' TERM
 
 docker compose up -d --build --wait --wait-timeout 300
-scripts/compose-check.sh
+address=$(docker compose port gateway 8000)
+scripts/compose-check.sh "http://localhost:${address##*:}"
