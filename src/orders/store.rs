@@ -151,14 +151,13 @@ pub async fn end(conn: &mut Conn, endings: &[Ending]) -> Result<usize, DbError> 
                 set status = e.status, failure_reason = e.failure_reason, updated_at = greatest(o.created_at, clock_timestamp())
                from ending e
               where o.id = e.order_id and o.status in ('New', 'Processing')
-          returning o.id, o.updated_at
+          returning o.updated_at, e.*
          )
          insert into order_event (order_id, status, failure_reason, at, event_id, source, topic, partition, log_offset, sent_at,
                                   published_at, received_at, traceparent)
-         select e.order_id, e.status, e.failure_reason, ended.updated_at, e.event_id, e.source, $12, e.partition, e.log_offset,
-                e.sent_at, e.published_at, e.received_at, e.traceparent
-           from ended join ending e on e.order_id = ended.id
-          order by e.order_id")
+         select order_id, status, failure_reason, updated_at, event_id, source, $12, partition, log_offset, sent_at, published_at,
+                received_at, traceparent
+           from ended order by order_id")
     .bind::<Array<SqlUuid>, _>(column(endings, |e| e.order_id))
     .bind::<Array<Text>, _>(column(endings, |e| e.status.as_str()))
     .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.failure_reason.map(FailureReason::as_str)))
