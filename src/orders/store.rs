@@ -6,16 +6,37 @@ use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text, Timestam
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
-use crate::contracts::{ORDER_PAYMENT_REQUESTS, PaymentRequested};
+use crate::contracts::{Envelope, ORDER_PAYMENT_REQUESTS, PaymentRequested};
 use crate::db::{Conn, DbError, sql};
+use crate::messaging::Position;
 use crate::money::Amount;
 use crate::user_id::UserId;
 
-use super::on_payment::Ending;
-use super::order::{FailureReason, Order, OrderStatus};
-use super::place_order::Placement;
+use super::order::{FailureReason, NewOrder, Order, OrderStatus};
 use super::schema::orders;
-use super::{ListOrders, OrderPage, OrderPosition, SOURCE};
+use super::{ListOrders, OrderPage, OrderPosition, Origin, SOURCE};
+
+/// A request on its way into the database.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    pub order: NewOrder,
+    pub origin: Origin,
+    /// When it was accepted.
+    pub at: DateTime<Utc>,
+}
+
+/// An order ends, with where that was said.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    pub order_id: Uuid,
+    /// Final.
+    pub status: OrderStatus,
+    pub failure_reason: Option<FailureReason>,
+    pub position: Position,
+    pub envelope: Envelope,
+    pub published_at: DateTime<Utc>,
+    pub received_at: DateTime<Utc>,
+}
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = orders, check_for_backend(diesel::pg::Pg))]
