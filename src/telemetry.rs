@@ -3,8 +3,10 @@
 //! A loop that may fail again and again holds an [`Incident`] and reports to it, so that a broker that is away for an hour is one
 //! warning and a few lines, not a hundred thousand.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
@@ -159,6 +161,33 @@ impl Incident {
     }
 }
 
+/// One incident of several who do the same work, each by its number: it lasts until none of them fails any more.
+#[derive(Clone, Debug)]
+pub struct SharedIncident(Arc<Mutex<(Incident, HashSet<i32>)>>);
+
+impl SharedIncident {
+    pub fn new(what: &'static str) -> Self {
+        Self(Arc::new(Mutex::new((Incident::new(what), HashSet::new()))))
+    }
+
+    pub fn failed(&self, who: i32, cause: &dyn fmt::Display) {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.1.insert(who);
+        shared.0.failed(cause);
+    }
+
+    pub fn recovered(&self, who: i32) {
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.1.remove(&who) && shared.1.is_empty() {
+            shared.0.recovered();
+        }
+    }
+
+    pub fn is_ongoing(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).0.is_ongoing()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -178,6 +207,20 @@ mod tests {
         assert!(incident.is_ongoing());
         assert_eq!(incident.succeed(at(40)), Some(Recovered { failures: 6, lasted: Duration::from_secs(40) }));
         assert_eq!(incident.fail("away", at(41)), Say::Warning);
+    }
+
+    #[test]
+    fn what_several_share_is_over_when_none_of_them_fails_any_more() {
+        let shared = SharedIncident::new("fetching");
+        for partition in 0..3 {
+            shared.failed(partition, &"away");
+        }
+        shared.recovered(0);
+        shared.recovered(0);
+        shared.recovered(1);
+        assert!(shared.is_ongoing());
+        shared.recovered(2);
+        assert!(!shared.is_ongoing());
     }
 
     #[test]

@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use backon::{BackoffBuilder, ExponentialBuilder};
 use chrono::Utc;
 use futures::FutureExt;
 use tokio::sync::mpsc;
@@ -18,15 +17,14 @@ use crate::config::ConsumerConfig;
 use crate::contracts::Envelope;
 use crate::db::{Conn, Db, DbError};
 use crate::shutdown::Shutdown;
-use crate::telemetry::Incident;
+use crate::telemetry::{Incident, SharedIncident};
 
 use super::dead_letter::{self, Poison};
 use super::delivery::{Delivery, Position, Received};
-use super::log::{LogError, SharedLog, StoredRecord};
+use super::fetcher::{Fetched, backoff, count, fetch, pause};
+use super::log::{SharedLog, StoredRecord};
 use super::offsets::{self, Move, Owned, Take};
 
-/// Bytes of one fetch.
-const FETCH_BYTES_MAX: i32 = 512 * 1024;
 /// How often the topic is asked for its number of partitions while it is not there.
 const TOPIC_RETRY: Duration = Duration::from_millis(500);
 
@@ -54,22 +52,6 @@ pub struct Consumer<H> {
     owner: String,
     config: ConsumerConfig,
     handler: Arc<H>,
-}
-
-/// What a fetcher brings.
-enum Fetched {
-    Records {
-        partition: i32,
-        from: i64,
-        records: Vec<StoredRecord>,
-        next_offset: i64,
-    },
-    /// The offset is not on the log (any more): go on at `to`.
-    Reset {
-        partition: i32,
-        from: i64,
-        to: i64,
-    },
 }
 
 /// Decoded and ready: all that one transaction does. Kept until it commits or the lease is lost.
@@ -127,6 +109,7 @@ impl<H: Handler> Consumer<H> {
     async fn consume(&self, owned: Vec<Owned>, stop: &Shutdown) -> Ended {
         let (to, mut fetched) = mpsc::channel(owned.len().max(1));
         let mut fetchers = JoinSet::new();
+        let incident = SharedIncident::new("fetching");
         let mut epochs = HashMap::new();
         let start = |owned: Vec<Owned>, fetchers: &mut JoinSet<()>, epochs: &mut HashMap<i32, i64>| {
             for one in owned {
@@ -137,6 +120,7 @@ impl<H: Handler> Consumer<H> {
                     one.partition,
                     one.next_offset,
                     to.clone(),
+                    incident.clone(),
                     stop.clone(),
                 ));
             }
@@ -264,68 +248,5 @@ impl<H: Handler> Consumer<H> {
                 .boxed()
             })
             .await
-    }
-}
-
-fn count(fetched: &[Fetched]) -> usize {
-    let records = |one: &Fetched| match one {
-        Fetched::Records { records, .. } => records.len(),
-        Fetched::Reset { .. } => 0,
-    };
-    fetched.iter().map(records).sum()
-}
-
-/// Fetches one partition from `from` on; waits while the consumer is behind.
-async fn fetch(log: SharedLog, topic: Arc<str>, partition: i32, mut from: i64, to: mpsc::Sender<Fetched>, stop: Shutdown) {
-    let mut incident = Incident::new("fetching");
-    let mut delays = backoff();
-    loop {
-        let fetched = tokio::select! {
-            fetched = log.fetch(&topic, partition, from, FETCH_BYTES_MAX) => fetched,
-            () = stop.stopped() => return,
-        };
-        let send = match fetched {
-            Ok(fetched) => {
-                incident.recovered();
-                delays = backoff();
-                if fetched.next_offset == from {
-                    continue;
-                }
-                let (records, next_offset) = (fetched.records, fetched.next_offset);
-                let send = Fetched::Records { partition, from, records, next_offset };
-                from = next_offset;
-                send
-            }
-            Err(LogError::OutOfRange { start, .. }) if start != from => {
-                let send = Fetched::Reset { partition, from, to: start };
-                from = start;
-                send
-            }
-            Err(error) => {
-                incident.failed(&format_args!("{topic}/{partition}: {error}"));
-                pause(delays.next().unwrap_or(Duration::from_secs(2)), &stop).await;
-                continue;
-            }
-        };
-        if to.send(send).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// 50 ms, doubling to 2 s, with jitter, for ever.
-fn backoff() -> backon::ExponentialBackoff {
-    ExponentialBuilder::default()
-        .with_min_delay(Duration::from_millis(50))
-        .with_max_delay(Duration::from_secs(2))
-        .with_jitter()
-        .without_max_times()
-        .build()
-}
-
-async fn pause(duration: Duration, stop: &Shutdown) {
-    tokio::select! {
-        () = tokio::time::sleep(duration) => {}
-        () = stop.stopped() => {}
     }
 }

@@ -6,6 +6,7 @@
 pub mod consumer;
 mod dead_letter;
 mod delivery;
+mod fetcher;
 pub mod log;
 mod offsets;
 pub mod outbox;
