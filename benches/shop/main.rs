@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use report::{Figures, Latency};
+use report::{Figures, Latency, Rate, Rates};
 use rig::Rig;
 
 const CONNECTIONS: usize = 64;
@@ -43,19 +43,25 @@ async fn bench(quick: bool) -> Result<()> {
 
     step("latency of one order on an idle system");
     let latency = latency(&rig, if quick { 100 } else { LATENCY_SAMPLES }).await?;
-    step("orders accepted, 64 connections");
+    step("orders accepted, 64 connections, with all that follows going on");
     let accepted = intake(&rig, &rig.orders_address.clone(), "/api/Orders", seconds).await?;
     let accepted_gateway = intake(&rig, &rig.gateway_address.clone(), "/api/OrdersProxy", seconds).await?;
     rig.all_final().await?;
     let memory = rig.resident_bytes();
+    step("orders accepted, 64 connections, nothing else");
+    rig.stop_role("relay").await?;
+    let accepted_alone = intake(&rig, &rig.orders_address.clone(), "/api/Orders", seconds).await?;
+    rig.start_role("relay")?;
+    rig.all_final().await?;
 
-    let mut spread = Vec::new();
-    let mut hot = Vec::new();
+    let (mut decided, mut decided_hot, mut finished, mut finished_hot) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..if quick { 1 } else { 3 } {
-        step("a backlog of 20 000 over 1 000 accounts");
-        spread.push(backlog(&mut rig, SPREAD_ACCOUNTS).await?);
-        step("a backlog of 20 000 on one account");
-        hot.push(backlog(&mut rig, 1).await?);
+        step("payments: a backlog of 20 000 requests on Kafka, over 1 000 accounts and on one");
+        decided.push(decisions(&mut rig, SPREAD_ACCOUNTS).await?);
+        decided_hot.push(decisions(&mut rig, 1).await?);
+        step("the whole flow: a backlog of 20 000 orders, over 1 000 accounts and on one");
+        finished.push(backlog(&mut rig, SPREAD_ACCOUNTS).await?);
+        finished_hot.push(backlog(&mut rig, 1).await?);
     }
     rig.stop().await?;
     step("what bare Postgres does, once more");
@@ -63,7 +69,8 @@ async fn bench(quick: bool) -> Result<()> {
 
     step("`shopd all` from stopped to ready, warm");
     let all = rig::all_warm().await?;
-    let figures = Figures { before, after, latency, accepted, accepted_gateway, spread, hot, memory, ready_after, all };
+    let rates = Rates { accepted, accepted_gateway, accepted_alone, decided, decided_hot, finished, finished_hot };
+    let figures = Figures { before, after, latency, rates, memory, ready_after, all };
     report::write(&figures, quick)?;
     Ok(())
 }
@@ -96,7 +103,7 @@ async fn latency(rig: &Rig, samples: usize) -> Result<Latency> {
 }
 
 /// Orders accepted a second, and the CPU that one took in the roles and the databases.
-async fn intake(rig: &Rig, address: &str, path: &'static str, time: Duration) -> Result<report::Rate> {
+async fn intake(rig: &Rig, address: &str, path: &'static str, time: Duration) -> Result<Rate> {
     let cpu = rig.cpu();
     let since = Instant::now();
     let until = since + time;
@@ -123,18 +130,37 @@ async fn intake(rig: &Rig, address: &str, path: &'static str, time: Duration) ->
     for client in clients {
         accepted += client.await??;
     }
-    Ok(report::Rate::of(accepted, since.elapsed(), rig.cpu() - cpu))
+    Ok(Rate::of(accepted, since.elapsed(), &cpu, &rig.cpu()))
+}
+
+/// Lets 20 000 requests come to lie on Kafka while payments is stopped, then starts it: decisions committed a second, their
+/// results in the outbox with them, from the role's start.
+async fn decisions(rig: &mut Rig, accounts: usize) -> Result<Rate> {
+    rig.stop_role("payments").await?;
+    let before = rig.decisions().await?;
+    rig.place(BACKLOG, accounts, CONNECTIONS).await?;
+    rig.published(before + BACKLOG as i64).await?;
+    // The results wait in payments' outbox meanwhile.
+    rig.stop_role("relay").await?;
+    let cpu = rig.cpu();
+    let since = Instant::now();
+    rig.start_role("payments")?;
+    rig.decided(before + BACKLOG as i64).await?;
+    let rate = Rate::of(BACKLOG, since.elapsed(), &cpu, &rig.cpu());
+    rig.start_role("relay")?;
+    rig.all_final().await?;
+    Ok(rate)
 }
 
 /// Accepts 20 000 orders while the relay is stopped, then starts it: orders finished a second until all are.
-async fn backlog(rig: &mut Rig, accounts: usize) -> Result<report::Rate> {
-    rig.stop_relay().await?;
+async fn backlog(rig: &mut Rig, accounts: usize) -> Result<Rate> {
+    rig.stop_role("relay").await?;
     rig.place(BACKLOG, accounts, CONNECTIONS).await?;
     let cpu = rig.cpu();
-    rig.start_relay().await?;
     let since = Instant::now();
+    rig.start_role("relay")?;
     rig.all_final().await?;
-    Ok(report::Rate::of(BACKLOG, since.elapsed(), rig.cpu() - cpu))
+    Ok(Rate::of(BACKLOG, since.elapsed(), &cpu, &rig.cpu()))
 }
 
 fn step(what: &str) {

@@ -1,24 +1,33 @@
 //! docs/BENCHMARKS.md: the figures, each beside its limit, and the machine they were taken on.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 use std::time::Duration;
 
 use super::limits::Limits;
+use super::rig::Cpu;
 use super::{BACKLOG, CONNECTIONS, Result, SPREAD_ACCOUNTS, machine};
 
 pub struct Figures {
     pub before: Limits,
     pub after: Limits,
     pub latency: Latency,
-    pub accepted: Rate,
-    pub accepted_gateway: Rate,
-    pub spread: Vec<Rate>,
-    pub hot: Vec<Rate>,
+    pub rates: Rates,
     pub memory: Vec<(&'static str, u64)>,
     pub ready_after: Duration,
     /// Time to ready, resident bytes.
     pub all: (Duration, u64),
+}
+
+pub struct Rates {
+    pub accepted: Rate,
+    pub accepted_gateway: Rate,
+    pub accepted_alone: Rate,
+    pub decided: Vec<Rate>,
+    pub decided_hot: Vec<Rate>,
+    pub finished: Vec<Rate>,
+    pub finished_hot: Vec<Rate>,
 }
 
 /// Milliseconds.
@@ -36,23 +45,30 @@ impl Latency {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct Rate {
     pub per_second: f64,
-    /// Microseconds of CPU an order, of the roles, Postgres and Kafka together.
-    pub cpu_us: f64,
+    /// Microseconds of CPU an order, by process.
+    pub cpu_us: BTreeMap<&'static str, f64>,
 }
 
 impl Rate {
-    pub fn of(count: usize, time: Duration, cpu: Duration) -> Self {
-        Self { per_second: count as f64 / time.as_secs_f64(), cpu_us: cpu.as_secs_f64() * 1e6 / count as f64 }
+    pub fn of(count: usize, time: Duration, before: &Cpu, after: &Cpu) -> Self {
+        let spent = |name: &str| after[name].saturating_sub(before.get(name).copied().unwrap_or_default());
+        let cpu_us = after.keys().map(|name| (*name, spent(name).as_secs_f64() * 1e6 / count as f64)).collect();
+        Self { per_second: count as f64 / time.as_secs_f64(), cpu_us }
+    }
+
+    fn cpu(&self) -> String {
+        let parts: Vec<_> = self.cpu_us.iter().filter(|(_, us)| **us >= 0.5).map(|(name, us)| format!("{name} {us:.0}")).collect();
+        format!("{:.0} ({})", self.cpu_us.values().sum::<f64>(), parts.join(", "))
     }
 }
 
 fn median(rates: &[Rate]) -> Rate {
-    let mut sorted = rates.to_vec();
+    let mut sorted: Vec<Rate> = rates.to_vec();
     sorted.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
-    sorted[sorted.len() / 2]
+    sorted.swap_remove(sorted.len() / 2)
 }
 
 fn all(rates: &[Rate]) -> String {
@@ -66,47 +82,60 @@ pub fn write(figures: &Figures, quick: bool) -> Result<()> {
     let limit = |field: Limit| (field(&figures.before) + field(&figures.after)) / 2.0;
     let noise = |field: Limit| format!("{:.0} before, {:.0} after", field(&figures.before), field(&figures.after));
     let mut rows = String::new();
-    let mut row = |what: &str, rate: Rate, each: String, limit_name: &str, limit: f64, noise: String| {
-        let ratio = rate.per_second / limit;
+    let mut row = |what: String, rates: &[Rate], limit_name: &str, field: Limit| {
+        let (rate, limit, noise) = (median(rates), limit(field), noise(field));
+        let (each, ratio) = (all(rates), rate.per_second / limit);
         writeln!(
             rows,
-            "| {what} | {:.0} | {each} | {:.0} | `{limit_name}` {limit:.0} ({noise}) | {ratio:.2} |",
-            rate.per_second, rate.cpu_us
+            "| {what} | {:.0} | {each} | {} | `{limit_name}` {limit:.0} ({noise}) | {ratio:.2} |",
+            rate.per_second,
+            rate.cpu()
         )
     };
     let (cte, pay, hot): (Limit, Limit, Limit) = (|l| l.order_cte, |l| l.pay_batch, |l| l.pay_batch_hot);
-    let one = |rate: &Rate| all(&[*rate]);
+    let (rates, one) = (&figures.rates, std::slice::from_ref);
+    let connections = format!("{CONNECTIONS} connections");
     row(
-        &format!("orders accepted/s at the orders role, {CONNECTIONS} connections"),
-        figures.accepted,
-        one(&figures.accepted),
+        format!("orders accepted/s at the orders role, {connections}, nothing else going on"),
+        one(&rates.accepted_alone),
         "order_cte_c64",
-        limit(cte),
-        noise(cte),
+        cte,
     )?;
     row(
-        &format!("orders accepted/s through the gateway, {CONNECTIONS} connections"),
-        figures.accepted_gateway,
-        one(&figures.accepted_gateway),
+        format!("orders accepted/s at the orders role, {connections}, while they are paid"),
+        one(&rates.accepted),
         "order_cte_c64",
-        limit(cte),
-        noise(cte),
+        cte,
     )?;
     row(
-        &format!("orders finished/s from a backlog of {BACKLOG} over {SPREAD_ACCOUNTS} accounts"),
-        median(&figures.spread),
-        all(&figures.spread),
+        format!("orders accepted/s through the gateway, {connections}, while they are paid"),
+        one(&rates.accepted_gateway),
+        "order_cte_c64",
+        cte,
+    )?;
+    row(
+        format!("payments decided/s from a backlog of {BACKLOG} requests on Kafka over {SPREAD_ACCOUNTS} accounts"),
+        &rates.decided,
         "pay_batch_1000_c1",
-        limit(pay),
-        noise(pay),
+        pay,
     )?;
     row(
-        &format!("orders finished/s from a backlog of {BACKLOG} on one account"),
-        median(&figures.hot),
-        all(&figures.hot),
+        format!("payments decided/s from a backlog of {BACKLOG} requests on Kafka on one account"),
+        &rates.decided_hot,
         "pay_batch_hot_1000_c1",
-        limit(hot),
-        noise(hot),
+        hot,
+    )?;
+    row(
+        format!("orders finished/s, the whole flow, from a backlog of {BACKLOG} over {SPREAD_ACCOUNTS} accounts"),
+        &rates.finished,
+        "pay_batch_1000_c1",
+        pay,
+    )?;
+    row(
+        format!("orders finished/s, the whole flow, from a backlog of {BACKLOG} on one account"),
+        &rates.finished_hot,
+        "pay_batch_hot_1000_c1",
+        hot,
     )?;
     let mib = |bytes: u64| bytes as f64 / 1024.0 / 1024.0;
     let memory: Vec<_> = figures.memory.iter().map(|(name, bytes)| format!("{name} {:.0} MiB", mib(*bytes))).collect();
@@ -122,8 +151,10 @@ worth more. CPU is that of the roles, Postgres and Kafka together.
 | figure | median | each | CPU us an order | limit of bare Postgres | ratio |
 |---|---|---|---|---|---|
 {rows}
-A backlog is accepted while the relay is stopped; the time runs from the relay's start until the last order is final: outbox,
-Kafka, decision, outbox, Kafka, status. The limit beside it does only the decision's part of that work.
+The time of `payments decided` runs from the start of the payments process: connecting, taking its partitions, fetching,
+deciding, committing the decisions with their results in the outbox. The limit beside it does the same work on bare Postgres.
+The time of `the whole flow` runs from the start of the relay process until the last order is final: outbox, Kafka, decision,
+outbox, Kafka, status, with everything on the same cores. The limit beside it does only the decision's part of that.
 
 | latency, one client on an idle system, on Kafka | |
 |---|---|

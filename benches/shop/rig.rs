@@ -1,5 +1,6 @@
 //! Everything that is measured: one Postgres server with two databases, Kafka, the four roles as processes.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,8 +10,10 @@ use diesel::sql_types::BigInt;
 use diesel_async::RunQueryDsl;
 use serde_json::Value;
 use shopd::config::{Config, Secret};
+use shopd::contracts::ORDER_PAYMENT_REQUESTS;
 use shopd::db::{Db, sql};
 use shopd::embedded::{self, Options, Server};
+use shopd::messaging::log::{KafkaLog, Log};
 use uuid::Uuid;
 
 use super::{Result, http, machine};
@@ -24,10 +27,25 @@ pub struct Rig {
     roles: Vec<(&'static str, Role)>,
     env: Vec<(String, String)>,
     orders: Db,
+    payments: Db,
+    kafka: String,
     pub orders_address: String,
     pub gateway_address: String,
     /// From the first role's start until all are ready.
     pub ready_after: Duration,
+}
+
+/// By process.
+pub type Cpu = BTreeMap<&'static str, Duration>;
+
+async fn ask(db: &Db, statement: &'static str) -> Result<i64> {
+    #[derive(diesel::QueryableByName)]
+    struct Count {
+        #[diesel(sql_type = BigInt)]
+        n: i64,
+    }
+    let mut conn = db.get().await?;
+    Ok(sql(statement).get_result::<Count>(&mut *conn).await?.n)
 }
 
 struct Role {
@@ -58,7 +76,7 @@ impl Rig {
         let kafka_pid = std::fs::read_to_string(dir.path().join("kafka/pid"))?.trim().parse()?;
         let url = |name: &str| postgres.url(name).expose().to_owned();
         let mut env: Vec<(String, String)> = [
-            ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", kafka),
+            ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", kafka.clone()),
             ("SHOPD__ORDERS__DATABASE_URL", url("orders")),
             ("SHOPD__PAYMENTS__DATABASE_URL", url("payments")),
         ]
@@ -86,9 +104,22 @@ impl Rig {
             ready(&role.address).await?;
         }
         let ready_after = since.elapsed();
-        let orders = Db::new(&Secret::new(url("orders")), "bench", &Config::default().database)?;
+        let db = |name: &str| Db::new(&Secret::new(url(name)), "bench", &Config::default().database);
+        let (orders, payments) = (db("orders")?, db("payments")?);
         let (orders_address, gateway_address) = (address("orders", &roles), address("gateway", &roles));
-        Ok(Self { dir, postgres: Some(postgres), kafka_pid, roles, env, orders, orders_address, gateway_address, ready_after })
+        Ok(Self {
+            dir,
+            postgres: Some(postgres),
+            kafka_pid,
+            roles,
+            env,
+            orders,
+            payments,
+            kafka,
+            orders_address,
+            gateway_address,
+            ready_after,
+        })
     }
 
     /// `u0..`, each with enough for everything.
@@ -136,52 +167,80 @@ impl Rig {
 
     /// Waits until every order has ended; asks cheaply and not too often.
     pub async fn all_final(&self) -> Result<()> {
-        #[derive(diesel::QueryableByName)]
-        struct Count {
-            #[diesel(sql_type = BigInt)]
-            n: i64,
-        }
+        let left = "select count(*) as n from (select 1 from orders where status = 'New' limit 1) o";
+        self.until("every order has ended", &self.orders, left, 0).await
+    }
+
+    /// Waits until payments has decided on `count` orders.
+    pub async fn decided(&self, count: i64) -> Result<()> {
+        self.until("every order is decided", &self.payments, "select count(*) as n from payment", count).await
+    }
+
+    pub async fn decisions(&self) -> Result<i64> {
+        ask(&self.payments, "select count(*) as n from payment").await
+    }
+
+    /// Waits until everything in orders' outbox is on Kafka.
+    pub async fn published(&self, count: i64) -> Result<()> {
+        let mut config = Config::default().kafka;
+        config.bootstrap_servers = vec![self.kafka.clone()];
+        let log = KafkaLog::new(&config);
         let since = Instant::now();
         loop {
-            let mut conn = self.orders.get().await?;
-            let left: Count = sql("select count(*) as n from (select 1 from orders where status = 'New' limit 1) o")
-                .get_result(&mut *conn)
-                .await?;
-            if left.n == 0 {
+            let mut end = 0;
+            for partition in 0..log.partitions(ORDER_PAYMENT_REQUESTS).await? {
+                end += log.bounds(ORDER_PAYMENT_REQUESTS, partition).await?.1;
+            }
+            if end >= count {
                 return Ok(());
             }
             if since.elapsed() > PATIENCE {
-                return Err("orders do not end".into());
+                return Err(format!("{end} of {count} requests are on Kafka").into());
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 
-    pub async fn stop_relay(&mut self) -> Result<()> {
-        let at = self.roles.iter().position(|(name, _)| *name == "relay").ok_or("no relay")?;
-        let (_, mut relay) = self.roles.remove(at);
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(relay.child.id().cast_signed()), nix::sys::signal::Signal::SIGTERM)?;
+    async fn until(&self, what: &str, db: &Db, statement: &'static str, wanted: i64) -> Result<()> {
         let since = Instant::now();
-        while relay.child.try_wait()?.is_none() {
+        while ask(db, statement).await? != wanted {
             if since.elapsed() > PATIENCE {
-                return Err("the relay does not stop".into());
+                return Err(format!("not within {PATIENCE:?}: {what}").into());
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         Ok(())
     }
 
-    pub async fn start_relay(&mut self) -> Result<()> {
-        let relay = role(&self.env, "relay")?;
-        self.roles.push(("relay", relay));
+    /// SIGTERM, and waits for the end.
+    pub async fn stop_role(&mut self, name: &str) -> Result<()> {
+        let at = self.roles.iter().position(|(role, _)| *role == name).ok_or("no such role")?;
+        let (_, mut role) = self.roles.remove(at);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(role.child.id().cast_signed()), nix::sys::signal::Signal::SIGTERM)?;
+        let since = Instant::now();
+        while role.child.try_wait()?.is_none() {
+            if since.elapsed() > PATIENCE {
+                return Err(format!("{name} does not stop").into());
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         Ok(())
     }
 
-    /// Of the roles, Postgres and Kafka.
-    pub fn cpu(&self) -> Duration {
-        let roles: Duration = self.roles.iter().map(|(_, role)| machine::cpu(role.child.id())).sum();
+    /// Starts a role that was stopped; the gateway does not hear of a new address, so it is none of what it asks.
+    pub fn start_role(&mut self, name: &'static str) -> Result<()> {
+        let started = role(&self.env, name)?;
+        self.roles.push((name, started));
+        Ok(())
+    }
+
+    /// User and system time so far: of each role, of Postgres with all its processes, of Kafka.
+    pub fn cpu(&self) -> Cpu {
         let postgres = self.postgres.as_ref().map_or(0, Server::pid);
-        roles + machine::cpu_of_tree(postgres.cast_unsigned()) + machine::cpu(self.kafka_pid)
+        let mut cpu: Cpu = self.roles.iter().map(|(name, role)| (*name, machine::cpu(role.child.id()))).collect();
+        cpu.insert("postgres", machine::cpu_of_tree(postgres.cast_unsigned()));
+        cpu.insert("kafka", machine::cpu(self.kafka_pid));
+        cpu
     }
 
     pub fn resident_bytes(&self) -> Vec<(&'static str, u64)> {

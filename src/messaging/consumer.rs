@@ -23,7 +23,7 @@ use crate::telemetry::Incident;
 
 use super::dead_letter::{self, Poison};
 use super::log::{LogError, SharedLog, StoredRecord};
-use super::offsets::{self, Move, Owned};
+use super::offsets::{self, Move, Owned, Take};
 
 /// Bytes of one fetch.
 const FETCH_BYTES_MAX: i32 = 512 * 1024;
@@ -146,8 +146,12 @@ impl<H: Handler> Consumer<H> {
             partitions = self.log.partitions(&self.topic) => partitions.map_err(|error| error.to_string())?,
             () = stop.stopped() => return Ok(Vec::new()),
         };
-        let lease = self.config.lease;
-        offsets::acquire(&self.db, &self.topic, partitions, &self.owner, lease).await.map_err(|error| error.to_string())
+        offsets::ensure(&self.db, &self.topic, partitions).await.map_err(|error| error.to_string())?;
+        self.acquire(Take::FreeAndOwn).await.map_err(|error| error.to_string())
+    }
+
+    async fn acquire(&self, take: Take) -> Result<Vec<Owned>, DbError> {
+        offsets::acquire(&self.db, &self.topic, &self.owner, take, self.config.lease).await
     }
 
     /// Applies batch after batch over what is owned.
@@ -205,7 +209,7 @@ impl<H: Handler> Consumer<H> {
         if kept.iter().filter(|one| epochs.get(&one.partition) == Some(&one.epoch)).count() < epochs.len() {
             return Ok(None);
         }
-        offsets::acquire_free(&self.db, &self.topic, &self.owner, self.config.lease).await.map(Some)
+        self.acquire(Take::Free).await.map(Some)
     }
 
     fn batch(&self, fetched: impl Iterator<Item = Fetched>, epochs: &HashMap<i32, i64>) -> Batch<H::Event> {

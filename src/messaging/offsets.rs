@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Integer, Text};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Text};
 use diesel_async::RunQueryDsl;
 
 use crate::db::{Conn, Db, DbError, sql};
@@ -29,42 +29,40 @@ pub struct Move {
     pub epoch: i64,
 }
 
-/// Takes every partition that is free, expired or left over under the same owner's name.
-pub async fn acquire(db: &Db, topic: &str, partitions: i32, owner: &str, lease: Duration) -> Result<Vec<Owned>, DbError> {
+/// Which partitions a process may take beside those that are free or expired.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Take {
+    Free,
+    /// Also what is left over under its own name, from before.
+    FreeAndOwn,
+}
+
+/// Makes a row for every partition that has none.
+pub async fn ensure(db: &Db, topic: &str, partitions: i32) -> Result<(), DbError> {
     let mut conn = db.get().await?;
     sql("insert into consumer_offset (topic, partition) select $1, generate_series(0, $2 - 1) on conflict do nothing")
         .bind::<Text, _>(topic)
         .bind::<Integer, _>(partitions)
         .execute(&mut conn)
         .await?;
-    let owned = sql("update consumer_offset c
-                        set owner = $2, epoch = epoch + 1, lease_until = clock_timestamp() + $3 * interval '1 millisecond'
-                       from (select partition from consumer_offset
-                              where topic = $1 and (owner is null or owner = $2 or lease_until < clock_timestamp())
-                              order by partition for update skip locked) free
-                      where c.topic = $1 and c.partition = free.partition
-                  returning c.partition, c.next_offset, c.epoch")
-    .bind::<Text, _>(topic)
-    .bind::<Text, _>(owner)
-    .bind::<BigInt, _>(lease.as_millis() as i64)
-    .load(&mut conn)
-    .await?;
-    Ok(owned)
+    Ok(())
 }
 
-/// Takes what is free or expired beside what `owner` has.
-pub async fn acquire_free(db: &Db, topic: &str, owner: &str, lease: Duration) -> Result<Vec<Owned>, DbError> {
+/// Takes partitions, each under a new epoch; one that another transaction holds is left for the next time.
+pub async fn acquire(db: &Db, topic: &str, owner: &str, take: Take, lease: Duration) -> Result<Vec<Owned>, DbError> {
     let mut conn = db.get().await?;
     let owned = sql("update consumer_offset c
                         set owner = $2, epoch = epoch + 1, lease_until = clock_timestamp() + $3 * interval '1 millisecond'
                        from (select partition from consumer_offset
-                              where topic = $1 and owner is distinct from $2 and (owner is null or lease_until < clock_timestamp())
+                              where topic = $1 and case when owner = $2 then $4
+                                                        else owner is null or lease_until < clock_timestamp() end
                               order by partition for update skip locked) free
                       where c.topic = $1 and c.partition = free.partition
                   returning c.partition, c.next_offset, c.epoch")
     .bind::<Text, _>(topic)
     .bind::<Text, _>(owner)
     .bind::<BigInt, _>(lease.as_millis() as i64)
+    .bind::<Bool, _>(take == Take::FreeAndOwn)
     .load(&mut conn)
     .await?;
     Ok(owned)

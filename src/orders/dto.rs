@@ -222,7 +222,18 @@ mod tests {
         assert_eq!(read(r#"{"userId":"u","amount":-1}"#).unwrap_err().detail, "Amount must be positive");
     }
 
-    pub fn order() -> Order {
+    #[test]
+    fn nesting_costs_no_stack() {
+        let (open, close) = ("[".repeat(30_000), "]".repeat(30_000));
+        assert!(read(&format!(r#"{{"userId":"u","amount":1,"more":{open}{close}}}"#)).is_ok());
+        for field in ["userId", "amount", "description"] {
+            let body = format!(r#"{{"userId":"u","amount":1,"{field}":{open}{close}}}"#);
+            assert_eq!(read(&body).unwrap_err().code, Code::InvalidRequest, "{field}");
+        }
+        assert_eq!(read(&open).unwrap_err().code, Code::InvalidJson);
+    }
+
+    fn order() -> Order {
         Order {
             id: ID.parse().unwrap(),
             user_id: UserId::new("alice").unwrap(),

@@ -269,7 +269,6 @@ async fn another_archive_than_the_pinned_one_is_refused() {
 }
 
 #[tokio::test]
-#[ignore = "fetches 15 MB from the internet"]
 async fn without_a_server_on_the_machine_one_is_fetched_once() {
     let (dir, cache) = (own_dir(), own_dir());
     let server = embedded::start(&fetching(&dir, &cache, None)).await.expect("a fetched server");

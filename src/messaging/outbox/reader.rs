@@ -1,109 +1,17 @@
-//! The outbox: messages written in the transaction of their cause, read in the order of a cursor that loses none.
-//!
-//! The cursor is a pair of snapshots, not a number. A look takes a new snapshot and reads what is visible in it and was not
-//! in the previous one: first the rows of transactions that were open then (`late`), then the rows of younger ones, by
-//! (xid, id). A transaction held open anywhere on the server delays its own rows and nobody else's.
-//!
-//! Owns `outbox` and `outbox_cursor`. One relay owns an outbox by lease; its epoch fences every write to the cursor.
+//! Reads one database's outbox under a lease, and drops what is published.
 
 use std::time::Duration;
 
-use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel_async::RunQueryDsl;
 use futures::FutureExt;
-use uuid::Uuid;
 
 use crate::db::types::{Xid, Xid8};
-use crate::db::{Conn, Db, DbError, sql};
+use crate::db::{Db, DbError, sql};
 
-/// The channel on which other processes hear of new rows.
-pub const CHANNEL: &str = "shopd_outbox";
-
-/// One message to be published; keeps the order of its key with those of the same writer.
-#[derive(Clone, Debug)]
-pub struct Message {
-    pub event_id: Uuid,
-    pub topic: &'static str,
-    pub key: String,
-    pub payload: Vec<u8>,
-    /// `ce_type`
-    pub kind: &'static str,
-    /// `ce_source`
-    pub source: &'static str,
-    pub traceparent: String,
-    pub request_id: String,
-    pub created_at: DateTime<Utc>,
-}
-
-/// A row of the outbox as the relay reads it.
-#[derive(Clone, Debug, QueryableByName)]
-pub struct Row {
-    #[diesel(sql_type = Xid8)]
-    xid: Xid,
-    #[diesel(sql_type = BigInt)]
-    id: i64,
-    #[diesel(sql_type = SqlUuid)]
-    pub event_id: Uuid,
-    #[diesel(sql_type = Text)]
-    pub topic: String,
-    #[diesel(sql_type = Text)]
-    pub key: String,
-    #[diesel(sql_type = Binary)]
-    pub payload: Vec<u8>,
-    #[diesel(sql_type = Text)]
-    pub event_type: String,
-    #[diesel(sql_type = Text)]
-    pub source: String,
-    #[diesel(sql_type = Text)]
-    pub traceparent: String,
-    #[diesel(sql_type = Text)]
-    pub request_id: String,
-    #[diesel(sql_type = Timestamptz)]
-    pub created_at: DateTime<Utc>,
-}
-
-/// Writes messages in the caller's transaction, in one statement.
-pub async fn append(mut conn: &Conn, messages: &[Message]) -> Result<(), DbError> {
-    fn column<'m, T>(messages: &'m [Message], field: impl Fn(&'m Message) -> T) -> Vec<T> {
-        messages.iter().map(field).collect()
-    }
-    if messages.is_empty() {
-        return Ok(());
-    }
-    sql("insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
-         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), unnest($9)")
-    .bind::<Array<SqlUuid>, _>(column(messages, |m| m.event_id))
-    .bind::<Array<Text>, _>(column(messages, |m| m.topic))
-    .bind::<Array<Text>, _>(column(messages, |m| m.key.as_str()))
-    .bind::<Array<Binary>, _>(column(messages, |m| m.payload.as_slice()))
-    .bind::<Array<Text>, _>(column(messages, |m| m.kind))
-    .bind::<Array<Text>, _>(column(messages, |m| m.source))
-    .bind::<Array<Text>, _>(column(messages, |m| m.traceparent.as_str()))
-    .bind::<Array<Text>, _>(column(messages, |m| m.request_id.as_str()))
-    .bind::<Array<Timestamptz>, _>(column(messages, |m| m.created_at))
-    .execute(&mut conn)
-    .await?;
-    Ok(())
-}
-
-/// How far an outbox was read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Cursor {
-    /// Everything visible in it is on the log.
-    snapshot: String,
-    /// The look in progress.
-    look: Option<Look>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Look {
-    snapshot: String,
-    /// Still among the rows of transactions that were open at the previous snapshot.
-    late: bool,
-    after: (Xid, i64),
-}
+use super::Row;
+use super::cursor::{Cursor, Look, Snapshot, fresh_rows, late_rows};
 
 /// A page of unpublished rows; [`Reader::published`] moves past it.
 #[derive(Debug)]
@@ -354,68 +262,5 @@ impl Reader {
         .execute(&mut conn)
         .await?;
         Ok(Purged::Rows(dropped))
-    }
-}
-
-async fn late_rows(conn: &mut Conn, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
-    let rows = sql("select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at
-                      from outbox
-                     where xid = any($1) and (xid, id) > ($2, $3) and pg_visible_in_snapshot(xid, $4::pg_snapshot)
-                     order by outbox.xid, outbox.id limit $5")
-    .bind::<Array<Xid8>, _>(&old.open)
-    .bind::<Xid8, _>(look.after.0)
-    .bind::<BigInt, _>(look.after.1)
-    .bind::<Text, _>(&look.snapshot)
-    .bind::<BigInt, _>(rows_max)
-    .load(conn)
-    .await?;
-    Ok(rows)
-}
-
-async fn fresh_rows(conn: &mut Conn, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
-    let rows = sql("select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at
-                      from outbox
-                     where (xid, id) > ($1, $2) and xid < pg_snapshot_xmax($3::pg_snapshot)
-                       and pg_visible_in_snapshot(xid, $3::pg_snapshot)
-                     order by outbox.xid, outbox.id limit $4")
-    .bind::<Xid8, _>(look.after.0)
-    .bind::<BigInt, _>(look.after.1)
-    .bind::<Text, _>(&look.snapshot)
-    .bind::<BigInt, _>(rows_max)
-    .load(conn)
-    .await?;
-    Ok(rows)
-}
-
-/// The parts of a `pg_snapshot`'s text `xmin:xmax:open,open,...` that the cursor needs.
-#[derive(Debug, PartialEq, Eq)]
-struct Snapshot {
-    xmax: u64,
-    /// Transactions that were open.
-    open: Vec<Xid>,
-}
-
-impl Snapshot {
-    fn parse(text: &str) -> Result<Self, DbError> {
-        let odd = || DbError::Defect(format!("the outbox cursor holds no snapshot: {text:?}"));
-        let mut parts = text.split(':');
-        let (_, xmax, open) = (parts.next(), parts.next().ok_or_else(odd)?, parts.next().ok_or_else(odd)?);
-        let xmax: u64 = xmax.parse().ok().filter(|xmax| *xmax > 0).ok_or_else(odd)?;
-        let open = open.split(',').filter(|x| !x.is_empty()).map(|x| x.parse().map(Xid)).collect::<Result<_, _>>();
-        Ok(Self { xmax, open: open.map_err(|_| odd())? })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_snapshots_text_is_read() {
-        assert_eq!(Snapshot::parse("3:3:").unwrap(), Snapshot { xmax: 3, open: vec![] });
-        assert_eq!(Snapshot::parse("10:20:10,14").unwrap(), Snapshot { xmax: 20, open: vec![Xid(10), Xid(14)] });
-        for odd in ["", "1:2", "a:b:c", "0:0:", "1:2:x"] {
-            assert!(Snapshot::parse(odd).is_err(), "{odd}");
-        }
     }
 }

@@ -1,0 +1,91 @@
+//! The outbox: messages written in the transaction of their cause, read in the order of a cursor that loses none.
+//!
+//! The cursor is a pair of snapshots, not a number. A look takes a new snapshot and reads what is visible in it and was not
+//! in the previous one: first the rows of transactions that were open then (`late`), then the rows of younger ones, by
+//! (xid, id). A transaction held open anywhere on the server delays its own rows and nobody else's.
+//!
+//! Owns `outbox` and `outbox_cursor`. One relay owns an outbox by lease; its epoch fences every write to the cursor.
+
+mod cursor;
+mod reader;
+
+use chrono::{DateTime, Utc};
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Binary, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use uuid::Uuid;
+
+use crate::db::types::{Xid, Xid8};
+use crate::db::{Conn, DbError, sql};
+
+pub use reader::{Page, Purged, Reader};
+
+/// The channel on which other processes hear of new rows.
+pub const CHANNEL: &str = "shopd_outbox";
+
+/// One message to be published; keeps the order of its key with those of the same writer.
+#[derive(Clone, Debug)]
+pub struct Message {
+    pub event_id: Uuid,
+    pub topic: &'static str,
+    pub key: String,
+    pub payload: Vec<u8>,
+    /// `ce_type`
+    pub kind: &'static str,
+    /// `ce_source`
+    pub source: &'static str,
+    pub traceparent: String,
+    pub request_id: String,
+    pub created_at: DateTime<Utc>,
+}
+
+/// A row of the outbox as the relay reads it.
+#[derive(Clone, Debug, QueryableByName)]
+pub struct Row {
+    #[diesel(sql_type = Xid8)]
+    xid: Xid,
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = SqlUuid)]
+    pub event_id: Uuid,
+    #[diesel(sql_type = Text)]
+    pub topic: String,
+    #[diesel(sql_type = Text)]
+    pub key: String,
+    #[diesel(sql_type = Binary)]
+    pub payload: Vec<u8>,
+    #[diesel(sql_type = Text)]
+    pub event_type: String,
+    #[diesel(sql_type = Text)]
+    pub source: String,
+    #[diesel(sql_type = Text)]
+    pub traceparent: String,
+    #[diesel(sql_type = Text)]
+    pub request_id: String,
+    #[diesel(sql_type = Timestamptz)]
+    pub created_at: DateTime<Utc>,
+}
+
+/// Writes messages in the caller's transaction, in one statement.
+pub async fn append(mut conn: &Conn, messages: &[Message]) -> Result<(), DbError> {
+    fn column<'m, T>(messages: &'m [Message], field: impl Fn(&'m Message) -> T) -> Vec<T> {
+        messages.iter().map(field).collect()
+    }
+    if messages.is_empty() {
+        return Ok(());
+    }
+    sql("insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
+         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), unnest($9)")
+    .bind::<Array<SqlUuid>, _>(column(messages, |m| m.event_id))
+    .bind::<Array<Text>, _>(column(messages, |m| m.topic))
+    .bind::<Array<Text>, _>(column(messages, |m| m.key.as_str()))
+    .bind::<Array<Binary>, _>(column(messages, |m| m.payload.as_slice()))
+    .bind::<Array<Text>, _>(column(messages, |m| m.kind))
+    .bind::<Array<Text>, _>(column(messages, |m| m.source))
+    .bind::<Array<Text>, _>(column(messages, |m| m.traceparent.as_str()))
+    .bind::<Array<Text>, _>(column(messages, |m| m.request_id.as_str()))
+    .bind::<Array<Timestamptz>, _>(column(messages, |m| m.created_at))
+    .execute(&mut conn)
+    .await?;
+    Ok(())
+}
