@@ -7,11 +7,11 @@ use futures::future::join_all;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
 use crate::support::postgres;
-use crate::support::shop::{All, Client};
+use crate::support::shop::{All, Client, Process};
 
 /// Well below the time after which a server would stop waiting for a body.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -128,13 +128,49 @@ impl Frozen {
             (parent == server).then_some(pid)
         });
         let frozen: Vec<_> = children.chain([server]).map(Pid::from_raw).collect();
-        frozen.iter().for_each(|pid| drop(kill(*pid, Signal::SIGSTOP)));
+        for pid in &frozen {
+            let _ = kill(*pid, Signal::SIGSTOP);
+        }
         Self(frozen)
     }
 }
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        self.0.iter().for_each(|pid| drop(kill(*pid, Signal::SIGCONT)));
+        for pid in &self.0 {
+            let _ = kill(*pid, Signal::SIGCONT);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_in_flight_has_the_time_to_end_and_an_end_without_it_is_not_clean() {
+    for (answers_after, clean) in [(Some(Duration::from_millis(2_000)), true), (None, false)] {
+        let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", service.local_addr().unwrap());
+        let env = [
+            ("SHOPD__GATEWAY__ORDERS_URLS", url.as_str()),
+            ("SHOPD__GATEWAY__PAYMENTS_URLS", &url),
+            ("SHOPD__SHUTDOWN__TIMEOUT_MS", "4000"),
+        ];
+        let mut gateway = Process::start(&["gateway"], &env.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        let client = Client::new(gateway.address("gateway").await);
+        let asking = tokio::spawn(async move { client.send("GET", "/api/OrdersProxy", &[], None).await });
+        let mut request = loop {
+            // The gateway asks after our health, too.
+            let (mut stream, _) = service.accept().await.unwrap();
+            let mut head = vec![0; 4096];
+            let read = stream.read(&mut head).await.unwrap();
+            if head[..read].starts_with(b"GET /api/Orders ") {
+                break stream;
+            }
+        };
+        gateway.signal(Signal::SIGTERM);
+        if let Some(after) = answers_after {
+            tokio::time::sleep(after).await; // a slow service, no poll
+            request.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]").await.unwrap();
+            assert_eq!(asking.await.unwrap().unwrap().expect(200).text, "[]");
+        }
+        assert_eq!(gateway.ended().await.success(), clean, "{}", gateway.log());
     }
 }
