@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use backon::{BackoffBuilder, ExponentialBuilder};
-use bytes::Bytes;
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::config::ConsumerConfig;
-use crate::contracts::{Envelope, Headers};
+use crate::contracts::Envelope;
 use crate::db::{Conn, Db, DbError};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
 use super::dead_letter::{self, Poison};
+use super::delivery::{Delivery, Position, Received};
 use super::log::{LogError, SharedLog, StoredRecord};
 use super::offsets::{self, Move, Owned, Take};
 
@@ -29,37 +29,6 @@ use super::offsets::{self, Move, Owned, Take};
 const FETCH_BYTES_MAX: i32 = 512 * 1024;
 /// How often the topic is asked for its number of partitions while it is not there.
 const TOPIC_RETRY: Duration = Duration::from_millis(500);
-
-/// Where a record stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Position {
-    pub topic: Arc<str>,
-    pub partition: i32,
-    pub offset: i64,
-}
-
-/// A record as it came.
-#[derive(Clone, Debug)]
-pub struct Delivery {
-    pub position: Position,
-    pub key: Option<Bytes>,
-    pub value: Option<Bytes>,
-    pub headers: Headers,
-    pub envelope: Envelope,
-    /// The record's own time on the log.
-    pub published_at: DateTime<Utc>,
-    pub received_at: DateTime<Utc>,
-}
-
-/// A decoded record.
-#[derive(Clone, Debug)]
-pub struct Received<E> {
-    pub event: E,
-    pub position: Position,
-    pub envelope: Envelope,
-    pub published_at: DateTime<Utc>,
-    pub received_at: DateTime<Utc>,
-}
 
 /// What a service does with a topic.
 #[async_trait]

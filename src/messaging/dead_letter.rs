@@ -9,7 +9,7 @@ use diesel_async::RunQueryDsl;
 use crate::contracts::Headers;
 use crate::db::{Conn, DbError, sql};
 
-use super::consumer::Delivery;
+use super::delivery::Delivery;
 
 /// Why a record can never be applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -5,10 +5,12 @@
 
 pub mod consumer;
 mod dead_letter;
+mod delivery;
 pub mod log;
 mod offsets;
 pub mod outbox;
 
-pub use consumer::{Consumer, Delivery, Handler, Position, Received};
+pub use consumer::{Consumer, Handler};
 pub use dead_letter::Poison;
+pub use delivery::{Delivery, Position, Received};
 pub use outbox::Message;

@@ -80,7 +80,7 @@ impl Orders {
         // Postgres keeps microseconds; what is answered is what is stored.
         let at = Utc::now().trunc_subsecs(6);
         db::in_time(async {
-            let placed = self.intake.submit(place_order::Placement { order, origin, at }).await;
+            let placed = self.intake.submit(store::Placement { order, origin, at }).await;
             placed.unwrap_or_else(|overloaded| Err(DbError::Unavailable(overloaded.to_string()).into()))
         })
         .await

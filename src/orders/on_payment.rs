@@ -2,29 +2,13 @@
 
 use std::collections::HashSet;
 
-use async_trait::async_trait;
-use chrono::{DateTime, Utc};
-use uuid::Uuid;
-
-use crate::contracts::{Envelope, Outcome, PaymentStatusUpdated};
+use crate::contracts::{Outcome, PaymentStatusUpdated};
 use crate::db::{Conn, DbError};
-use crate::messaging::{Delivery, Handler, Poison, Position, Received};
+use crate::messaging::{Delivery, Handler, Poison, Received};
+use async_trait::async_trait;
 
 use super::order::{FailureReason, OrderStatus};
-use super::store;
-
-/// An order ends, with where that was said.
-#[derive(Clone, Debug)]
-pub struct Ending {
-    pub order_id: Uuid,
-    /// Final.
-    pub status: OrderStatus,
-    pub failure_reason: Option<FailureReason>,
-    pub position: Position,
-    pub envelope: Envelope,
-    pub published_at: DateTime<Utc>,
-    pub received_at: DateTime<Utc>,
-}
+use super::store::{self, Ending};
 
 /// The first final result of each order; what is not final changes nothing, and what comes later is too late (S5, S7).
 pub fn settle(results: &[Received<PaymentStatusUpdated>]) -> Vec<Ending> {
@@ -77,7 +61,11 @@ impl Handler for OnPayment {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::contracts::Envelope;
+    use crate::messaging::Position;
+    use chrono::DateTime;
     use proptest::prelude::*;
+    use uuid::Uuid;
 
     fn result(order: u128, outcome: Outcome, reason: Option<&str>, offset: i64) -> Received<PaymentStatusUpdated> {
         Received {

@@ -3,15 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use chrono::{DateTime, Utc};
 use futures::FutureExt;
 use uuid::Uuid;
 
 use crate::db::{Db, DbError, GroupCommit, Notifier};
 
-use super::Origin;
 use super::order::{NewOrder, Order, OrderStatus};
-use super::store;
+use super::store::{self, Placement};
 
 /// The stored order, and whether it was there before.
 #[derive(Clone, Debug)]
@@ -27,15 +25,6 @@ pub enum PlaceError {
     Conflict,
     #[error(transparent)]
     Db(#[from] DbError),
-}
-
-/// A request on its way into the database.
-#[derive(Clone, Debug)]
-pub struct Placement {
-    pub order: NewOrder,
-    pub origin: Origin,
-    /// When it was accepted.
-    pub at: DateTime<Utc>,
 }
 
 pub type Intake = GroupCommit<Placement, Result<Placed, PlaceError>>;

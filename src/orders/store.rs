@@ -6,16 +6,37 @@ use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text, Timestam
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
-use crate::contracts::{ORDER_PAYMENT_REQUESTS, PaymentRequested};
+use crate::contracts::{Envelope, ORDER_PAYMENT_REQUESTS, PaymentRequested};
 use crate::db::{Conn, DbError, sql};
+use crate::messaging::Position;
 use crate::money::Amount;
 use crate::user_id::UserId;
 
-use super::on_payment::Ending;
-use super::order::{FailureReason, Order, OrderStatus};
-use super::place_order::Placement;
+use super::order::{FailureReason, NewOrder, Order, OrderStatus};
 use super::schema::orders;
-use super::{ListOrders, OrderPage, OrderPosition, SOURCE};
+use super::{ListOrders, OrderPage, OrderPosition, Origin, SOURCE};
+
+/// A request on its way into the database.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    pub order: NewOrder,
+    pub origin: Origin,
+    /// When it was accepted.
+    pub at: DateTime<Utc>,
+}
+
+/// An order ends, with where that was said.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    pub order_id: Uuid,
+    /// Final.
+    pub status: OrderStatus,
+    pub failure_reason: Option<FailureReason>,
+    pub position: Position,
+    pub envelope: Envelope,
+    pub published_at: DateTime<Utc>,
+    pub received_at: DateTime<Utc>,
+}
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = orders, check_for_backend(diesel::pg::Pg))]
@@ -151,14 +172,13 @@ pub async fn end(conn: &mut Conn, endings: &[Ending]) -> Result<usize, DbError> 
                 set status = e.status, failure_reason = e.failure_reason, updated_at = greatest(o.created_at, clock_timestamp())
                from ending e
               where o.id = e.order_id and o.status in ('New', 'Processing')
-          returning o.id, o.updated_at
+          returning o.updated_at, e.*
          )
          insert into order_event (order_id, status, failure_reason, at, event_id, source, topic, partition, log_offset, sent_at,
                                   published_at, received_at, traceparent)
-         select e.order_id, e.status, e.failure_reason, ended.updated_at, e.event_id, e.source, $12, e.partition, e.log_offset,
-                e.sent_at, e.published_at, e.received_at, e.traceparent
-           from ended join ending e on e.order_id = ended.id
-          order by e.order_id")
+         select order_id, status, failure_reason, updated_at, event_id, source, $12, partition, log_offset, sent_at, published_at,
+                received_at, traceparent
+           from ended order by order_id")
     .bind::<Array<SqlUuid>, _>(column(endings, |e| e.order_id))
     .bind::<Array<Text>, _>(column(endings, |e| e.status.as_str()))
     .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.failure_reason.map(FailureReason::as_str)))

@@ -1,6 +1,5 @@
 //! What payments does with requests: thin effects around [`decide`]; one place to read what commits together.
 
-use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
@@ -14,29 +13,11 @@ use crate::trace::TraceContext;
 
 use super::SOURCE;
 use super::decide::{Decision, Held, Verdict, decide};
-use super::store::{self, Decided, Entry};
+use super::store::{self, Decided, Entry, Record};
 
 /// The handler of `order-payment-requests`.
 pub struct OnOrder {
     notifier: Notifier,
-}
-
-/// A decision with its request, as it is written.
-pub struct Record<'r> {
-    pub request: &'r Received<PaymentRequested>,
-    pub status: &'static str,
-    pub failure_reason: Option<&'static str>,
-    pub result_event_id: Uuid,
-}
-
-impl Record<'_> {
-    /// The request's event id; a record of another producer without our headers goes by its order id.
-    pub fn event_id(&self) -> Cow<'_, str> {
-        match &self.request.envelope.event_id {
-            Some(id) => id.into(),
-            None => self.request.event.order_id.to_string().into(),
-        }
-    }
 }
 
 impl OnOrder {

@@ -1,5 +1,6 @@
 //! The statements over `account`, `transfer` and `payment`: one named function each.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
@@ -8,14 +9,15 @@ use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uui
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
+use crate::contracts::PaymentRequested;
 use crate::db::{Conn, DbError, sql};
+use crate::messaging::Received;
 use crate::money::Minor;
 use crate::user_id::UserId;
 
 use super::TransactionPage;
 use super::account::{Account, Transaction, TransactionKind};
 use super::decide::{Accounts, Held};
-use super::on_order::Record;
 use super::schema::{account, payment, transfer};
 
 /// The world that deposits come from, and the shop that payments go to; see the migration.
@@ -174,6 +176,24 @@ pub async fn write_entries(mut conn: &Conn, entries: &[Entry], at: DateTime<Utc>
     .execute(&mut conn)
     .await?;
     Ok(())
+}
+
+/// A decision with its request, as it is written.
+pub struct Record<'r> {
+    pub request: &'r Received<PaymentRequested>,
+    pub status: &'static str,
+    pub failure_reason: Option<&'static str>,
+    pub result_event_id: Uuid,
+}
+
+impl Record<'_> {
+    /// The request's event id; a record of another producer without our headers goes by its order id.
+    pub fn event_id(&self) -> Cow<'_, str> {
+        match &self.request.envelope.event_id {
+            Some(id) => id.into(),
+            None => self.request.event.order_id.to_string().into(),
+        }
+    }
 }
 
 /// Writes the decisions, by order id, with where their requests came from.

@@ -27,12 +27,13 @@ async fn migrate(config: Config) -> Result<(), RoleError> {
     if !config.data_dir_given {
         let orders = super::database(config.orders.database_url.as_ref(), "orders.database_url", "migrate", &config)?;
         let payments = super::database(config.payments.database_url.as_ref(), "payments.database_url", "migrate", &config)?;
-        schemas(&orders, &[Schema::Orders], "orders").await?;
         schemas(&payments, &[Schema::Payments], "payments").await?;
-        if !config.kafka.bootstrap_servers.is_empty() {
-            topics(&super::kafka(&config)?, config.kafka.partitions).await?;
+        if config.kafka.bootstrap_servers.is_empty() {
+            // `all` keeps its log beside the orders then.
+            return schemas(&orders, &[Schema::Orders, Schema::Log], "orders").await;
         }
-        return Ok(());
+        schemas(&orders, &[Schema::Orders], "orders").await?;
+        return topics(&super::kafka(&config)?, config.kafka.partitions).await;
     }
     // What `all` keeps in its data directory, whether `all` runs or not.
     let attached = embedded::attach(&all::options(&config)).await?;

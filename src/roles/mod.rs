@@ -57,6 +57,11 @@ fn database(url: Option<&Secret>, key: &'static str, role: &str, config: &Config
     Ok(Db::new(url.ok_or(RoleError::NotConfigured(key))?, role, &config.database)?)
 }
 
+/// The same database, for a consumer's batches.
+fn batches(url: Option<&Secret>, key: &'static str, role: &str, config: &Config) -> Result<Db, RoleError> {
+    Ok(Db::for_batches(url.ok_or(RoleError::NotConfigured(key))?, role, &config.database)?)
+}
+
 fn kafka(config: &Config) -> Result<SharedLog, RoleError> {
     if config.kafka.bootstrap_servers.is_empty() {
         return Err(RoleError::NotConfigured("kafka.bootstrap_servers"));

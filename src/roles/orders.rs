@@ -18,12 +18,13 @@ use super::{DRAIN_ALONE, RoleError};
 
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let db = super::database(config.orders.database_url.as_ref(), "orders.database_url", "orders", &config)?;
+    let batches = super::batches(config.orders.database_url.as_ref(), "orders.database_url", "orders", &config)?;
     let log = super::kafka(&config)?;
     let notifier = Notifier::start(db.clone(), outbox::CHANNEL, Arc::new(Notify::new()), stop.clone());
-    let orders = Orders::new(db.clone(), notifier);
+    let orders = Orders::new(db, notifier);
     let (bound, readiness) = bind(&config, orders, super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("orders", readiness, stop.clone()));
-    let consumer = consumer(&config, db, log, super::owner("orders"));
+    let consumer = consumer(&config, batches, log, super::owner("orders"));
     super::together(bound.run(stop.clone()), consumer.run(stop.clone()), &stop).await
 }
 
@@ -38,6 +39,6 @@ pub(super) fn bind(config: &Config, orders: Orders, drain: Duration) -> Result<(
     Ok((bound, readiness))
 }
 
-pub(super) fn consumer(config: &Config, db: Db, log: SharedLog, owner: String) -> Consumer<OnPayment> {
-    Consumer::new(db, log, PAYMENT_STATUS_UPDATES, owner, config.consumer.clone(), OnPayment)
+pub(super) fn consumer(config: &Config, batches: Db, log: SharedLog, owner: String) -> Consumer<OnPayment> {
+    Consumer::new(batches, log, PAYMENT_STATUS_UPDATES, owner, config.consumer.clone(), OnPayment)
 }

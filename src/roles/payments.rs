@@ -18,11 +18,12 @@ use super::{DRAIN_ALONE, RoleError};
 
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let db = super::database(config.payments.database_url.as_ref(), "payments.database_url", "payments", &config)?;
+    let batches = super::batches(config.payments.database_url.as_ref(), "payments.database_url", "payments", &config)?;
     let log = super::kafka(&config)?;
     let notifier = Notifier::start(db.clone(), outbox::CHANNEL, Arc::new(Notify::new()), stop.clone());
-    let (bound, readiness) = bind(&config, Payments::new(db.clone()), super::share(&config, DRAIN_ALONE))?;
+    let (bound, readiness) = bind(&config, Payments::new(db), super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("payments", readiness, stop.clone()));
-    let consumer = consumer(&config, db, log, super::owner("payments"), notifier);
+    let consumer = consumer(&config, batches, log, super::owner("payments"), notifier);
     super::together(bound.run(stop.clone()), consumer.run(stop.clone()), &stop).await
 }
 
@@ -37,6 +38,6 @@ pub(super) fn bind(config: &Config, payments: Payments, drain: Duration) -> Resu
     Ok((bound, readiness))
 }
 
-pub(super) fn consumer(config: &Config, db: Db, log: SharedLog, owner: String, notifier: Notifier) -> Consumer<OnOrder> {
-    Consumer::new(db, log, ORDER_PAYMENT_REQUESTS, owner, config.consumer.clone(), OnOrder::new(notifier))
+pub(super) fn consumer(config: &Config, batches: Db, log: SharedLog, owner: String, notifier: Notifier) -> Consumer<OnOrder> {
+    Consumer::new(batches, log, ORDER_PAYMENT_REQUESTS, owner, config.consumer.clone(), OnOrder::new(notifier))
 }

@@ -1,0 +1,39 @@
+//! A record on its way from the log to a service.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+
+use crate::contracts::{Envelope, Headers};
+
+/// Where a record stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Position {
+    pub topic: Arc<str>,
+    pub partition: i32,
+    pub offset: i64,
+}
+
+/// A record as it came.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    pub position: Position,
+    pub key: Option<Bytes>,
+    pub value: Option<Bytes>,
+    pub headers: Headers,
+    pub envelope: Envelope,
+    /// The record's own time on the log.
+    pub published_at: DateTime<Utc>,
+    pub received_at: DateTime<Utc>,
+}
+
+/// A decoded record.
+#[derive(Clone, Debug)]
+pub struct Received<E> {
+    pub event: E,
+    pub position: Position,
+    pub envelope: Envelope,
+    pub published_at: DateTime<Utc>,
+    pub received_at: DateTime<Utc>,
+}
