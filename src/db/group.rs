@@ -38,6 +38,11 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
         runtime.spawn(async move {
             let mut taken = Vec::with_capacity(BATCH_MAX);
             while waiting.recv_many(&mut taken, BATCH_MAX).await > 0 {
+                // Nobody waits for these any more, and nothing of them was done.
+                taken.retain(|(_, to)| !to.is_closed());
+                if taken.is_empty() {
+                    continue;
+                }
                 let (requests, answers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
                 for (answer, to) in commit(requests).await.into_iter().zip(answers) {
                     // A client that went away does not read its answer; its effect stands.
@@ -95,5 +100,32 @@ mod tests {
             assert_eq!(call.await.unwrap().unwrap(), n as u32 * 2);
         }
         assert!(batches.load(Ordering::SeqCst) <= 100);
+    }
+    #[tokio::test]
+    async fn what_nobody_waits_for_any_more_is_not_begun() {
+        let gate = Arc::new(tokio::sync::Semaphore::new(0));
+        let (opened, seen) = (gate.clone(), Arc::new(std::sync::Mutex::new(Vec::new())));
+        let saw = seen.clone();
+        let group = GroupCommit::start(&Handle::current(), move |requests: Vec<u32>| {
+            let (opened, saw) = (opened.clone(), saw.clone());
+            async move {
+                saw.lock().unwrap().extend(requests.iter().copied());
+                opened.acquire().await.unwrap().forget();
+                requests
+            }
+            .boxed()
+        });
+        let first = tokio::spawn({
+            let group = group.clone();
+            async move { group.submit(1).await }
+        });
+        while seen.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert!(group.submit(2).now_or_never().is_none());
+        let third = tokio::spawn(async move { group.submit(3).await });
+        gate.add_permits(2);
+        assert_eq!((first.await.unwrap().unwrap(), third.await.unwrap().unwrap()), (1, 3));
+        assert_eq!(*seen.lock().unwrap(), [1, 3]);
     }
 }

@@ -62,14 +62,20 @@ impl Db {
     fn with(mut settings: Settings, plans: &str, pool_size: usize) -> Result<Self, DbError> {
         let options = format!("{} {plans}", settings.config.get_options().unwrap_or_default());
         settings.config.options(options);
-        let for_pool = settings.clone();
+        let (for_pool, runtime) = (settings.clone(), Handle::current());
         let acquire_timeout = settings.connect_timeout;
         let mut manager = ManagerConfig::<AsyncPgConnection>::default();
         manager.recycling_method = RecyclingMethod::Fast;
         manager.custom_setup = Box::new(move |_| {
-            let settings = for_pool.clone();
-            async move { settings.connect().await.map_err(|error| diesel::ConnectionError::BadConnection(error.to_string())) }
-                .boxed()
+            let (settings, runtime) = (for_pool.clone(), runtime.clone());
+            // On the process's own runtime: a connection is driven where it was made, and must not end with the HTTP worker
+            // that happened to ask for it first while others still use it.
+            async move {
+                let connected = runtime.spawn(async move { settings.connect().await }).await;
+                let connected = connected.map_err(|error| DbError::Unavailable(error.to_string())).flatten();
+                connected.map_err(|error| diesel::ConnectionError::BadConnection(error.to_string()))
+            }
+            .boxed()
         });
         let manager = AsyncDieselConnectionManager::new_with_config("", manager);
         let pool = Pool::builder(manager)
@@ -137,6 +143,19 @@ impl Db {
     pub fn runtime(&self) -> &Handle {
         &self.runtime
     }
+}
+
+/// Bound on what one request asks of the database: the contract lets a client wait ten seconds for its 503. The timeouts of the
+/// server's sessions do not help where the server itself has stopped.
+const ANSWER_TIME_MAX: Duration = Duration::from_secs(9);
+
+/// `work` within nine seconds. A transaction goes on in its own task all the same, so its fate is unknown then.
+///
+/// # Errors
+/// [`DbError::Unavailable`] where it takes longer.
+pub async fn in_time<R, E: From<DbError>>(work: impl Future<Output = Result<R, E>>) -> Result<R, E> {
+    let late = |_| DbError::Unavailable(format!("no answer within {} ms", ANSWER_TIME_MAX.as_millis()));
+    tokio::time::timeout(ANSWER_TIME_MAX, work).await.map_err(late)?
 }
 
 /// Which errors of a transaction mean that it lost a race and may be tried again at once.

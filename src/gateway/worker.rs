@@ -69,6 +69,9 @@ impl Worker {
         // What follows the head of an `Upgrade` is no body, and has no end.
         let has_body = req.version() >= Version::HTTP_2
             || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| req.headers().contains_key(name));
+        if announced(req.headers()).is_some_and(|length| length > BODY_BYTES_MAX as u64) {
+            return Err(too_large());
+        }
         let body = if has_body { read_body(body, Instant::now() + bound).await? } else { Bytes::new() };
         let host = req.headers().get(header::HOST).and_then(|host| host.to_str().ok());
         let hop = Hop {
@@ -96,17 +99,26 @@ fn inner_target(service: ServiceName, rest: &str, uri: &Uri) -> String {
     format!("{}{rest}{query}", service.inner_prefix())
 }
 
+/// The length that the client names beforehand.
+fn announced(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok())
+}
+
+fn too_large() -> Problem {
+    Problem::new(Code::PayloadTooLarge, "The body is larger than 64 KiB.")
+}
+
 /// The whole body, bounded; what is left of a larger one is drained by the layer around us.
 async fn read_body(mut body: Payload, until: Instant) -> Result<Bytes, Problem> {
     let mut whole = BytesMut::new();
     loop {
-        let late = |_| Problem::new(Code::InvalidRequest, "The body did not arrive in time.");
+        let late = |_| Problem::invalid("body", "The body did not arrive in time.");
         match timeout_at(until, body.next()).await.map_err(late)? {
             Some(Ok(chunk)) if whole.len() + chunk.len() > BODY_BYTES_MAX => {
-                return Err(Problem::new(Code::PayloadTooLarge, "The body is larger than 64 KiB."));
+                return Err(too_large());
             }
             Some(Ok(chunk)) => whole.extend_from_slice(&chunk),
-            Some(Err(error)) => return Err(Problem::new(Code::InvalidRequest, "The body could not be read.").caused_by(error)),
+            Some(Err(error)) => return Err(Problem::invalid("body", "The body did not arrive whole.").caused_by(error)),
             None => return Ok(whole.freeze()),
         }
     }

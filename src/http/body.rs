@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use actix_web::dev::Payload;
-use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap};
+use actix_web::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue};
 use actix_web::{FromRequest, HttpRequest};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
@@ -39,8 +39,7 @@ impl<T: ReadBody> FromRequest for Json<T> {
             if let Some(problem) = refused {
                 return Err(problem);
             }
-            let late = |_| Problem::invalid("body", "The body did not arrive in time.");
-            let bytes = tokio::time::timeout(BODY_TIME_MAX, collect(payload)).await.map_err(late)??;
+            let bytes = arrived(payload).await?;
             // ASP.NET skips a byte order mark.
             let value = T::read(bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&bytes))?;
             Ok(Self { value, bytes })
@@ -48,18 +47,47 @@ impl<T: ReadBody> FromRequest for Json<T> {
     }
 }
 
-/// What the headers alone already say against a body.
-fn refusal(headers: &HeaderMap) -> Option<Problem> {
+/// The body of a route that needs none: whatever it says is ignored, but the rules of every body hold.
+pub struct Ignored;
+
+impl FromRequest for Ignored {
+    type Error = Problem;
+    type Future = LocalBoxFuture<'static, Result<Self, Problem>>;
+
+    fn from_request(req: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let refused = encoded(req.headers()).or_else(|| announced_too_large(req.headers()));
+        let payload = payload.take();
+        Box::pin(async move {
+            if let Some(problem) = refused {
+                return Err(problem);
+            }
+            arrived(payload).await.map(|_| Self)
+        })
+    }
+}
+
+fn encoded(headers: &HeaderMap) -> Option<Problem> {
     let mut encodings = headers.get_all(CONTENT_ENCODING);
-    if encodings.any(|v| !v.to_str().is_ok_and(|v| v.trim().eq_ignore_ascii_case("identity"))) {
-        return Some(Problem::new(Code::UnsupportedMediaType, "The body must not be encoded (Content-Encoding)."));
+    let plain = |value: &HeaderValue| value.to_str().is_ok_and(|text| text.trim().eq_ignore_ascii_case("identity"));
+    let refusal = || Problem::new(Code::UnsupportedMediaType, "The body must not be encoded (Content-Encoding).");
+    encodings.any(|value| !plain(value)).then(refusal)
+}
+
+fn announced_too_large(headers: &HeaderMap) -> Option<Problem> {
+    let length = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
+    length.filter(|length| *length > BODY_BYTES_MAX as u64).map(|_| too_large())
+}
+
+/// What the headers alone already say against a JSON body.
+fn refusal(headers: &HeaderMap) -> Option<Problem> {
+    if let Some(problem) = encoded(headers) {
+        return Some(problem);
     }
     let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
     if !content_type.is_some_and(is_json) {
         return Some(Problem::new(Code::UnsupportedMediaType, "The body must be application/json in UTF-8."));
     }
-    let length = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<u64>().ok());
-    length.filter(|length| *length > BODY_BYTES_MAX as u64).map(|_| too_large())
+    announced_too_large(headers)
 }
 
 /// `application/json`, `text/json` or `application/*+json`; a charset only where it is UTF-8.
@@ -73,6 +101,12 @@ fn is_json(content_type: &str) -> bool {
         let utf8 = || ["utf-8", "utf8"].iter().any(|u| value.trim().trim_matches('"').eq_ignore_ascii_case(u));
         !name.trim().eq_ignore_ascii_case("charset") || utf8()
     })
+}
+
+/// The whole body, within its bounds.
+async fn arrived(payload: Payload) -> Result<Bytes, Problem> {
+    let late = |_| Problem::invalid("body", "The body did not arrive in time.");
+    tokio::time::timeout(BODY_TIME_MAX, collect(payload)).await.map_err(late)?
 }
 
 async fn collect(mut payload: Payload) -> Result<Bytes, Problem> {

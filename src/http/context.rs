@@ -46,7 +46,7 @@ impl RequestContext {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let taken = text(REQUEST_ID_HEADER).filter(|id| is_request_id(id)).map(str::to_owned);
         Self {
-            trace: TraceContext::continue_from(text("traceparent")),
+            trace: TraceContext::continue_from(text("traceparent").filter(|_| headers.get_all("traceparent").count() == 1)),
             request_id: taken.unwrap_or_else(|| Uuid::now_v7().to_string()),
             public_prefix: text(PREFIX_HEADER).filter(|prefix| inner && is_prefix(prefix)).map(str::to_owned),
         }
@@ -191,6 +191,16 @@ mod tests {
             let made = context(&[(REQUEST_ID_HEADER, bad)], true).request_id;
             assert_eq!(Uuid::parse_str(&made).unwrap().get_version_num(), 7, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn a_trace_with_two_parents_is_begun_anew() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let mut map = HeaderMap::new();
+        map.append(HeaderName::from_static("traceparent"), HeaderValue::from_static(parent));
+        assert_eq!(RequestContext::of(&map, true).trace.trace_id(), parent[3..35]);
+        map.append(HeaderName::from_static("traceparent"), HeaderValue::from_static(parent));
+        assert_ne!(RequestContext::of(&map, true).trace.trace_id(), parent[3..35]);
     }
 
     #[test]

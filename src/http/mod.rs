@@ -16,7 +16,7 @@ mod render;
 mod reply;
 mod server;
 
-pub use body::{BODY_BYTES_MAX, Json, ReadBody};
+pub use body::{BODY_BYTES_MAX, Ignored, Json, ReadBody};
 pub use context::{PREFIX_HEADER, REQUEST_ID_HEADER, RequestContext};
 pub use etag::matches as if_none_match;
 pub use extract::{Params, escape, path_segment};

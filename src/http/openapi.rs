@@ -9,7 +9,7 @@ use paperclip::v2::models::{DefaultApiRaw, DefaultOperationRaw, Either, Info, Pa
 use paperclip::v2::schema::{Apiv2Errors, Apiv2Schema};
 use serde_json::{Map, Value, json};
 
-use super::body::Json;
+use super::body::{Ignored, Json};
 use super::context::RequestContext;
 use super::extract::Params;
 use super::problem::{Code, Problem};
@@ -47,7 +47,7 @@ pub struct Success {
 /// Every response header of ours, with what it says.
 const HEADERS: &[(&str, &str)] = &[
     ("X-Request-Id", "The request's id: the client's own where it was 1 to 128 visible ASCII characters, else a new one."),
-    ("Location", "Where the order is, through the port that was asked."),
+    ("Location", "Where to go on: to the order, through the port that was asked."),
     ("Idempotent-Replayed", "`true`: this request was answered before, and nothing happened again."),
     ("ETag", "This state of the order, for `If-None-Match`."),
     ("Link", "`<...>; rel=\"next\"`: the next page; absent on the last one."),
@@ -78,7 +78,8 @@ pub fn document(role: &str, description: &str, schemas: Value, operations: &[Ope
     document
 }
 
-fn components(mut schemas: Value) -> Value {
+/// What every document's operations refer to, beside `schemas`.
+pub fn components(mut schemas: Value) -> Value {
     schemas["Problem"] = problem_schema();
     schemas["Health"] = json!({
         "type": "object",
@@ -96,8 +97,8 @@ fn components(mut schemas: Value) -> Value {
         "parameters": {
             "X-Request-Id": {
                 "name": "X-Request-Id", "in": "header", "required": false,
-                "description": "The request's id in the logs; made where it is absent or unfit.",
-                "schema": {"type": "string", "minLength": 1, "maxLength": 128},
+                "description": "The request's id in the logs; made where it is absent or not 1 to 128 visible ASCII characters.",
+                "schema": {"type": "string"},
             },
             "traceparent": {
                 "name": "traceparent", "in": "header", "required": false,
@@ -119,7 +120,12 @@ fn problem_schema() -> Value {
             "status": {"type": "integer"},
             "detail": {"type": "string"},
             "instance": {"type": "string"},
-            "code": {"type": "string", "enum": Code::ALL.iter().map(|c| c.as_str()).collect::<Vec<_>>()},
+            "code": {
+                "type": "string",
+                "description": Code::ALL.iter().map(|c| format!("`{c}` ({}): {}", c.status().as_u16(), c.meaning().trim()))
+                    .collect::<Vec<_>>().join("\n\n"),
+                "enum": Code::ALL.iter().map(|c| c.as_str()).collect::<Vec<_>>(),
+            },
             "errors": {
                 "type": "object",
                 "description": "By field or parameter, what is wrong with it.",
@@ -163,15 +169,22 @@ fn overlay(derived: &mut Map<String, Value>, operation: &Operation) {
     derived.insert("parameters".into(), parameters.into());
 }
 
-fn header_refs(names: &[&str]) -> Map<String, Value> {
+/// The headers of one answer: these out of [`HEADERS`], and the request's id.
+pub fn header_refs(names: &[&str]) -> Map<String, Value> {
     let all = names.iter().chain(&["X-Request-Id"]);
     all.map(|name| (name.to_string(), json!({"$ref": format!("#/components/headers/{name}")}))).collect()
 }
 
+/// Problem answers by status, those that every operation of a service can give among them.
+fn problems(codes: &[Code], path: &str) -> Map<String, Value> {
+    let codes: Vec<_> = codes.iter().copied().chain([Code::Unavailable, Code::Internal]).collect();
+    problem_answers(&codes, path)
+}
+
 /// Problem answers by status; each lists its codes and has one example a code.
-pub fn problems(codes: &[Code], path: &str) -> Map<String, Value> {
+pub fn problem_answers(codes: &[Code], path: &str) -> Map<String, Value> {
     let mut by_status = BTreeMap::<u16, Vec<Code>>::new();
-    for code in codes.iter().copied().chain([Code::Unavailable, Code::Internal]) {
+    for code in codes.iter().copied() {
         by_status.entry(code.status().as_u16()).or_default().push(code);
     }
     let answer = |(status, codes): (u16, Vec<Code>)| {
@@ -180,7 +193,7 @@ pub fn problems(codes: &[Code], path: &str) -> Map<String, Value> {
         let examples: Map<_, _> = codes.iter().map(|c| (c.to_string(), json!({"value": example(*c, path)}))).collect();
         let narrowed = json!({"type": "object", "properties": {"code": {"type": "string", "enum": names}}});
         let schema = json!({"allOf": [{"$ref": "#/components/schemas/Problem"}, narrowed]});
-        let headers = header_refs(if [429, 503].contains(&status) { &["Retry-After"] } else { &[] });
+        let headers = header_refs(if [429, 503, 504].contains(&status) { &["Retry-After"] } else { &[] });
         let content = json!({PROBLEM_JSON: {"schema": schema, "examples": examples}});
         (status.to_string(), json!({"description": lines.join("\n\n"), "headers": headers, "content": content}))
     };
@@ -199,7 +212,8 @@ fn example(code: Code, path: &str) -> Value {
     })
 }
 
-fn common_paths(role: &str) -> Map<String, Value> {
+/// Health and metrics, as every role has them.
+pub fn common_paths(role: &str) -> Map<String, Value> {
     let health = |status: &str| {
         let schema = json!({"$ref": "#/components/schemas/Health"});
         let mut example = json!({"status": status, "role": role});
@@ -225,7 +239,8 @@ fn common_paths(role: &str) -> Map<String, Value> {
 
 /// An exact decimal number.
 pub fn money(description: &str) -> Value {
-    json!({"type": "number", "multipleOf": 0.01, "description": description})
+    // No `multipleOf`: validators compute it in binary floats, where 0.07 is no multiple of 0.01.
+    json!({"type": "number", "description": description})
 }
 
 /// What an order or a deposit may be.
@@ -238,11 +253,26 @@ pub fn amount() -> Value {
 
 /// [`amount`] as it may be sent: a number, or a string that holds one.
 pub fn amount_in() -> Value {
-    json!({"oneOf": [amount(), {"type": "string", "description": "The number as text."}]})
+    json!({"oneOf": [amount(), amount_text()]})
+}
+
+/// [`amount`] in a string.
+pub fn amount_text() -> Value {
+    let pattern = r"^(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$";
+    json!({"type": "string", "pattern": pattern, "description": "The number as text."})
 }
 
 pub fn user_id() -> Value {
-    json!({"type": "string", "minLength": 1, "maxLength": 128, "description": "No control characters.", "example": "alice"})
+    let pattern = r"^[^\u0000-\u001f\u007f-\u009f]+$";
+    json!({
+        "type": "string", "minLength": 1, "maxLength": 128, "pattern": pattern,
+        "description": "No control characters.", "example": "alice",
+    })
+}
+
+/// The schema of `cursor`.
+pub fn cursor() -> Value {
+    json!({"type": "string", "minLength": 1, "pattern": "^[A-Za-z0-9_-]+$"})
 }
 
 /// A parameter that an extractor reads.
@@ -273,6 +303,8 @@ impl Apiv2Schema for Params {}
 impl OperationModifier for Params {}
 impl Apiv2Errors for Problem {}
 
+impl Apiv2Schema for Ignored {}
+impl OperationModifier for Ignored {}
 impl<T: Apiv2Schema> Apiv2Schema for Json<T> {}
 
 impl<T: Apiv2Schema> OperationModifier for Json<T> {

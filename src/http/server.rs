@@ -27,6 +27,9 @@ pub enum ServeError {
     /// The server ended though nobody stopped it.
     #[error("the server of {role} ended: {cause}")]
     Ended { role: &'static str, cause: String },
+    /// It was stopped and did not finish what was in flight: no clean end.
+    #[error("{role} had requests in flight when their time to finish was over")]
+    Unfinished { role: &'static str },
 }
 
 /// What a role serves beside health and metrics; cheap to clone, configured once a worker thread.
@@ -124,6 +127,9 @@ pub fn bind(
 
 impl Bound {
     /// Serves until `stop`, then lets what is in flight finish within the drain's bound.
+    ///
+    /// # Errors
+    /// The server ended by itself, or not everything was finished in time.
     pub async fn run(self, stop: Shutdown) -> Result<(), ServeError> {
         let (role, handle) = (self.role, self.server.handle());
         let ended = |cause: String| ServeError::Ended { role, cause };
@@ -141,9 +147,8 @@ impl Bound {
             }
         }
         if tokio::time::timeout(self.drain, handle.stop(true)).await.is_err() {
-            tracing::warn!(role, "requests were still in flight when their time to finish was over");
             server.abort();
-            return Ok(());
+            return Err(ServeError::Unfinished { role });
         }
         match server.await {
             Ok(Err(error)) => Err(ended(error.to_string())),

@@ -57,6 +57,7 @@ fn operations() -> Vec<Operation> {
                 ("userId", openapi::user_id()),
                 ("status", json!({"type": "string", "enum": ["New", "Processing", "Finished", "Cancelled"]})),
                 ("limit", openapi::limit()),
+                ("cursor", openapi::cursor()),
             ],
             headers: &[],
         },
@@ -92,7 +93,7 @@ fn schemas() -> Value {
     let amount = openapi::amount();
     let user_id = openapi::user_id();
     let time = json!({"type": "string", "format": "date-time", "description": "UTC, six fraction digits."});
-    let description = json!({"type": "string", "nullable": true, "maxLength": 1000});
+    let description = json!({"type": "string", "nullable": true, "maxLength": 1000, "pattern": r"^[^\u0000]*$"});
     json!({
         "PlaceOrder": {
             "type": "object",

@@ -79,18 +79,19 @@ impl Orders {
     pub async fn place(&self, order: NewOrder, origin: Origin) -> Result<Placed, PlaceError> {
         // Postgres keeps microseconds; what is answered is what is stored.
         let at = Utc::now().trunc_subsecs(6);
-        let placed = self.intake.submit(store::Placement { order, origin, at }).await;
-        placed.unwrap_or_else(|overloaded| Err(DbError::Unavailable(overloaded.to_string()).into()))
+        db::in_time(async {
+            let placed = self.intake.submit(store::Placement { order, origin, at }).await;
+            placed.unwrap_or_else(|overloaded| Err(DbError::Unavailable(overloaded.to_string()).into()))
+        })
+        .await
     }
 
     pub async fn get(&self, id: Uuid) -> Result<Option<Order>, DbError> {
-        let mut conn = self.db.get().await?;
-        Ok(store::find(&mut conn, &[id]).await?.pop())
+        db::in_time(async { Ok(store::find(&mut *self.db.get().await?, &[id]).await?.pop()) }).await
     }
 
     pub async fn list(&self, which: ListOrders) -> Result<OrderPage, DbError> {
-        let mut conn = self.db.get().await?;
-        store::list(&mut conn, which).await
+        db::in_time(async { store::list(&mut *self.db.get().await?, which).await }).await
     }
 
     /// What is missing for this service to do its work; empty when ready. Bounded to two seconds.

@@ -12,6 +12,8 @@ pub fn document() -> Value {
     openapi::document("payments", description, schemas(), &operations(), routes::operations)
 }
 
+const OPEN_REFUSED: &[Code] = &[Code::InvalidRequest, Code::AccountExists, Code::PayloadTooLarge, Code::UnsupportedMediaType];
+
 const DEPOSIT_REFUSED: &[Code] = &[
     Code::InvalidJson,
     Code::InvalidRequest,
@@ -26,7 +28,7 @@ const DEPOSIT_REFUSED: &[Code] = &[
 fn operations() -> Vec<Operation> {
     let ok = |description, headers, example| vec![Success { status: 200, description, headers, example: Some(example) }];
     let operation = |method, path, successes, codes| {
-        let parameters = vec![("userId", openapi::user_id()), ("limit", openapi::limit())];
+        let parameters = vec![("userId", openapi::user_id()), ("limit", openapi::limit()), ("cursor", openapi::cursor())];
         Operation { method, path, successes, codes, bodies: vec![], parameters, headers: &[] }
     };
     let account = |balance: Value| json!({"id": 1, "userId": "alice", "balance": balance});
@@ -35,7 +37,7 @@ fn operations() -> Vec<Operation> {
         "createdAt": "2025-06-12T10:11:12.123456Z",
     });
     vec![
-        operation("post", ACCOUNT, ok("The new account.", &[], account(json!(0))), &[Code::InvalidRequest, Code::AccountExists]),
+        operation("post", ACCOUNT, ok("The new account.", &[], account(json!(0))), OPEN_REFUSED),
         Operation {
             bodies: vec![("bare", json!(100.5)), ("object", json!({"amount": 100.5}))],
             ..operation("post", DEPOSIT, ok("The account after the deposit.", &[], account(json!(100.5))), DEPOSIT_REFUSED)
@@ -63,7 +65,7 @@ fn schemas() -> Value {
             "description": "A bare number, or an object; either amount may be a string that holds a number.",
             "oneOf": [
                 openapi::amount(),
-                {"type": "string", "description": "The number as text."},
+                openapi::amount_text(),
                 {"type": "object", "required": ["amount"], "properties": {"amount": openapi::amount_in()}},
             ],
         },
@@ -100,7 +102,7 @@ mod tests {
     fn every_operation_lists_every_status_it_can_answer() {
         let document = document();
         let statuses = |method: &str, path: &str| openapi::statuses(&document, method, path);
-        assert_eq!(statuses("post", ACCOUNT), ["200", "400", "409", "500", "503"]);
+        assert_eq!(statuses("post", ACCOUNT), ["200", "400", "409", "413", "415", "500", "503"]);
         assert_eq!(statuses("post", DEPOSIT), ["200", "400", "404", "413", "415", "500", "503"]);
         assert_eq!(statuses("get", BALANCE), ["200", "400", "404", "500", "503"]);
         assert_eq!(statuses("get", TRANSACTIONS), ["200", "400", "404", "500", "503"]);

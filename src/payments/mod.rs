@@ -48,25 +48,29 @@ impl Payments {
 
     /// Opens the user's one account (S10), with nothing in it.
     pub async fn open_account(&self, user: UserId) -> Result<Account, OpenError> {
-        let mut conn = self.db.get().await?;
-        store::open(&mut conn, &user).await?.ok_or(OpenError::Exists)
+        db::in_time(async { store::open(&mut *self.db.get().await?, &user).await?.ok_or(OpenError::Exists) }).await
     }
 
     pub async fn deposit(&self, user: UserId, amount: Amount) -> Result<Account, DepositError> {
-        let deposited = self.deposits.submit(deposit::Deposit { user, amount }).await;
-        deposited.unwrap_or_else(|overloaded| Err(DbError::Unavailable(overloaded.to_string()).into()))
+        db::in_time(async {
+            let deposited = self.deposits.submit(deposit::Deposit { user, amount }).await;
+            deposited.unwrap_or_else(|overloaded| Err(DbError::Unavailable(overloaded.to_string()).into()))
+        })
+        .await
     }
 
     pub async fn account(&self, user: &UserId) -> Result<Option<Account>, DbError> {
-        let mut conn = self.db.get().await?;
-        store::find(&mut conn, user).await
+        db::in_time(async { store::find(&mut *self.db.get().await?, user).await }).await
     }
 
     /// `None` where the user has no account. `limit` 1..=500; only entries with an id below `before`.
     pub async fn transactions(&self, user: &UserId, limit: i64, before: Option<i64>) -> Result<Option<TransactionPage>, DbError> {
-        let mut conn = self.db.get().await?;
-        let Some(account) = store::find(&mut conn, user).await? else { return Ok(None) };
-        store::transactions(&mut conn, account.id, limit, before).await.map(Some)
+        db::in_time(async {
+            let mut conn = self.db.get().await?;
+            let Some(account) = store::find(&mut conn, user).await? else { return Ok(None) };
+            store::transactions(&mut conn, account.id, limit, before).await.map(Some)
+        })
+        .await
     }
 
     /// What is missing for this service to do its work; empty when ready. Bounded to two seconds.

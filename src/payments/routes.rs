@@ -11,7 +11,7 @@ use paperclip::actix::web::{self, ServiceConfig};
 use super::dto::{self, AccountBody, BalanceBody, DepositBody, TransactionBody};
 use super::{DepositError, OpenError, Payments};
 use crate::http::openapi::{self, DataType, Documented, In, RawOperation, api_v2_operation};
-use crate::http::{self, Code, Json, Params, Problem, Reply, RequestContext, Routes};
+use crate::http::{self, Code, Ignored, Json, Params, Problem, Reply, RequestContext, Routes};
 use crate::user_id::UserId;
 
 pub const ACCOUNT: &str = "/api/Account/{userId}";
@@ -38,7 +38,7 @@ pub(super) fn operations(config: &mut ServiceConfig) {
 }
 
 #[api_v2_operation(summary = "Open the user's one account", operation_id = "openAccount", tags(Payments))]
-async fn open(payments: Data<Payments>, user: User) -> Result<Reply<AccountBody>, Problem> {
+async fn open(payments: Data<Payments>, user: User, _: Ignored) -> Result<Reply<AccountBody>, Problem> {
     Reply::ok(&payments.open_account(user.0).await?.into())
 }
 

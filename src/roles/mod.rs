@@ -38,6 +38,9 @@ pub enum RoleError {
     Task(#[from] tokio::task::JoinError),
 }
 
+/// Percent of the time to end that a role alone gives its requests: nothing comes after them.
+const DRAIN_ALONE: u32 = 90;
+
 /// What of `shutdown.timeout_ms` a stage of the end may take: requests in flight, then what is behind them, then the rest. The
 /// process is ended by force when all of it is over.
 fn share(config: &Config, percent: u32) -> Duration {

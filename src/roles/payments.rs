@@ -1,6 +1,7 @@
 //! The payments role: its port, and the consumer of orders' requests.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -13,27 +14,27 @@ use crate::messaging::{Consumer, outbox};
 use crate::payments::{self, OnOrder, Payments};
 use crate::shutdown::Shutdown;
 
-use super::RoleError;
+use super::{DRAIN_ALONE, RoleError};
 
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let db = super::database(config.payments.database_url.as_ref(), "payments.database_url", "payments", &config)?;
     let batches = super::batches(config.payments.database_url.as_ref(), "payments.database_url", "payments", &config)?;
     let log = super::kafka(&config)?;
     let notifier = Notifier::start(db.clone(), outbox::CHANNEL, Arc::new(Notify::new()), stop.clone());
-    let (bound, readiness) = bind(&config, Payments::new(db))?;
+    let (bound, readiness) = bind(&config, Payments::new(db), super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("payments", readiness, stop.clone()));
     let consumer = consumer(&config, batches, log, super::owner("payments"), notifier);
     super::together(bound.run(stop.clone()), consumer.run(stop.clone()), &stop).await
 }
 
-pub(super) fn bind(config: &Config, payments: Payments) -> Result<(Bound, Readiness), ServeError> {
+pub(super) fn bind(config: &Config, payments: Payments, drain: Duration) -> Result<(Bound, Readiness), ServeError> {
     let asked = payments.clone();
     let readiness = Readiness::new(move || {
         let payments = asked.clone();
         async move { payments.missing().await }
     });
     let routes = payments::routes(payments);
-    let bound = http::bind("payments", config.payments.listen, &config.http, super::share(config, 30), routes, readiness.clone())?;
+    let bound = http::bind("payments", config.payments.listen, &config.http, drain, routes, readiness.clone())?;
     Ok((bound, readiness))
 }
 

@@ -12,13 +12,13 @@ use crate::messaging::log::SharedLog;
 use crate::relay::Relay;
 use crate::shutdown::Shutdown;
 
-use super::RoleError;
+use super::{DRAIN_ALONE, RoleError};
 
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let orders = super::database(config.orders.database_url.as_ref(), "orders.database_url", "relay", &config)?;
     let payments = super::database(config.payments.database_url.as_ref(), "payments.database_url", "relay", &config)?;
     let log = super::kafka(&config)?;
-    let (bound, readiness) = bind(&config, orders.clone(), payments.clone(), log.clone())?;
+    let (bound, readiness) = bind(&config, orders.clone(), payments.clone(), log.clone(), super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("relay", readiness, stop.clone()));
     let owner = super::owner("relay");
     let relay = |db: Db, name| relay(&config, db, log.clone(), name, owner.clone(), Arc::new(Notify::new()));
@@ -37,7 +37,13 @@ pub(super) fn relay(config: &Config, db: Db, log: SharedLog, name: &'static str,
 }
 
 /// Ready with both databases and the broker.
-pub(super) fn bind(config: &Config, orders: Db, payments: Db, log: SharedLog) -> Result<(Bound, Readiness), ServeError> {
+pub(super) fn bind(
+    config: &Config,
+    orders: Db,
+    payments: Db,
+    log: SharedLog,
+    drain: Duration,
+) -> Result<(Bound, Readiness), ServeError> {
     let readiness = Readiness::new(move || {
         let (orders, payments, log) = (orders.clone(), payments.clone(), log.clone());
         async move {
@@ -55,6 +61,6 @@ pub(super) fn bind(config: &Config, orders: Db, payments: Db, log: SharedLog) ->
             missing
         }
     });
-    let bound = http::bind("relay", config.relay.listen, &config.http, super::share(config, 30), Routes::new(), readiness.clone())?;
+    let bound = http::bind("relay", config.relay.listen, &config.http, drain, Routes::new(), readiness.clone())?;
     Ok((bound, readiness))
 }

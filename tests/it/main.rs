@@ -2,10 +2,12 @@
 
 mod architecture;
 mod command_line;
+mod contract;
 mod crash;
 mod embedded;
 mod gateway;
 mod log;
+mod openapi;
 mod outage;
 mod outbox;
 mod promises;

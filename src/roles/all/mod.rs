@@ -85,15 +85,16 @@ async fn run_roles(
         }
     };
     let orders = Orders::new(orders_db.clone(), notifier(orders_db, &orders_wake));
-    let (orders_bound, _) = orders::bind(config, orders)?;
-    let (payments_bound, _) = payments::bind(config, Payments::new(payments_db.clone()))?;
-    let (relay_bound, relay_ready) = relay::bind(config, orders_db.clone(), payments_db.clone(), log.clone())?;
+    let behind = super::share(config, 30);
+    let (orders_bound, _) = orders::bind(config, orders, behind)?;
+    let (payments_bound, _) = payments::bind(config, Payments::new(payments_db.clone()), behind)?;
+    let (relay_bound, relay_ready) = relay::bind(config, orders_db.clone(), payments_db.clone(), log.clone(), behind)?;
     let gateway_config = GatewayConfig {
         orders_urls: vec![reachable(orders_bound.local_addr)],
         payments_urls: vec![reachable(payments_bound.local_addr)],
         ..config.gateway.clone()
     };
-    let (gateway_bound, gateway_ready) = gateway::bind(config, &gateway_config)?;
+    let (gateway_bound, gateway_ready) = gateway::bind(config, &gateway_config, super::share(config, 40))?;
     let public = reachable(gateway_bound.local_addr);
 
     let mut workers = JoinSet::new();
