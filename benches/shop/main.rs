@@ -137,15 +137,15 @@ async fn intake(rig: &Rig, address: &str, path: &'static str, time: Duration) ->
 /// results in the outbox with them, from the role's start.
 async fn decisions(rig: &mut Rig, accounts: usize) -> Result<Rate> {
     rig.stop_role("payments").await?;
-    let before = rig.decisions().await?;
     rig.place(BACKLOG, accounts, CONNECTIONS).await?;
-    rig.published(before + BACKLOG as i64).await?;
+    let orders = rig.count().await?;
+    rig.published(orders).await?;
     // The results wait in payments' outbox meanwhile.
     rig.stop_role("relay").await?;
     let cpu = rig.cpu();
     let since = Instant::now();
     rig.start_role("payments")?;
-    rig.decided(before + BACKLOG as i64).await?;
+    rig.decided(orders).await?;
     let rate = Rate::of(BACKLOG, since.elapsed(), &cpu, &rig.cpu());
     rig.start_role("relay")?;
     rig.all_final().await?;
@@ -156,11 +156,14 @@ async fn decisions(rig: &mut Rig, accounts: usize) -> Result<Rate> {
 async fn backlog(rig: &mut Rig, accounts: usize) -> Result<Rate> {
     rig.stop_role("relay").await?;
     rig.place(BACKLOG, accounts, CONNECTIONS).await?;
+    let orders = rig.count().await?;
     let cpu = rig.cpu();
     let since = Instant::now();
     rig.start_role("relay")?;
+    rig.finished(orders).await?;
+    let rate = Rate::of(BACKLOG, since.elapsed(), &cpu, &rig.cpu());
     rig.all_final().await?;
-    Ok(Rate::of(BACKLOG, since.elapsed(), &cpu, &rig.cpu()))
+    Ok(rate)
 }
 
 fn step(what: &str) {

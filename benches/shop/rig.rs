@@ -165,19 +165,29 @@ impl Rig {
         Ok(())
     }
 
-    /// Waits until every order has ended; asks cheaply and not too often.
+    /// Waits until every order has ended, and looks that it has.
     pub async fn all_final(&self) -> Result<()> {
-        let left = "select count(*) as n from (select 1 from orders where status = 'New' limit 1) o";
-        self.until("every order has ended", &self.orders, left, 0).await
+        self.finished(self.count().await?).await?;
+        match ask(&self.orders, "select count(*) as n from orders where status = 'New'").await? {
+            0 => Ok(()),
+            left => Err(format!("{left} orders have not ended though every result was consumed").into()),
+        }
     }
 
-    /// Waits until payments has decided on `count` orders.
-    pub async fn decided(&self, count: i64) -> Result<()> {
-        self.until("every order is decided", &self.payments, "select count(*) as n from payment", count).await
+    /// Waits until that many results were applied. What is asked meanwhile costs next to nothing, however many orders there
+    /// are: each has one result, so the consumer's offsets tell.
+    pub async fn finished(&self, orders: i64) -> Result<()> {
+        self.consumed("orders", &self.orders, orders).await
     }
 
-    pub async fn decisions(&self) -> Result<i64> {
-        ask(&self.payments, "select count(*) as n from payment").await
+    /// Waits until payments has decided on that many requests.
+    pub async fn decided(&self, orders: i64) -> Result<()> {
+        self.consumed("payments", &self.payments, orders).await
+    }
+
+    /// How many orders there are.
+    pub async fn count(&self) -> Result<i64> {
+        ask(&self.orders, "select count(*) as n from orders").await
     }
 
     /// Waits until everything in orders' outbox is on Kafka.
@@ -201,13 +211,13 @@ impl Rig {
         }
     }
 
-    async fn until(&self, what: &str, db: &Db, statement: &'static str, wanted: i64) -> Result<()> {
+    async fn consumed(&self, who: &str, db: &Db, records: i64) -> Result<()> {
         let since = Instant::now();
-        while ask(db, statement).await? != wanted {
+        while ask(db, "select coalesce(sum(next_offset), 0)::bigint as n from consumer_offset").await? < records {
             if since.elapsed() > PATIENCE {
-                return Err(format!("not within {PATIENCE:?}: {what}").into());
+                return Err(format!("{who} has not consumed {records} records within {PATIENCE:?}").into());
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         Ok(())
     }
