@@ -13,7 +13,7 @@ use super::process::Process;
 use super::run::{self, Address};
 use crate::config::Secret;
 
-/// How long `start` waits for a command (`audit`, `migrate`) that started the server for itself.
+/// How long `start` waits for a command (`migrate`) that started the server for itself.
 const PASSING_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// After the immediate shutdown, which waits for nobody.
