@@ -39,7 +39,11 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let started = std::time::Instant::now();
     let services = Shutdown::new();
-    let mut stores = Stores::open(&config).await?;
+    // Fetching a server and making its database take their time; nobody who says stop should wait for that.
+    let mut stores = tokio::select! {
+        opened = Stores::open(&config) => opened?,
+        () = stop.stopped() => return Ok(()),
+    };
     let server = stores.server.take();
     let roles = run_roles(&config, &stores, server.is_some(), &stop, &services, started);
     let Some(mut server) = server else {
