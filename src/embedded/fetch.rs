@@ -77,20 +77,13 @@ async fn download(registry: Option<&str>, version: &str, sum: &str) -> Result<Ve
     // Another registry's own checksum is looked at as well.
     hasher::registry::register(|_, extension| Ok(extension == "sha256"), hasher::sha2_256::hash)
         .map_err(|error| error.to_string())?;
-    let archive = repository.get_archive(&exactly).await.map_err(|error| innermost(&error))?;
+    let archive = repository.get_archive(&exactly).await.map_err(|error| error.to_string())?;
     let bytes = archive.bytes().to_vec();
     let found = hasher::sha2_256::hash(&bytes).map_err(|error| error.to_string())?;
     if found != sum {
         return Err(format!("the archive is not the one this shopd was made with: its SHA-256 is {found} and should be {sum}"));
     }
     Ok(bytes)
-}
-
-/// What went wrong and, where that was only the last of many layers, why at bottom: "no retry helped" tells nobody to look at the network.
-fn innermost(error: &dyn std::error::Error) -> String {
-    let cause = std::iter::successors(error.source(), |error| error.source()).last().map(ToString::to_string);
-    let text = error.to_string();
-    cause.filter(|cause| !text.contains(cause.as_str())).map_or_else(|| text.clone(), |cause| format!("{text}: {cause}"))
 }
 
 /// Unpacks in a folder of our own; the rename makes it whole or absent.
