@@ -126,10 +126,10 @@ impl Server {
         Ok(())
     }
 
-    /// Tells it to stop and does not wait: for an exit in a hurry.
-    pub fn stop_soon(&self) {
-        let pgdata = self.folder.pgdata();
-        run::current(&pgdata, &self.process).signal(Signal::SIGINT, &pgdata);
+    /// What tells it to stop and does not wait: for an exit in a hurry, whoever has the server then.
+    pub fn stop_soon(&self) -> impl Fn() + Send + 'static {
+        let (pgdata, process) = (self.folder.pgdata(), self.process.clone());
+        move || run::current(&pgdata, &process).signal(Signal::SIGINT, &pgdata)
     }
 
     pub(super) fn folder(&self) -> &Folder {
@@ -139,6 +139,6 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop_soon();
+        self.stop_soon()();
     }
 }

@@ -129,3 +129,21 @@ async fn sigterm_drains_and_the_next_start_finds_everything() {
     assert_eq!(shop.client.ended(&id).await["status"], "Finished");
     assert_eq!(shop.client.balance("ann").await, "2.5");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_it_at_once_and_leaves_no_server_behind() {
+    let mut shop = All::start(postgres::own_dir()).await;
+    let gateway = shop.process.address("gateway").await;
+    // A body that never comes: the drain has something to wait for.
+    let mut slow = std::net::TcpStream::connect(gateway.trim_start_matches("http://")).unwrap();
+    let head = "POST /api/OrdersProxy HTTP/1.1\r\nhost: shop\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{";
+    std::io::Write::write_all(&mut slow, head.as_bytes()).unwrap();
+    shop.client.account("ann", "1").await; // by now the gateway has the other request, too
+    let interrupt = nix::sys::signal::Signal::SIGINT;
+    shop.process.signal(interrupt);
+    let log = || shop.process.log();
+    postgres::eventually("the first signal is seen", || log().contains("a second signal ends it at once")).await;
+    shop.process.signal(interrupt);
+    assert_eq!(shop.process.ended().await.code(), Some(130), "{}", shop.process.log());
+    postgres::eventually("the end of the server", || !shop.dir.join("postgres/postmaster.pid").exists()).await;
+}

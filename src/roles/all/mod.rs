@@ -49,6 +49,7 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let Some(mut server) = server else {
         return roles.await;
     };
+    stop.before_force(server.stop_soon());
     let (done, mut finished) = tokio::sync::oneshot::channel();
     let roles = async {
         let result = roles.await;
