@@ -53,14 +53,21 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let (done, mut finished) = tokio::sync::oneshot::channel();
     let roles = async {
         let result = roles.await;
+        stop.stop();
         let _ = done.send(());
         result
     };
     let supervised = server.supervise(async {
         let _ = (&mut finished).await;
     });
-    let (result, ()) = tokio::join!(roles, supervised);
-    server.stop(super::share(&config, 20)).await?;
+    let asked = async {
+        stop.stopped().await;
+        std::time::Instant::now()
+    };
+    let (result, (), asked) = tokio::join!(roles, supervised, asked);
+    // What draining did not need is the server's: a young database has much to write, and cut short it would have to recover.
+    let left = super::share(&config, 90).saturating_sub(asked.elapsed());
+    server.stop(left.max(super::share(&config, 20))).await?;
     result
 }
 
