@@ -25,6 +25,8 @@ use super::fetcher::{Fetched, backoff, count, fetch, pause};
 use super::log::{SharedLog, StoredRecord};
 use super::offsets::{self, Move, Owned, Take};
 
+/// What another replica gave back is taken at the next one, so with the default lease within 750 ms.
+const HEARTBEATS_A_LEASE: u32 = 4;
 /// How often the topic is asked for its number of partitions while it is not there.
 const TOPIC_RETRY: Duration = Duration::from_millis(500);
 
@@ -126,7 +128,7 @@ impl<H: Handler> Consumer<H> {
             }
         };
         start(owned, &mut fetchers, &mut epochs);
-        let mut heartbeat = tokio::time::interval(self.config.lease / 3);
+        let mut heartbeat = tokio::time::interval(self.config.lease / HEARTBEATS_A_LEASE);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut waiting = Vec::new();
         loop {
