@@ -190,12 +190,14 @@ async fn without_the_epoch_in_the_compare_and_set_a_robbed_worker_commits() {
     bench.append(&["a"]).await;
     bench.until_applied(1).await;
     let mut conn = bench.db.get().await.unwrap();
-    sql("create or replace function advance_offsets(text, int[], bigint[], bigint[], bigint[], bigint) returns void language plpgsql
-         as $$ begin update consumer_offset c set next_offset = m.n from (select unnest($2) as p, unnest($4) as n) m
-         where c.topic = $1 and c.partition = m.p; end $$")
-    .execute(&mut *conn)
-    .await
-    .unwrap();
+    for statement in [
+        "alter function advance_offsets rename to fenced_advance_offsets",
+        "create function advance_offsets(text, int[], bigint[], bigint[], bigint[], bigint) returns void language sql
+         as $$ update consumer_offset c set next_offset = m.n from (select unnest($2) as p, unnest($4) as n) m
+         where c.topic = $1 and c.partition = m.p $$",
+    ] {
+        sql(statement).execute(&mut *conn).await.unwrap();
+    }
     sql("update consumer_offset set epoch = epoch + 1").execute(&mut *conn).await.unwrap();
     bench.append(&["b", "c", "d", "e"]).await;
     bench.until_applied(2).await;
