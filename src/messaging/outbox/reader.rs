@@ -95,6 +95,8 @@ impl Reader {
                     if claimed.system_identifier.as_deref() != Some(&claimed.this_system) {
                         if claimed.system_identifier.is_some() {
                             tracing::warn!("this outbox came from another cluster; its rows are stamped and published anew");
+                            // However many wait: cut off in the middle it would begin again for ever.
+                            sql("set local statement_timeout = '1h'").execute(conn).await?;
                             sql("update outbox set xid = pg_current_xact_id()").execute(conn).await?;
                         }
                         sql(
