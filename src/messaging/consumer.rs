@@ -132,7 +132,8 @@ impl<H: Handler> Consumer<H> {
             }
         };
         start(owned, &mut fetchers, &mut epochs);
-        let mut heartbeat = tokio::time::interval(self.config.lease / 3);
+        // At the default lease of 3 s: what another replica gives back is taken within the second that clients may count on.
+        let mut heartbeat = tokio::time::interval(self.config.lease / 4);
         heartbeat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut waiting = Vec::new();
         loop {

@@ -252,7 +252,7 @@ async fn rows(db: &Db) -> i64 {
 /// After a crash the server gives transaction ids again that had not reached its disk: what a look knew of them is worth nothing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_row_whose_transaction_id_was_another_ones_before_a_crash_is_read() {
-    let mut options = Options::new(&postgres::own_dir());
+    let mut options = Options::new(postgres::own_dir());
     options.progress = false;
     options.settings = vec![("wal_writer_delay".into(), "10s".into())];
     let server = embedded::start(&options).await.unwrap();
