@@ -2,6 +2,7 @@
 
 mod architecture;
 mod command_line;
+mod consumer;
 mod contract;
 mod crash;
 mod embedded;

@@ -122,11 +122,23 @@ async fn run_roles(
     let announce = [("relay", relay_ready), ("gateway", gateway_ready)];
     tokio::spawn(banner(announce, public, started, stop.clone()));
 
-    let result = serve(gateway_bound, [orders_bound, payments_bound, relay_bound], stop, services).await;
+    let mut serving = std::pin::pin!(serve(gateway_bound, [orders_bound, payments_bound, relay_bound], stop, services));
+    let mut ended = Ok(());
+    let served = loop {
+        tokio::select! {
+            served = &mut serving => break served,
+            // They end only when asked to, or badly; without one of them the rest would look healthy and do half the work.
+            Some(worker) = workers.join_next() => {
+                stop.stop();
+                ended = ended.and(worker);
+            }
+        }
+    };
     while let Some(worker) = workers.join_next().await {
-        worker?;
+        ended = ended.and(worker);
     }
-    Ok(result?)
+    ended?;
+    Ok(served?)
 }
 
 /// Serves until `stop`; the gateway drains first, then the services behind it. A server that ends stops the others.
