@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::support::history::{History, order};
 use crate::support::postgres;
-use crate::support::shop::All;
+use crate::support::shop::{All, poll};
 
 /// How long one audit of a small shop may take.
 const AUDIT_WAIT: Duration = Duration::from_secs(60);
@@ -310,4 +310,38 @@ async fn what_cannot_be_checked_ends_with_2_and_says_nothing_on_standard_output(
     let (orders, payments) = (postgres::database("orders").await, postgres::database("payments").await);
     let env = [("SHOPD__ORDERS__DATABASE_URL".to_owned(), orders), ("SHOPD__PAYMENTS__DATABASE_URL".to_owned(), payments)];
     assert_eq!(audit(&[], &env).await.status.code(), Some(2));
+}
+
+/// Takes a minute and a gigabyte; run it by name, with `--ignored --nocapture`, for the figure.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn a_million_orders_are_audited_within_a_minute() {
+    let orders = 1_000_000;
+    let shop = History::new(orders).await;
+    let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_shopd"));
+    command.args(["audit", "--json"]).envs(shop.env()).env("SHOPD_LOG", "shopd=debug").kill_on_drop(true);
+    let child = command.stdout(std::process::Stdio::piped()).spawn().expect("the program");
+    let status = format!("/proc/{}/status", child.id().expect("a process"));
+    let (peak, watched) = (Arc::new(std::sync::Mutex::new(String::new())), Arc::new(AtomicBool::new(true)));
+    let watch = tokio::spawn({
+        let (peak, watched) = (peak.clone(), watched.clone());
+        async move {
+            while watched.load(Ordering::Relaxed) {
+                if let Ok(text) = std::fs::read_to_string(&status)
+                    && let Some(line) = text.lines().find(|line| line.starts_with("VmHWM"))
+                {
+                    *peak.lock().unwrap() = line.to_owned();
+                }
+                poll().await;
+            }
+        }
+    });
+    let output = child.wait_with_output().await.expect("an end");
+    watched.store(false, Ordering::Relaxed);
+    watch.await.expect("the watch");
+    let (offenders, summary) = said(&output);
+    assert_eq!((offenders, output.status.code()), (BTreeSet::new(), Some(0)), "{summary}");
+    let ms = summary["ms"].as_u64().expect("milliseconds");
+    println!("{orders} orders in {ms} ms, {} orders a minute, {}", orders as u64 * 60_000 / ms, peak.lock().unwrap());
+    assert!(ms < 60_000);
 }
