@@ -3,6 +3,7 @@
 //! Rows of other producers are left out: anyone who can write to a topic can end an order that payments never saw, or have one
 //! decided that orders never had.
 
+use crate::contracts::{Outcome, PaymentRequested, PaymentStatusUpdated};
 use crate::orders;
 use crate::orders::audit::OrderFact;
 use crate::payments;
@@ -16,7 +17,7 @@ pub struct Cross {
 }
 
 /// Every check that needs both databases.
-pub const CROSS: [&Cross; 7] = [
+pub const CROSS: [&Cross; 9] = [
     &FINAL_WITHOUT_DECISION,
     &DECISION_DIFFERS,
     &RESULT_EVENT_DIFFERS,
@@ -24,6 +25,8 @@ pub const CROSS: [&Cross; 7] = [
     &PAYMENT_WITHOUT_ORDER,
     &REQUEST_LOST,
     &RESULT_LOST,
+    &LOG_REQUEST_DIFFERS,
+    &LOG_RESULT_DIFFERS,
 ];
 
 /// An order ended that payments never decided.
@@ -40,6 +43,11 @@ pub const PAYMENT_WITHOUT_ORDER: Cross = Cross { name: "payment_without_order", 
 pub const REQUEST_LOST: Cross = Cross { name: "request_lost", promise: "L1" };
 /// The same of a result: decided, and the order does not hear of it.
 pub const RESULT_LOST: Cross = Cross { name: "result_lost", promise: "L1" };
+
+/// A request of ours on the log is no order's, or says something else.
+pub const LOG_REQUEST_DIFFERS: Cross = Cross { name: "log_request_differs", promise: "S6" };
+/// A result of ours on the log is not the decision, or bears another event id than the decision's one.
+pub const LOG_RESULT_DIFFERS: Cross = Cross { name: "log_result_differs", promise: "S14" };
 
 /// What is wrong, and how.
 #[derive(Debug, PartialEq, Eq)]
@@ -100,6 +108,38 @@ pub fn of_decision(payment: &PaymentFact, order: Option<&OrderFact>) -> Vec<Find
         return vec![finding(&PAYMENT_DIFFERS, format!("{decided}, ordered {} of {}", order.amount, order.user_id))];
     }
     Vec::new()
+}
+
+/// What is wrong with a request of ours on the log.
+pub fn of_request(request: &PaymentRequested, order: Option<&OrderFact>) -> Option<Finding> {
+    let (amount, user) = (request.amount.minor(), request.user_id.as_str());
+    let detail = match order {
+        Some(order) if order.amount == amount && order.user_id == user => return None,
+        Some(order) => format!("asked for {amount} of {user}, ordered {} of {}", order.amount, order.user_id),
+        None => format!("asked for {amount} of {user}, never ordered"),
+    };
+    Some(finding(&LOG_REQUEST_DIFFERS, detail))
+}
+
+/// What is wrong with a result of ours on the log.
+pub fn of_result(result: &PaymentStatusUpdated, event_id: Option<&str>, payment: Option<&PaymentFact>) -> Option<Finding> {
+    let said = match result.outcome {
+        Outcome::Finished => "Finished",
+        Outcome::Cancelled => "Cancelled",
+        Outcome::Pending => "nothing final",
+    };
+    let event = event_id.unwrap_or("without id");
+    let detail = match payment {
+        None => format!("said {said}, never decided"),
+        Some(payment) if payment.status != said || payment.failure_reason != result.failure_reason => {
+            format!("said {said}, decided {}", payment.status)
+        }
+        Some(payment) if event != payment.result_event_id.to_string() => {
+            format!("event {event}, decided as {}", payment.result_event_id)
+        }
+        Some(_) => return None,
+    };
+    Some(finding(&LOG_RESULT_DIFFERS, detail))
 }
 
 #[cfg(test)]

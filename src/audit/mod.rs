@@ -9,6 +9,7 @@
 
 mod compare;
 mod judge;
+mod records;
 mod report;
 mod suspects;
 
@@ -30,7 +31,7 @@ use suspects::Suspects;
 pub enum AuditError {
     #[error("{database}: {cause}")]
     Db { database: &'static str, cause: DbError },
-    /// Orders wait whose records may lie on the log, and it does not answer.
+    /// It does not answer.
     #[error(transparent)]
     Log(#[from] LogError),
 }
@@ -74,6 +75,8 @@ impl Audit {
 
         let mut suspects = Suspects::new(self).await?;
         self.join(orders, payments, &mut suspects, &mut report).await?;
+        records::requests(self, &mut report).await?;
+        records::results(self, &mut report).await?;
         report.elapsed = began.elapsed();
         Ok(report)
     }

@@ -51,6 +51,8 @@ pub struct Report {
     pub payments: u64,
     pub accounts: u64,
     pub transfers: u64,
+    /// Read from the log.
+    pub records: u64,
     pub elapsed: Duration,
 }
 
@@ -65,6 +67,7 @@ impl Default for Report {
             payments: 0,
             accounts: 0,
             transfers: 0,
+            records: 0,
             elapsed: Duration::ZERO,
         }
     }

@@ -78,6 +78,7 @@ fn write_json(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
         "payments": report.payments,
         "accounts": report.accounts,
         "transfers": report.transfers,
+        "records": report.records,
         "inFlight": {
             "requestUnsent": flight.request_unsent,
             "requestUnread": flight.request_unread,
@@ -105,6 +106,7 @@ fn write_tables(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
         ("decisions", report.payments),
         ("accounts", report.accounts),
         ("ledger entries", report.transfers),
+        ("records on the log", report.records),
         ("in flight: request not sent yet", flight.request_unsent),
         ("in flight: request not read yet", flight.request_unread),
         ("in flight: result not sent yet", flight.result_unsent),

@@ -35,7 +35,7 @@ const FUNCTIONS: &str = "
 
 impl History {
     /// Orders 1..=`orders`, 5 minor units each: every tenth cancelled, the others finished; the log, in the orders database, has two
-    /// partitions a topic, all read.
+    /// partitions a topic, all read and dropped.
     pub async fn new(orders: usize) -> Self {
         Self::at(postgres::database("orders").await, postgres::database("payments").await, orders).await
     }
@@ -63,7 +63,7 @@ impl History {
              select o(k), case when k % 10 = 0 then 'Cancelled' else 'Finished' end, case when k % 10 = 0 then 'insufficient_funds' end,
                     t(k + 10), e(k)::text, '/shopd/payments', '{RESULTS}', 0, k from generate_series(1, {n}) k;
              insert into consumer_offset (topic, partition, next_offset) select '{RESULTS}', generate_series(0, 1), {n};
-             update shopd_log.partition set next_offset = {n};"
+             update shopd_log.partition set start_offset = {n}, next_offset = {n};"
         ))
         .await;
         self.in_payments(&format!(
@@ -80,6 +80,46 @@ impl History {
                     case when k % 10 = 0 then 'insufficient_funds' end, e(k), k::text, '/shopd/orders', '{REQUESTS}', 0, k, t(k), t(k),
                     t(k + 5) from generate_series(1, {n}) k;
              insert into consumer_offset (topic, partition, next_offset) select '{REQUESTS}', generate_series(0, 1), {n};"
+        ))
+        .await;
+    }
+
+    /// Puts every order's request and result back on the log, in its partitions 0.
+    pub async fn fill_log(&self, n: usize) {
+        let value = |fields: &str| format!("convert_to('{{\"OrderId\":\"' || o(k) || '\",' || {fields} || '}}', 'UTF8')");
+        let request = value(r#"'"UserId":"u' || k % 10 || '","Amount":0.05,"Description":null'"#);
+        let result = value(
+            r#"case when k % 10 = 0 then '"Status":"Cancelled","FailureReason":"insufficient_funds"' else '"Status":"Finished"' end"#,
+        );
+        for (topic, source, value) in [(REQUESTS, "/shopd/orders", request), (RESULTS, "/shopd/payments", result)] {
+            let header = |length: usize, text: &str| format!("int4send({length}) || convert_to({text}, 'UTF8')");
+            let headers = [
+                header(5, "'ce_id'"),
+                header(36, "e(k)::text"),
+                header(9, "'ce_source'"),
+                header(source.len(), &format!("'{source}'")),
+            ]
+            .join(" || ");
+            self.in_orders(&format!(
+                "insert into shopd_log.record (topic_id, partition, \"offset\", value, headers, timestamp)
+                 select t.id, 0, k - 1, {value}, {headers}, now()
+                   from shopd_log.topic t cross join generate_series(1, {n}) k where t.name = '{topic}';
+                 update shopd_log.partition set start_offset = 0 where partition = 0;"
+            ))
+            .await;
+        }
+    }
+
+    /// Puts a record in place of the last one that the log has dropped; `source` is who wrote it.
+    pub async fn last_record(&self, topic: &str, event_id: &str, source: &str, value: &str) {
+        let header = |text: &str| format!("int4send({}) || convert_to('{text}', 'UTF8')", text.len());
+        let headers = ["ce_id", event_id, "ce_source", source].map(header).join(" || ");
+        self.in_orders(&format!(
+            "update shopd_log.partition p set start_offset = start_offset - 1 from shopd_log.topic t
+              where t.id = p.topic_id and t.name = '{topic}' and p.partition = 0;
+             insert into shopd_log.record (topic_id, partition, \"offset\", value, headers, timestamp)
+             select p.topic_id, 0, p.start_offset, convert_to('{value}', 'UTF8'), {headers}, now()
+               from shopd_log.partition p join shopd_log.topic t on t.id = p.topic_id where t.name = '{topic}' and p.partition = 0;"
         ))
         .await;
     }
