@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use uuid::Uuid;
 
 use crate::contracts::{Envelope, ORDER_PAYMENT_REQUESTS, PAYMENT_STATUS_UPDATES, PaymentRequested, PaymentStatusUpdated};
+use crate::db::prefer_indexes;
 use crate::messaging::log::{LogError, SharedLog, StoredRecord};
 use crate::orders;
 use crate::orders::audit::facts as orders_facts;
@@ -25,6 +26,7 @@ const FETCH_BYTES_MAX: i32 = 512 * 1024;
 /// Every request of ours is an order's, and says what was ordered.
 pub async fn requests(audit: &Audit, report: &mut Report) -> Result<(), AuditError> {
     let mut conn = audit.orders.dedicated().await.map_err(of_orders)?;
+    prefer_indexes(&mut conn).await.map_err(of_orders)?;
     let mut pages = Pages::new(&audit.log, ORDER_PAYMENT_REQUESTS).await?;
     while let Some(records) = pages.next().await? {
         let requests: Vec<PaymentRequested> = records
@@ -48,6 +50,7 @@ pub async fn requests(audit: &Audit, report: &mut Report) -> Result<(), AuditErr
 /// Every result of ours is the recorded decision, under its one event id.
 pub async fn results(audit: &Audit, report: &mut Report) -> Result<(), AuditError> {
     let mut conn = audit.payments.dedicated().await.map_err(of_payments)?;
+    prefer_indexes(&mut conn).await.map_err(of_payments)?;
     let mut pages = Pages::new(&audit.log, PAYMENT_STATUS_UPDATES).await?;
     while let Some(records) = pages.next().await? {
         let results: Vec<(PaymentStatusUpdated, Option<String>)> = records

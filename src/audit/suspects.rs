@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::contracts::{ORDER_PAYMENT_REQUESTS, PAYMENT_STATUS_UPDATES, PaymentRequested, PaymentStatusUpdated};
 use crate::db::types::Xid;
-use crate::db::{Conn, DbError, begin_snapshot, end_snapshot};
+use crate::db::{Conn, DbError, begin_snapshot, end_snapshot, prefer_indexes};
 use crate::messaging::log::SharedLog;
 use crate::messaging::log::partitioner::partition_of;
 use crate::messaging::{letters, next_offsets, outbox};
@@ -74,8 +74,10 @@ struct PaymentsSeen {
 
 impl<'a> Suspects<'a> {
     pub async fn new(audit: &'a Audit) -> Result<Self, AuditError> {
-        let orders = audit.orders.dedicated().await.map_err(of_orders)?;
-        let payments = audit.payments.dedicated().await.map_err(of_payments)?;
+        let mut orders = audit.orders.dedicated().await.map_err(of_orders)?;
+        prefer_indexes(&mut orders).await.map_err(of_orders)?;
+        let mut payments = audit.payments.dedicated().await.map_err(of_payments)?;
+        prefer_indexes(&mut payments).await.map_err(of_payments)?;
         Ok(Self { log: &audit.log, orders, payments, waiting: Vec::new(), waits_left: WAITS_MAX })
     }
 

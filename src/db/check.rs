@@ -68,6 +68,11 @@ impl Check {
     }
 }
 
+/// From here on this connection finds rows by an index wherever there is one, also in a table that was empty when it was last analysed.
+pub async fn prefer_indexes(conn: &mut Conn) -> Result<(), DbError> {
+    Ok(conn.batch_execute("set enable_seqscan = off").await?)
+}
+
 /// Begins a transaction that sees one state of the database, this one, until [`end_snapshot`]. Only on a connection outside the
 /// pool: dropping it ends the transaction too.
 pub async fn begin_snapshot(conn: &mut Conn) -> Result<(), DbError> {

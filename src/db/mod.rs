@@ -12,7 +12,7 @@ mod sql;
 pub mod types;
 
 pub(crate) use check::offenders;
-pub use check::{Check, Found, OFFENDERS_LISTED_MAX, Offender, Subject, begin_snapshot, end_snapshot};
+pub use check::{Check, Found, OFFENDERS_LISTED_MAX, Offender, Subject, begin_snapshot, end_snapshot, prefer_indexes};
 pub use error::{DbError, is_unique_violation};
 pub use group::{GroupCommit, Overloaded};
 pub use listen::{Listener, Notifier};

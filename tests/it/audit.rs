@@ -370,3 +370,27 @@ async fn a_million_orders_are_audited_within_a_minute() {
     println!("{orders} orders in {ms} ms, {} orders a minute, {}", orders as u64 * 60_000 / ms, peak.lock().unwrap());
     assert!(ms < 60_000);
 }
+
+/// As above: what a broker that is away for an hour leaves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement"]
+async fn a_hundred_thousand_requests_that_wait_are_audited_in_seconds() {
+    let shop = History::new(1).await;
+    shop.in_orders(
+        "do $$ begin for i in 1..1000 loop
+             insert into orders (id, user_id, amount, created_at, updated_at, traceparent)
+             select o(i * 1000 + k), 'w' || k, 5, t(1), t(1), '' from generate_series(1, 100) k;
+             insert into order_event (order_id, status, at, traceparent)
+             select o(i * 1000 + k), 'New', t(1), '' from generate_series(1, 100) k;
+             insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
+             select gen_random_uuid(), 'order-payment-requests', 'w' || k,
+                    convert_to('{\"OrderId\":\"' || o(i * 1000 + k) || '\",\"UserId\":\"w' || k || '\",\"Amount\":0.05}', 'UTF8'),
+                    '', '', '', '', t(1) from generate_series(1, 100) k;
+             commit;
+         end loop; end $$",
+    )
+    .await;
+    let (offenders, summary) = said(&audit(&["--json"], &shop.env()).await);
+    assert_eq!((offenders, summary["inFlight"]["requestUnsent"].as_u64()), (BTreeSet::new(), Some(100_000)), "{summary}");
+    println!("100000 waiting requests in {} ms", summary["ms"]);
+}
