@@ -6,7 +6,7 @@ SHELL := /bin/bash
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
-run: ## build, then run the whole shop on this machine (ARGS='--data-dir DIR' and the like); nothing need be installed but Rust
+run: ## build, then run the whole shop on this machine (ARGS='--data-dir DIR' and the like); needs Rust and a C compiler
 	@scripts/need.sh build
 	cargo run --release --locked -- all $(ARGS)
 

@@ -57,7 +57,7 @@ pub enum LogFormat {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
-    /// The public port, 8000: API, Swagger UI at /swagger, live events
+    /// The public port, 8000: API, Swagger UI at /swagger
     Gateway,
     /// The orders service, 8082
     Orders,

@@ -2,6 +2,8 @@
 //!
 //! May import nothing of ours.
 
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -9,7 +11,21 @@ use tokio_util::sync::CancellationToken;
 
 /// A handle on the process's one stop; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Shutdown(CancellationToken);
+pub struct Shutdown {
+    stop: CancellationToken,
+    last_acts: LastActs,
+}
+
+#[derive(Clone, Default)]
+struct LastActs(Arc<Mutex<Vec<LastAct>>>);
+
+type LastAct = Box<dyn Fn() + Send>;
+
+impl fmt::Debug for LastActs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LastActs")
+    }
+}
 
 impl Shutdown {
     pub fn new() -> Self {
@@ -18,16 +34,26 @@ impl Shutdown {
 
     /// Asks everyone to drain. Idempotent.
     pub fn stop(&self) {
-        self.0.cancel();
+        self.stop.cancel();
     }
 
     pub fn is_stopping(&self) -> bool {
-        self.0.is_cancelled()
+        self.stop.is_cancelled()
     }
 
     /// Resolves when stopping begins, at once if it has begun.
     pub async fn stopped(&self) {
-        self.0.cancelled().await;
+        self.stop.cancelled().await;
+    }
+
+    /// Done once waiting for the drain is over, right before the process ends by force: what must not be left behind even then. It may
+    /// not wait for anything.
+    pub fn before_force(&self, act: impl Fn() + Send + 'static) {
+        self.last_acts.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(act));
+    }
+
+    fn forced(&self) {
+        self.last_acts.0.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(|act| act());
     }
 }
 
@@ -77,7 +103,7 @@ impl Signals {
             }
             () = shutdown.stopped() => {}
         }
-        tokio::select! {
+        let forced = tokio::select! {
             (number, name) = self.next() => {
                 tracing::warn!(signal = name, "a second signal: ending at once");
                 Forced::SecondSignal(number)
@@ -86,7 +112,9 @@ impl Signals {
                 tracing::error!(timeout_ms, "not everything has drained within shutdown.timeout_ms: ending all the same");
                 Forced::TimedOut
             }
-        }
+        };
+        shutdown.forced();
+        forced
     }
 
     async fn next(&mut self) -> (u8, &'static str) {
@@ -120,8 +148,11 @@ mod tests {
     async fn a_drain_that_takes_too_long_is_given_up() {
         let stop = Shutdown::new();
         stop.stop();
+        let (acted, act) = std::sync::mpsc::channel();
+        stop.before_force(move || acted.send(()).unwrap());
         let forced = Signals::catch().unwrap().force(stop, Duration::from_millis(1)).await;
         assert_eq!(forced, Forced::TimedOut);
+        act.try_recv().expect("what must not be left behind is seen to");
         assert_eq!(forced.exit_code(), 1);
         assert_eq!((Forced::SecondSignal(2).exit_code(), Forced::SecondSignal(15).exit_code()), (130, 143));
     }

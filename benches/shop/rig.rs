@@ -337,11 +337,10 @@ async fn ready(address: &str) -> Result<()> {
 /// Runs `scripts/kafka/kafka VERB` for the rig's own broker; what it prints.
 fn kafka(dir: &Path, verb: &str) -> Result<String> {
     let script: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka/kafka");
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let mut command = Command::new(script);
     command.arg(verb).arg("--dir").arg(dir.join("kafka"));
     if verb == "start" {
-        command.args(["--port", &port.to_string()]);
+        command.args(["--port", "0"]);
     }
     let output = command.stdin(Stdio::null()).output()?;
     if !output.status.success() {

@@ -44,7 +44,9 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
                     continue;
                 }
                 let (requests, answers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
-                for (answer, to) in commit(requests).await.into_iter().zip(answers) {
+                // In a task of its own: should it panic, its own requests fail and the committer lives.
+                let Ok(done) = tokio::spawn(commit(requests)).await else { continue };
+                for (answer, to) in done.into_iter().zip(answers) {
                     // A client that went away does not read its answer; its effect stands.
                     let _ = to.send(answer);
                 }
@@ -101,6 +103,19 @@ mod tests {
         }
         assert!(batches.load(Ordering::SeqCst) <= 100);
     }
+    #[tokio::test]
+    async fn a_batch_that_panics_fails_alone() {
+        let group = GroupCommit::start(&Handle::current(), |requests: Vec<u32>| {
+            async move {
+                assert!(!requests.contains(&0), "on purpose");
+                requests
+            }
+            .boxed()
+        });
+        assert!(group.submit(0).await.is_err());
+        assert_eq!(group.submit(1).await.unwrap(), 1);
+    }
+
     #[tokio::test]
     async fn what_nobody_waits_for_any_more_is_not_begun() {
         let gate = Arc::new(tokio::sync::Semaphore::new(0));

@@ -36,6 +36,11 @@ const AUDIT_POOL_SIZE: usize = 1;
 /// Connections for batches: one works, one stands by after a failure.
 const BATCH_POOL_SIZE: usize = 2;
 
+/// After this silence a session's connection is probed, and again at the second interval until the server's timeout is over. A
+/// host that is gone says nothing, and whoever waits for its answer would wait for hours.
+const PROBE_AFTER: Duration = Duration::from_secs(5);
+const PROBE_AGAIN: Duration = Duration::from_secs(2);
+
 /// Times a transaction is tried when it lost a race (deadlock, serialization).
 const ATTEMPTS_MAX: u32 = 3;
 
@@ -209,6 +214,7 @@ impl Settings {
         config.options(options);
         config.application_name(format!("shopd-{role}"));
         config.connect_timeout(limits.connect_timeout);
+        config.keepalives_idle(PROBE_AFTER).keepalives_interval(PROBE_AGAIN).keepalives_retries(3);
         config.tcp_user_timeout(limits.statement_timeout + limits.connect_timeout);
         Ok(Self { config, connect_timeout: limits.connect_timeout })
     }
@@ -230,5 +236,19 @@ impl Settings {
             Ok(result) => result,
             Err(_) => Err(DbError::Unavailable(format!("no connection within {} ms", self.connect_timeout.as_millis()))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_gone_without_a_word_is_noticed_within_seconds() {
+        let url = Secret::new("postgres://user@127.0.0.1/name".to_owned());
+        let settings = Settings::new(&url, "test", &crate::config::Config::default().database).unwrap();
+        assert_eq!(settings.config.get_keepalives_idle(), PROBE_AFTER);
+        assert_eq!(settings.config.get_keepalives_interval(), Some(PROBE_AGAIN));
+        assert_eq!(settings.config.get_keepalives_retries(), Some(3));
     }
 }

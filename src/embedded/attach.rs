@@ -1,4 +1,4 @@
-//! For commands (`migrate`, `audit`, `dlq`): the server that runs, or one started for as long as the command takes.
+//! For commands such as `migrate`: the server that runs, or one started for as long as the command takes.
 
 use std::time::Duration;
 

@@ -250,10 +250,13 @@ async fn launch(
         let program = programs.postgres();
         let child = command.spawn().map_err(io("cannot start", &program))?;
         let process = Process::spawned(child).map_err(io("cannot watch", &program))?;
+        let mut unready = Unready { process: &process, pgdata: &pgdata, given_up: true };
 
         while process.is_running(&pgdata) {
             let file = PidFile::read(&pgdata).filter(|file| file.pid == process.pid && file.is_ready());
             if file.is_some() && matches!(address.is_of(&pgdata).await, Ok(true)) {
+                unready.given_up = false;
+                drop(unready);
                 return Ok(process);
             }
             if Instant::now() > deadline {
@@ -269,6 +272,21 @@ async fn launch(
             return Err(EmbeddedError::Ended { cause });
         }
         tokio::time::sleep(10 * POLL_INTERVAL).await;
+    }
+}
+
+/// A server that nobody owns yet: whoever no longer waits for it must not leave it running.
+struct Unready<'a> {
+    process: &'a Process,
+    pgdata: &'a Path,
+    given_up: bool,
+}
+
+impl Drop for Unready<'_> {
+    fn drop(&mut self) {
+        if self.given_up {
+            self.process.signal(Signal::SIGINT, self.pgdata);
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use super::process::Process;
 use super::run::{self, Address};
 use crate::config::Secret;
 
-/// How long `start` waits for a command (`audit`, `migrate`) that started the server for itself.
+/// How long `start` waits for a command (`migrate`) that started the server for itself.
 const PASSING_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// After the immediate shutdown, which waits for nobody.
@@ -126,10 +126,10 @@ impl Server {
         Ok(())
     }
 
-    /// Tells it to stop and does not wait: for an exit in a hurry.
-    pub fn stop_soon(&self) {
-        let pgdata = self.folder.pgdata();
-        run::current(&pgdata, &self.process).signal(Signal::SIGINT, &pgdata);
+    /// What tells it to stop and does not wait: for an exit in a hurry, whoever has the server then.
+    pub fn stop_soon(&self) -> impl Fn() + Send + 'static {
+        let (pgdata, process) = (self.folder.pgdata(), self.process.clone());
+        move || run::current(&pgdata, &process).signal(Signal::SIGINT, &pgdata)
     }
 
     pub(super) fn folder(&self) -> &Folder {
@@ -139,6 +139,6 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.stop_soon();
+        self.stop_soon()();
     }
 }

@@ -74,11 +74,11 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405, "Method not allowed";
     /// There is no such route.
     RouteNotFound = "route_not_found", 404, "Route not found";
-    /// The `Idempotency-Key` was used with another body.
+    /// Reserved, not answered yet: the `Idempotency-Key` was used with another body.
     IdempotencyMismatch = "idempotency_mismatch", 422, "Idempotency key reused";
-    /// A request with this `Idempotency-Key` is still running.
+    /// Reserved, not answered yet: a request with this `Idempotency-Key` is still running.
     IdempotencyInProgress = "idempotency_in_progress", 409, "Request in progress";
-    /// Too many requests; `Retry-After` says when to come back.
+    /// Reserved, not answered yet: too many requests; `Retry-After` says when to come back.
     RateLimited = "rate_limited", 429, "Too many requests";
     /// The service behind the gateway refused or broke the connection.
     UpstreamUnavailable = "upstream_unavailable", 503, "Upstream unavailable";

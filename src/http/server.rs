@@ -22,7 +22,7 @@ pub const GATEWAY: &str = "gateway";
 /// Why a port does not serve.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    #[error("{role} cannot listen on {listen}: {source}")]
+    #[error("{role} cannot listen on {listen}: {source}; its address is the setting {role}.listen")]
     Bind { role: &'static str, listen: SocketAddr, source: std::io::Error },
     /// The server ended though nobody stopped it.
     #[error("the server of {role} ended: {cause}")]

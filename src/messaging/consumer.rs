@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -29,6 +29,12 @@ use super::offsets::{self, Move, Owned, Take};
 const HEARTBEATS_A_LEASE: u32 = 4;
 /// How often the topic is asked for its number of partitions while it is not there.
 const TOPIC_RETRY: Duration = Duration::from_millis(500);
+
+/// The last time that is kept as it is.
+const TIME_MAX: DateTime<Utc> = match DateTime::from_timestamp_millis(253_402_300_799_999) {
+    Some(end_of_9999) => end_of_9999,
+    None => DateTime::<Utc>::MAX_UTC,
+};
 
 /// What a service does with a topic.
 #[async_trait]
@@ -141,6 +147,11 @@ impl<H: Handler> Consumer<H> {
                     // The database is away: the next batch says so.
                     Err(error) => tracing::debug!(%error, topic = %self.topic, "leases not renewed"),
                 },
+                // None ends by itself: it has broken down, and its partition must not wait for a restart.
+                Some(ended) = fetchers.join_next() => {
+                    tracing::error!(topic = %self.topic, ?ended, "a fetcher ended; taking the partitions anew");
+                    return Ended::LostLease;
+                }
                 first = fetched.recv() => {
                     let Some(first) = first else { return Ended::LostLease };
                     waiting.push(first);
@@ -187,7 +198,9 @@ impl<H: Handler> Consumer<H> {
             for record in records {
                 let position = Position { topic: self.topic.clone(), partition, offset: record.offset };
                 let envelope = Envelope::read(&record.headers);
-                let StoredRecord { key, value, headers, timestamp: published_at, .. } = record;
+                let StoredRecord { key, value, headers, timestamp, .. } = record;
+                // Any producer's, and the broker checks little: the database's times do not reach as far.
+                let published_at = timestamp.clamp(DateTime::UNIX_EPOCH, TIME_MAX);
                 let delivery = Delivery { position, key, value, headers, envelope, published_at, received_at };
                 match self.handler.decode(&delivery) {
                     Ok(event) => {

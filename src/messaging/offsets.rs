@@ -76,7 +76,7 @@ pub async fn acquire(db: &Db, topic: &str, owner: &str, take: Take, lease: Durat
     Ok(owned)
 }
 
-/// Renews the leases of `owner` that are not expired yet; returns the partitions that are still its own.
+/// Renews the leases of `owner`, also those that expired and nobody took; returns the partitions that are still its own.
 pub async fn renew(db: &Db, topic: &str, owner: &str, lease: Duration) -> Result<Vec<Owned>, DbError> {
     let mut conn = db.get().await?;
     let owned = sql("update consumer_offset

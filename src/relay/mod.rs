@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::config::RelayConfig;
 use crate::db::{Db, DbError, Listener};
@@ -66,12 +67,14 @@ impl Relay {
     /// Publishes until stopped, or until the outbox is another relay's, or its database fails.
     async fn serve(&self, reader: &mut Reader, stop: &Shutdown) -> Result<(), DbError> {
         let mut unpurged = 0;
+        let mut renewed = Instant::now();
         loop {
             if stop.is_stopping() {
                 return Ok(());
             }
             match publish_batch(reader, self.log.as_ref(), self.config.batch_rows_max, stop).await? {
                 Step::Published(rows) => {
+                    renewed = Instant::now();
                     unpurged += rows;
                     metrics::counter!("shopd_relay_rows_total", "outbox" => self.name).increment(rows as u64);
                     if unpurged < UNPURGED_ROWS_MAX {
@@ -80,11 +83,15 @@ impl Relay {
                 }
                 Step::Interrupted => continue,
                 Step::Idle => {
+                    // By the time since the last renewal, not by a silence: wake-ups may come without an end and bring no row.
                     tokio::select! {
-                        () = self.wake.notified() => continue,
-                        () = tokio::time::sleep(self.config.poll_interval) => reader.renew().await?,
+                        biased;
                         () = stop.stopped() => return Ok(()),
+                        () = tokio::time::sleep_until(renewed + self.config.poll_interval) => {}
+                        () = self.wake.notified() => continue,
                     }
+                    reader.renew().await?;
+                    renewed = Instant::now();
                 }
             }
             // Quiet for a poll interval, or busy for long.

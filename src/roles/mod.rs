@@ -102,9 +102,39 @@ where
     A: Future<Output = Result<(), ServeError>> + Send + 'static,
     B: Future<Output = ()> + Send + 'static,
 {
-    let worker = tokio::spawn(worker);
-    let served = server.await;
-    stop.stop();
-    worker.await?;
-    Ok(served?)
+    let mut worker = tokio::spawn(worker);
+    let mut server = std::pin::pin!(server);
+    tokio::select! {
+        served = &mut server => {
+            stop.stop();
+            worker.await?;
+            Ok(served?)
+        }
+        // It ends only when asked to, or badly. A role that serves on without it would look healthy and do half its work.
+        ended = &mut worker => {
+            stop.stop();
+            let served = server.await;
+            ended?;
+            Ok(served?)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_worker_that_ends_badly_ends_its_role() {
+        let stop = Shutdown::new();
+        let server = {
+            let stop = stop.clone();
+            async move {
+                stop.stopped().await;
+                Ok(())
+            }
+        };
+        let ended = together(server, async { panic!("on purpose") }, &stop).await;
+        assert!(matches!(ended, Err(RoleError::Task(_))), "{ended:?}");
+    }
 }

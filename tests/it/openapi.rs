@@ -77,6 +77,22 @@ async fn the_running_system_answers_as_its_document_says() {
     replay.all_were_asked();
 }
 
+#[test]
+fn the_documented_routes_are_those_there_are() {
+    let documented = include_str!("../../docs/API.md").lines();
+    let rows = documented.filter_map(|line| {
+        line.strip_prefix("| GET `").map(|rest| ("get", rest)).or_else(|| Some(("post", line.strip_prefix("| POST `")?)))
+    });
+    let mut rows: Vec<String> = rows.filter_map(|(method, rest)| Some(format!("{method} {}", rest.split_once('`')?.0))).collect();
+    let document = printed();
+    let operations =
+        |(path, item): (&String, &Value)| members(item).keys().map(|method| format!("{method} {path}")).collect::<Vec<_>>();
+    let mut there_are: Vec<String> = members(&document["paths"]).iter().flat_map(operations).collect();
+    rows.sort();
+    there_are.sort();
+    assert_eq!(rows, there_are, "docs/API.md and the document differ");
+}
+
 /// What `shopd openapi` prints.
 fn printed() -> Value {
     let output = Command::new(env!("CARGO_BIN_EXE_shopd")).arg("openapi").output().expect("the program");

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use chrono::{DateTime, Utc};
 use shopd::messaging::log::{KafkaLog, Log, Record};
 use uuid::Uuid;
 
@@ -36,7 +37,14 @@ impl Promise {
     async fn forge(&self, topic: &str, key: &str, value: String, headers: &[(&'static str, String)]) {
         let headers = headers.iter().map(|(name, value)| (Cow::Borrowed(*name), Bytes::from(value.clone()))).collect();
         let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value));
-        let record = Record { topic: Arc::from(topic), key, value, headers, timestamp: chrono::Utc::now() };
+        let record = Record { topic: Arc::from(topic), key, value, headers, timestamp: Utc::now() };
+        self.log.append(vec![record]).await.expect("acknowledged");
+    }
+
+    /// Another producer's record with a time of its own choosing.
+    async fn forge_at(&self, topic: &str, value: String, timestamp: DateTime<Utc>) {
+        let (key, value) = (Bytes::from_static(b"ann"), Bytes::from(value));
+        let record = Record { topic: Arc::from(topic), key, value, headers: Vec::new(), timestamp };
         self.log.append(vec![record]).await.expect("acknowledged");
     }
 
@@ -228,6 +236,26 @@ async fn a_record_that_cannot_be_read_is_a_dead_letter_and_holds_nobody_up() {
     assert_eq!(count(&p.payments, "select count(*) as n from dead_letter").await, 5);
     assert_eq!(count(&p.orders, "select count(*) as n from dead_letter").await, 5);
     assert_balanced(&p.orders, &p.payments).await;
+}
+
+/// The broker takes any time in the past; Postgres's times begin in 4713 BC.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_with_a_time_that_the_database_cannot_hold_is_processed_and_holds_nobody_up() {
+    let p = promise().await;
+    p.shop.client.account("ann", "100").await;
+    let ended = place(&p.shop.client, "ann", "10").await;
+    p.shop.client.ended(&ended).await;
+    let forged = Uuid::new_v4();
+    for millis in [-700_000_000_000_000, -1] {
+        let long_ago = DateTime::from_timestamp_millis(millis).unwrap();
+        p.forge_at(REQUESTS, format!(r#"{{"OrderId":"{forged}","UserId":"ann","Amount":5}}"#), long_ago).await;
+        p.forge_at(REQUESTS, "{".into(), long_ago).await;
+        p.forge_at(RESULTS, format!(r#"{{"OrderId":"{ended}","Status":3}}"#), long_ago).await;
+    }
+    let id = place(&p.shop.client, "ann", "30").await;
+    assert_eq!(p.shop.client.ended(&id).await["status"], "Finished");
+    p.consumed().await;
+    assert_eq!(p.shop.client.balance("ann").await, "55");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,7 +8,7 @@ use diesel_async::RunQueryDsl;
 use futures::FutureExt;
 
 use crate::db::types::{Xid, Xid8};
-use crate::db::{Db, DbError, sql};
+use crate::db::{Conn, Db, DbError, sql};
 
 use super::Row;
 use super::cursor::{Cursor, Look, Snapshot, fresh_rows, late_rows};
@@ -30,6 +30,10 @@ pub enum Purged {
 /// Reads one database's outbox under a lease.
 pub struct Reader {
     db: Db,
+    /// Every look goes over this one session. What a look has learnt is kept in memory first, and after a crash the server gives
+    /// transaction ids that were not on its disk yet to other transactions: a look from before a crash would hide the rows of
+    /// one after it, for ever. No session outlives a crash, and what was committed over it, the saved cursor, is on the disk.
+    session: Conn,
     owner: String,
     lease: Duration,
     epoch: i64,
@@ -91,6 +95,8 @@ impl Reader {
                     if claimed.system_identifier.as_deref() != Some(&claimed.this_system) {
                         if claimed.system_identifier.is_some() {
                             tracing::warn!("this outbox came from another cluster; its rows are stamped and published anew");
+                            // However many wait: cut off in the middle it would begin again for ever.
+                            sql("set local statement_timeout = '1h'").execute(conn).await?;
                             sql("update outbox set xid = pg_current_xact_id()").execute(conn).await?;
                         }
                         sql(
@@ -106,21 +112,25 @@ impl Reader {
                 .boxed()
             })
             .await?;
-        Ok(claimed.map(|row| {
-            let after = (row.after_xid, row.after_id);
-            let look = row.look.map(|snapshot| Look { snapshot, late: row.late, after });
-            let cursor = Cursor { snapshot: row.snapshot, look };
-            Self { db: db.clone(), owner, lease, epoch: row.epoch, saved: cursor.clone(), cursor }
-        }))
+        let Some(row) = claimed else { return Ok(None) };
+        let after = (row.after_xid, row.after_id);
+        let look = row.look.map(|snapshot| Look { snapshot, late: row.late, after });
+        let cursor = Cursor { snapshot: row.snapshot, look };
+        let session = db.dedicated().await?;
+        Ok(Some(Self { db: db.clone(), session, owner, lease, epoch: row.epoch, saved: cursor.clone(), cursor }))
     }
 
     /// The next rows that are not on the log yet; `None` when there are none now.
+    ///
+    /// # Errors
+    /// [`DbError::Unavailable`] where the session is gone; this reader is of no more use then, the next one goes on from what
+    /// was saved.
     pub async fn page(&mut self, rows_max: i64) -> Result<Option<Page>, DbError> {
-        let mut conn = self.db.get().await?;
+        let conn = &mut self.session;
         let look = match &self.cursor.look {
             Some(look) => look.clone(),
             None => {
-                let new: SnapshotRow = sql("select pg_current_snapshot()::text as snapshot").get_result(&mut conn).await?;
+                let new: SnapshotRow = sql("select pg_current_snapshot()::text as snapshot").get_result(conn).await?;
                 if new.snapshot == self.cursor.snapshot {
                     return Ok(None);
                 }
@@ -130,7 +140,7 @@ impl Reader {
         self.cursor.look = Some(look.clone());
         let old = Snapshot::parse(&self.cursor.snapshot)?;
         if look.late {
-            let rows = if old.open.is_empty() { Vec::new() } else { late_rows(&mut conn, &old, &look, rows_max).await? };
+            let rows = if old.open.is_empty() { Vec::new() } else { late_rows(conn, &old, &look, rows_max).await? };
             let fresh = Look { late: false, after: (Xid(old.xmax - 1), i64::MAX), ..look.clone() };
             if (rows.len() as i64) < rows_max {
                 if rows.is_empty() {
@@ -145,7 +155,7 @@ impl Reader {
         }
         // Set just above, or by an earlier page.
         let look = self.cursor.look.clone().unwrap_or(look);
-        let rows = fresh_rows(&mut conn, &look, rows_max).await?;
+        let rows = fresh_rows(conn, &look, rows_max).await?;
         if (rows.len() as i64) == rows_max {
             return Ok(Some(self.page_of(rows, look)));
         }
@@ -181,7 +191,6 @@ impl Reader {
     async fn save(&mut self) -> Result<(), DbError> {
         let look = self.cursor.look.as_ref();
         let (late, after) = look.map_or((true, (Xid(0), 0)), |look| (look.late, look.after));
-        let mut conn = self.db.get().await?;
         let moved = sql("update outbox_cursor
                             set snapshot = $2, look = $3, late = $4, after_xid = $5, after_id = $6,
                                 lease_until = clock_timestamp() + $7 * interval '1 millisecond'
@@ -193,7 +202,7 @@ impl Reader {
         .bind::<Xid8, _>(after.0)
         .bind::<BigInt, _>(after.1)
         .bind::<BigInt, _>(self.lease.as_millis() as i64)
-        .execute(&mut conn)
+        .execute(&mut self.session)
         .await?;
         if moved != 1 {
             return Err(DbError::Fenced("another relay has the outbox".into()));

@@ -39,23 +39,35 @@ const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let started = std::time::Instant::now();
     let services = Shutdown::new();
-    let mut stores = Stores::open(&config).await?;
+    // Fetching a server and making its database take their time; nobody who says stop should wait for that.
+    let mut stores = tokio::select! {
+        opened = Stores::open(&config) => opened?,
+        () = stop.stopped() => return Ok(()),
+    };
     let server = stores.server.take();
     let roles = run_roles(&config, &stores, server.is_some(), &stop, &services, started);
     let Some(mut server) = server else {
         return roles.await;
     };
+    stop.before_force(server.stop_soon());
     let (done, mut finished) = tokio::sync::oneshot::channel();
     let roles = async {
         let result = roles.await;
+        stop.stop();
         let _ = done.send(());
         result
     };
     let supervised = server.supervise(async {
         let _ = (&mut finished).await;
     });
-    let (result, ()) = tokio::join!(roles, supervised);
-    server.stop(super::share(&config, 20)).await?;
+    let asked = async {
+        stop.stopped().await;
+        std::time::Instant::now()
+    };
+    let (result, (), asked) = tokio::join!(roles, supervised, asked);
+    // What draining did not need is the server's: a young database has much to write, and cut short it would have to recover.
+    let left = super::share(&config, 90).saturating_sub(asked.elapsed());
+    server.stop(left.max(super::share(&config, 20))).await?;
     result
 }
 
@@ -110,11 +122,23 @@ async fn run_roles(
     let announce = [("relay", relay_ready), ("gateway", gateway_ready)];
     tokio::spawn(banner(announce, public, started, stop.clone()));
 
-    let result = serve(gateway_bound, [orders_bound, payments_bound, relay_bound], stop, services).await;
+    let mut serving = std::pin::pin!(serve(gateway_bound, [orders_bound, payments_bound, relay_bound], stop, services));
+    let mut ended = Ok(());
+    let served = loop {
+        tokio::select! {
+            served = &mut serving => break served,
+            // They end only when asked to, or badly; without one of them the rest would look healthy and do half the work.
+            Some(worker) = workers.join_next() => {
+                stop.stop();
+                ended = ended.and(worker);
+            }
+        }
+    };
     while let Some(worker) = workers.join_next().await {
-        worker?;
+        ended = ended.and(worker);
     }
-    Ok(result?)
+    ended?;
+    Ok(served?)
 }
 
 /// Serves until `stop`; the gateway drains first, then the services behind it. A server that ends stops the others.

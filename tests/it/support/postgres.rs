@@ -47,7 +47,8 @@ pub fn watch(owner: u32, dir: &Path) {
         while kill -0 "$1" 2>/dev/null; do sleep 0.5; done
         file="$2/postgres/postmaster.pid"
         pid=$(head -n 1 "$file" 2>/dev/null)
-        socket=$(sed -n 5p "$file" 2>/dev/null)
+        # Not from the pid file, which is gone where the server was told to stop and nobody waited.
+        socket=$(sed -n 's/.*"-k" "\([^"]*\)".*/\1/p' "$2/postgres/postmaster.opts" 2>/dev/null)
         ours() {
             line=$(tr '\0' ' ' < "/proc/$pid/cmdline" || ps -ww -o command= -p "$pid")
             case "$line" in *"$2/postgres"*) return 0 ;; *) return 1 ;; esac
