@@ -9,8 +9,8 @@ use crate::config::Role;
 const AFTER_HELP: &str = "\
 Exit status:
   0   a clean stop, or the command did what it says
-  1   it failed, or did not drain within shutdown.timeout_ms
-  2   a mistake in the command line or in the settings; each is named on a line of its own
+  1   it failed, `audit` found offenders, or did not drain within shutdown.timeout_ms
+  2   a mistake in the command line or in the settings, each named on a line of its own; or `audit` could not check
   128 + the signal's number (130, 143): a second SIGINT or SIGTERM ended it at once
 
 Settings come from built-in defaults, then DIR/default.toml, then DIR/NAME.toml, then the environment
@@ -72,6 +72,16 @@ pub enum Command {
     /// Waits up to 60 s for a database that refuses connections and fails at once on bad credentials. With --data-dir it works on
     /// what `all` keeps there.
     Migrate,
+    /// Prove that nothing was lost or charged twice
+    ///
+    /// Reads both databases, and the log's ends, beside running roles; what is in flight is no offence. Exit status: 0 all true,
+    /// 1 there are offenders, 2 it could not be checked. With --data-dir it works on what `all` keeps there. docs/AUDIT.md names
+    /// every check.
+    Audit {
+        /// One JSON object a line: the offenders, then a summary
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the OpenAPI document
     Openapi,
     /// For containers: exit 0 when the role answers ready, else 1

@@ -10,11 +10,13 @@
 //! - [`messaging`]: outbox, log, offsets, leases, consumer; moves records and never names an order.
 //! - [`orders`], [`payments`]: the two services. They never import each other.
 //! - [`relay`]: from an outbox to the log.
+//! - [`audit`]: whether anything was lost or charged twice, over both databases and the log.
 //! - [`gateway`]: the public port: routes, merges documents, names what is down.
 //! - [`embedded`]: the Postgres server that `shopd all` brings along.
 //! - [`roles`]: composition only; one file a role.
 //! - [`cli`], [`telemetry`], [`shutdown`], [`healthcheck`]: the process around a role: flags, logs, signals, the question whether it is ready.
 
+pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod contracts;

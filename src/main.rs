@@ -34,6 +34,7 @@ fn main() -> ExitCode {
         Command::Relay => Role::Relay,
         Command::All => Role::All,
         Command::Migrate => Role::Migrate,
+        Command::Audit { json } => return audit(&cli.global, json),
     };
     match configure(&cli.global, role, true) {
         Ok(config) => run(role, config),
@@ -53,12 +54,44 @@ fn configure(flags: &Global, role: Role, runs: bool) -> Result<Config, Mistakes>
     })
 }
 
-/// Runs the role until it is done or the signals' patience is.
-fn run(role: Role, config: Config) -> ExitCode {
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
+/// 0 all true, 1 offenders, 2 could not check.
+fn audit(flags: &Global, json: bool) -> ExitCode {
+    let config = match configure(flags, Role::Audit, true) {
+        Ok(config) => config,
+        Err(mistakes) => return usage(&mistakes),
     };
+    match drive(config, |config, stop| roles::audit::run(config, json, stop)) {
+        Ok((Ok(true), _)) => ExitCode::SUCCESS,
+        Ok((Ok(false), _)) => ExitCode::from(FAILED),
+        Ok((Err(error), _)) => {
+            failed(&error);
+            ExitCode::from(USAGE)
+        }
+        Err(_) => ExitCode::from(USAGE),
+    }
+}
+
+/// Runs a role until it is done or the signals' patience is.
+fn run(role: Role, config: Config) -> ExitCode {
+    match drive(config, |config, stop| dispatch(role, config, stop)) {
+        // A role that ends unasked is a failure, whatever it says.
+        Ok((Ok(()), stop)) if role != Role::Migrate && !stop.is_stopping() => {
+            tracing::error!(role = role.as_str(), "ended without being asked to");
+            ExitCode::from(FAILED)
+        }
+        Ok((result, _)) => {
+            if result.is_ok() && role != Role::Migrate {
+                tracing::info!(role = role.as_str(), "stopped");
+            }
+            done(result)
+        }
+        Err(code) => code,
+    }
+}
+
+/// Runs `work` to its end, under the signals.
+fn drive<R, F: Future<Output = R>>(config: Config, work: impl FnOnce(Config, Shutdown) -> F) -> Result<(R, Shutdown), ExitCode> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| failed(&error))?;
     let timeout = config.shutdown.timeout;
     let stop = Shutdown::new();
     let result = runtime.block_on(async {
@@ -68,24 +101,11 @@ fn run(role: Role, config: Config) -> ExitCode {
             let stop = stop.clone();
             async move { exit(signals.force(stop, timeout).await.exit_code()) }
         });
-        Ok(dispatch(role, config, stop.clone()).await)
+        Ok(work(config, stop.clone()).await)
     });
     // What still runs has been asked to stop and belongs to nobody; a thread that blocks must not hold the end up.
     runtime.shutdown_background();
-    match result {
-        // A role that ends unasked is a failure, whatever it says.
-        Ok(Ok(())) if role != Role::Migrate && !stop.is_stopping() => {
-            tracing::error!(role = role.as_str(), "ended without being asked to");
-            ExitCode::from(FAILED)
-        }
-        Ok(result) => {
-            if result.is_ok() && role != Role::Migrate {
-                tracing::info!(role = role.as_str(), "stopped");
-            }
-            done(result)
-        }
-        Err(code) => code,
-    }
+    result.map(|result| (result, stop))
 }
 
 async fn dispatch(role: Role, config: Config, stop: Shutdown) -> Result<(), RoleError> {
@@ -96,6 +116,8 @@ async fn dispatch(role: Role, config: Config, stop: Shutdown) -> Result<(), Role
         Role::Relay => roles::relay::run(config, stop).await,
         Role::All => roles::all::run(config, stop).await,
         Role::Migrate => roles::migrate::run(config, stop).await,
+        // Runs by `audit`, whose exit status says more.
+        Role::Audit => Ok(()),
     }
 }
 

@@ -30,6 +30,7 @@ pub enum Role {
     /// Every role in one process.
     All,
     Migrate,
+    Audit,
 }
 
 impl Role {
@@ -41,6 +42,7 @@ impl Role {
             Self::Relay => "relay",
             Self::All => "all",
             Self::Migrate => "migrate",
+            Self::Audit => "audit",
         }
     }
 }
@@ -80,7 +82,7 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
     /// What `all` keeps, absolute; empty where no default could be found (no `XDG_DATA_HOME`, no `HOME`, not root).
     pub data_dir: PathBuf,
-    /// `--data-dir` was given: `migrate` then works on what `all` keeps there.
+    /// `--data-dir` was given: `migrate` and `audit` then work on what `all` keeps there.
     pub data_dir_given: bool,
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Owns no table; every service gives it its own database's address. May import config.
 
+mod check;
 mod error;
 mod group;
 mod listen;
@@ -10,6 +11,8 @@ mod pool;
 mod sql;
 pub mod types;
 
+pub(crate) use check::offenders;
+pub use check::{Check, Found, OFFENDERS_LISTED_MAX, Offender, Subject, begin_snapshot, end_snapshot, prefer_indexes};
 pub use error::{DbError, is_unique_violation};
 pub use group::{GroupCommit, Overloaded};
 pub use listen::{Listener, Notifier};

@@ -24,7 +24,14 @@ mod plans {
     pub const LOOKUPS: &str = "-c enable_seqscan=off";
     /// A batch goes row by row into the index of a table that may be of any size; it is never joined with the whole of it.
     pub const BATCHES: &str = "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off";
+    /// Whole tables are joined: the planner knows best. Memory for its sorts, and never a write.
+    pub const AUDITS: &str = "-c work_mem=32MB -c default_transaction_read_only=on";
 }
+
+/// An audit's statement reads a whole table; while one database's is read, the other's transaction waits.
+const AUDIT_STATEMENT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// An audit takes its connections outside the pool; this is for the question whether it may begin.
+const AUDIT_POOL_SIZE: usize = 1;
 
 /// Connections for batches: one works, one stands by after a failure.
 const BATCH_POOL_SIZE: usize = 2;
@@ -62,6 +69,17 @@ impl Db {
     /// The same database for a consumer's batches, with a small pool of its own.
     pub fn for_batches(url: &Secret, role: &str, config: &DatabaseConfig) -> Result<Self, DbError> {
         Self::with(Settings::new(url, role, config)?, plans::BATCHES, BATCH_POOL_SIZE)
+    }
+
+    /// The same database for an audit: sessions that only read, see one state of it in each transaction, plan by what the tables
+    /// hold, and may take long over one statement.
+    pub fn for_audits(url: &Secret, config: &DatabaseConfig) -> Result<Self, DbError> {
+        let config = DatabaseConfig {
+            statement_timeout: AUDIT_STATEMENT_TIMEOUT,
+            idle_in_transaction_timeout: AUDIT_STATEMENT_TIMEOUT,
+            ..config.clone()
+        };
+        Self::with(Settings::new(url, "audit", &config)?, plans::AUDITS, AUDIT_POOL_SIZE)
     }
 
     fn with(mut settings: Settings, plans: &str, pool_size: usize) -> Result<Self, DbError> {

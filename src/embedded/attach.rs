@@ -61,6 +61,11 @@ pub async fn attach(options: &Options) -> Result<Attached, EmbeddedError> {
     }
 }
 
+/// Whether the data directory holds a database; makes nothing.
+pub fn exists(options: &Options) -> bool {
+    options.data_dir.join("postgres").join("PG_VERSION").exists()
+}
+
 impl Attached {
     pub fn url(&self, database: &str) -> Secret {
         match &self.0 {

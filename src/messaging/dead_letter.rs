@@ -3,6 +3,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Binary, Integer, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
@@ -38,6 +39,21 @@ pub async fn keep(mut conn: &Conn, letters: &[(&Delivery, &Poison)]) -> Result<(
     .execute(&mut conn)
     .await?;
     Ok(())
+}
+
+/// The values of the letters of `topic` under these keys.
+pub async fn letters(conn: &mut Conn, topic: &str, keys: &[&str]) -> Result<Vec<Vec<u8>>, DbError> {
+    #[derive(QueryableByName)]
+    struct Letter {
+        #[diesel(sql_type = Binary)]
+        value: Vec<u8>,
+    }
+    let letters: Vec<Letter> = sql("select value from dead_letter where topic = $1 and key = any($2) and value is not null")
+        .bind::<Text, _>(topic)
+        .bind::<Array<Binary>, _>(keys.iter().map(|key| key.as_bytes()).collect::<Vec<_>>())
+        .load(conn)
+        .await?;
+    Ok(letters.into_iter().map(|letter| letter.value).collect())
 }
 
 /// `{"name":"text"}`, and `{"name":{"base64":"..."}}` where the value is no text that Postgres can hold.

@@ -12,6 +12,7 @@ mod offsets;
 pub mod outbox;
 
 pub use consumer::{Consumer, Handler};
-pub use dead_letter::Poison;
+pub use dead_letter::{Poison, letters};
 pub use delivery::{Delivery, Position, Received};
+pub use offsets::next_offsets;
 pub use outbox::Message;

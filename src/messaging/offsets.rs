@@ -1,6 +1,7 @@
 //! Where consumers go on, and who owns a partition: `consumer_offset`, one row a topic and partition, in the consumer's own
 //! database. Leases go by the server's clock; the epoch fences whoever lost one (S12).
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use diesel::prelude::*;
@@ -35,6 +36,13 @@ pub enum Take {
     Free,
     /// Also what is left over under its own name, from before.
     FreeAndOwn,
+}
+
+/// How far every partition of `topic` is consumed, by its number.
+pub async fn next_offsets(conn: &mut Conn, topic: &str) -> Result<HashMap<i32, i64>, DbError> {
+    let rows: Vec<Owned> =
+        sql("select partition, next_offset, epoch from consumer_offset where topic = $1").bind::<Text, _>(topic).load(conn).await?;
+    Ok(rows.into_iter().map(|row| (row.partition, row.next_offset)).collect())
 }
 
 /// Makes a row for every partition that has none.

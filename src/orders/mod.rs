@@ -3,6 +3,7 @@
 //! Owns the tables `orders` and `order_event`. Writes `order-payment-requests` through the outbox, reads
 //! `payment-status-updates`. Never imports payments.
 
+pub mod audit;
 mod document;
 mod dto;
 mod on_payment;

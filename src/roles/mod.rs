@@ -1,6 +1,7 @@
 //! Composition only: what each role is made of. May import every façade and no module's children.
 
 pub mod all;
+pub mod audit;
 pub mod gateway;
 pub mod migrate;
 pub mod openapi;
@@ -10,6 +11,7 @@ pub mod relay;
 
 use std::time::Duration;
 
+use crate::audit::AuditError;
 use crate::config::{Config, Secret};
 use crate::db::{Db, DbError};
 use crate::embedded::EmbeddedError;
@@ -28,6 +30,10 @@ pub enum RoleError {
     Log(#[from] LogError),
     #[error(transparent)]
     Embedded(#[from] EmbeddedError),
+    #[error("could not check: {0}")]
+    Audit(AuditError),
+    #[error("there is no shop in {}", .0.display())]
+    NothingThere(std::path::PathBuf),
     #[error("{0} is not configured")]
     NotConfigured(&'static str),
     #[error("stopped before it was done; run it again")]

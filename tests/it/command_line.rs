@@ -29,6 +29,7 @@ fn a_role_with_nothing_configured_ends_at_once_and_names_what_is_missing() {
         ("payments", &["payments.database_url", "kafka.bootstrap_servers"]),
         ("relay", &["orders.database_url", "payments.database_url", "kafka.bootstrap_servers"]),
         ("migrate", &["orders.database_url", "payments.database_url"]),
+        ("audit", &["orders.database_url", "payments.database_url"]),
     ] {
         let output = shopd(&[role], &[]);
         assert_eq!(output.status.code(), Some(2), "{role}");

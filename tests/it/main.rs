@@ -1,6 +1,7 @@
 //! The integration tests: one binary, so that they share one database server and one broker.
 
 mod architecture;
+mod audit;
 mod command_line;
 mod consumer;
 mod contract;

@@ -8,6 +8,7 @@
 
 mod cursor;
 mod reader;
+mod unsent;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
@@ -19,6 +20,7 @@ use crate::db::types::{Xid, Xid8};
 use crate::db::{Conn, DbError, sql};
 
 pub use reader::{Page, Purged, Reader};
+pub use unsent::{Unsent, unsent, unsent_by_anyone};
 
 /// The channel on which other processes hear of new rows.
 pub const CHANNEL: &str = "shopd_outbox";

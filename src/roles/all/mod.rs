@@ -25,7 +25,7 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
 use stores::Stores;
-pub(super) use stores::{DATABASES, options};
+pub(super) use stores::{DATABASES, LOG, ORDERS, PAYMENTS, options};
 
 use super::{RoleError, gateway, orders, payments, relay};
 

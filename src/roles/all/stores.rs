@@ -11,9 +11,9 @@ use super::super::{RoleError, kafka, owner};
 
 /// The databases of a server of our own.
 pub const DATABASES: [(&str, Schema); 3] = [(ORDERS, Schema::Orders), (PAYMENTS, Schema::Payments), (LOG, Schema::Log)];
-const ORDERS: &str = "shopd_orders";
-const PAYMENTS: &str = "shopd_payments";
-const LOG: &str = "shopd_log";
+pub const ORDERS: &str = "shopd_orders";
+pub const PAYMENTS: &str = "shopd_payments";
+pub const LOG: &str = "shopd_log";
 
 pub struct Stores {
     pub orders: Store,

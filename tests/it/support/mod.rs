@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "not every module of tests uses everything")]
 
 pub mod books;
+pub mod history;
 pub mod kafka;
 pub mod postgres;
 pub mod shop;
