@@ -335,11 +335,10 @@ async fn what_cannot_be_checked_ends_with_2_and_says_nothing_on_standard_output(
     assert_eq!(audit(&[], &env).await.status.code(), Some(2));
 }
 
-/// Takes a minute and a gigabyte; run it by name, with `--ignored --nocapture`, for the figure.
+/// `SHOPD_TEST_AUDIT_ORDERS=1000000` and `--nocapture` for the figure; that takes a minute and a gigabyte.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn a_million_orders_are_audited_within_a_minute() {
-    let orders = 1_000_000;
+async fn many_orders_are_audited_at_a_million_a_minute() {
+    let orders = std::env::var("SHOPD_TEST_AUDIT_ORDERS").ok().and_then(|orders| orders.parse().ok()).unwrap_or(30_000);
     let shop = History::new(orders).await;
     shop.fill_log(orders).await;
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_shopd"));
@@ -368,16 +367,16 @@ async fn a_million_orders_are_audited_within_a_minute() {
     assert_eq!(summary["records"].as_u64(), Some(2 * orders as u64));
     let ms = summary["ms"].as_u64().expect("milliseconds");
     println!("{orders} orders in {ms} ms, {} orders a minute, {}", orders as u64 * 60_000 / ms, peak.lock().unwrap());
-    assert!(ms < 60_000);
+    // Starting and connecting aside, which a small number of orders does not pay for.
+    assert!(ms < 5_000 + orders as u64 * 60 / 1_000, "{ms} ms");
 }
 
-/// As above: what a broker that is away for an hour leaves.
+/// What a broker that is away for long leaves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[ignore = "a measurement"]
-async fn a_hundred_thousand_requests_that_wait_are_audited_in_seconds() {
+async fn ten_thousand_requests_that_wait_are_no_offence() {
     let shop = History::new(1).await;
     shop.in_orders(
-        "do $$ begin for i in 1..1000 loop
+        "do $$ begin for i in 1..100 loop
              insert into orders (id, user_id, amount, created_at, updated_at, traceparent)
              select o(i * 1000 + k), 'w' || k, 5, t(1), t(1), '' from generate_series(1, 100) k;
              insert into order_event (order_id, status, at, traceparent)
@@ -391,6 +390,5 @@ async fn a_hundred_thousand_requests_that_wait_are_audited_in_seconds() {
     )
     .await;
     let (offenders, summary) = said(&audit(&["--json"], &shop.env()).await);
-    assert_eq!((offenders, summary["inFlight"]["requestUnsent"].as_u64()), (BTreeSet::new(), Some(100_000)), "{summary}");
-    println!("100000 waiting requests in {} ms", summary["ms"]);
+    assert_eq!((offenders, summary["inFlight"]["requestUnsent"].as_u64()), (BTreeSet::new(), Some(10_000)), "{summary}");
 }
