@@ -69,40 +69,45 @@ mod tests {
     use super::*;
     use futures::FutureExt;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn requests_that_wait_together_commit_together_and_each_gets_its_own_answer() {
-        let batches = Arc::new(AtomicUsize::new(0));
+        let sizes = Arc::new(std::sync::Mutex::new(Vec::new()));
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
-        let (counted, opened) = (batches.clone(), gate.clone());
+        let (counted, opened) = (sizes.clone(), gate.clone());
         let group = GroupCommit::start(&Handle::current(), move |requests: Vec<u32>| {
             let (counted, opened) = (counted.clone(), opened.clone());
             async move {
+                counted.lock().unwrap().push(requests.len());
                 opened.acquire().await.unwrap().forget();
-                counted.fetch_add(1, Ordering::SeqCst);
                 requests.into_iter().map(|n| n * 2).collect::<Vec<u32>>()
             }
             .boxed()
         });
-        let calls: Vec<_> = (0..100u32)
-            .map(|n| {
-                tokio::spawn({
-                    let g = group.clone();
-                    async move { g.submit(n).await }
-                })
-            })
-            .collect();
-        while group.queue.max_capacity() - group.queue.capacity() < 99 - 98 && batches.load(Ordering::SeqCst) == 0 {
-            gate.add_permits(1);
-            tokio::task::yield_now().await;
-        }
-        gate.add_permits(200);
+        let submit = |n: u32| {
+            let group = group.clone();
+            tokio::spawn(async move { group.submit(n).await })
+        };
+        let until = async |what: &dyn Fn() -> bool| {
+            let waited = async {
+                while !what() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(std::time::Duration::from_secs(20), waited).await.unwrap();
+        };
+        // One alone is taken at once; what comes while it commits gathers.
+        let mut calls = vec![submit(0)];
+        until(&|| sizes.lock().unwrap().len() == 1).await;
+        calls.extend((1..100).map(submit));
+        until(&|| group.queue.max_capacity() - group.queue.capacity() == 99).await;
+        gate.add_permits(100);
         for (n, call) in calls.into_iter().enumerate() {
             assert_eq!(call.await.unwrap().unwrap(), n as u32 * 2);
         }
-        assert!(batches.load(Ordering::SeqCst) <= 100);
+        assert_eq!(*sizes.lock().unwrap(), [1, 99]);
     }
+
     #[tokio::test]
     async fn a_batch_that_panics_fails_alone() {
         let group = GroupCommit::start(&Handle::current(), |requests: Vec<u32>| {
@@ -139,7 +144,7 @@ mod tests {
         }
         assert!(group.submit(2).now_or_never().is_none());
         let third = tokio::spawn(async move { group.submit(3).await });
-        gate.add_permits(2);
+        gate.add_permits(100);
         assert_eq!((first.await.unwrap().unwrap(), third.await.unwrap().unwrap()), (1, 3));
         assert_eq!(*seen.lock().unwrap(), [1, 3]);
     }
