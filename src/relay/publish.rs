@@ -47,10 +47,10 @@ pub async fn publish_batch(
         .with_jitter()
         .without_max_times()
         .build();
-    while let Err(error) = log.append(unacknowledged).await {
+    while let Err(error) = leased(reader, log.append(unacknowledged)).await? {
         incident.failed(&error);
         if let LogError::UnknownTopic(topic) = &error.cause
-            && let Err(cause) = make(log, topic, partitions).await
+            && let Err(cause) = leased(reader, make(log, topic, partitions)).await?
         {
             incident.failed(&cause);
         }
@@ -74,6 +74,18 @@ async fn make(log: &dyn Log, topic: &str, partitions: i32) -> Result<(), LogErro
     tracing::error!(topic, partitions, "the log did not know the topic; it was made anew, and what lay on it is asked for again");
     metrics::counter!("shopd_relay_topics_made_total", "topic" => topic.to_owned()).increment(1);
     Ok(())
+}
+
+/// Awaits the log and keeps the lease meanwhile: a broker that hangs must not cost it.
+async fn leased<T>(reader: &mut Reader, appended: impl Future<Output = T>) -> Result<T, RelayError> {
+    let mut appended = std::pin::pin!(appended);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut appended => return Ok(done),
+            () = tokio::time::sleep(reader.heartbeat()) => reader.renew().await?,
+        }
+    }
 }
 
 fn record(row: Row) -> Record {
