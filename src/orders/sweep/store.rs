@@ -131,7 +131,7 @@ pub async fn save(conn: &mut Conn, saved: &Saved, count_max: i64) -> Result<i64,
     }
     let saved: Waiting = sql("update sweep_cursor
                                  set swept_to = $1, swept_id = $2, checked_to = $3, next_walk_at = coalesce($4, next_walk_at),
-                                     next_sweep_at = $5, waiting = (select count(*) from (select from order_retry limit $6) some)
+                                     next_sweep_at = $5, waiting = (select count(*) from (select from order_retry limit $6) counted)
                                where name = 'orders' returning waiting")
     .bind::<Timestamptz, _>(saved.walked.to)
     .bind::<SqlUuid, _>(saved.walked.id)

@@ -1,0 +1,1 @@
+//! What the log loses heals without hands.
