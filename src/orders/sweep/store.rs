@@ -110,8 +110,10 @@ pub async fn turn(conn: &mut Conn) -> Result<Turn, DbError> {
     Ok(turn)
 }
 
-/// `None` where another replica sweeps, or has just done so.
+/// `None` where another replica sweeps, or has just done so. The transaction's other statements walk indexes in their order: a plan
+/// made while a table was small must not read and sort all that has grown since.
 pub async fn claim(conn: &mut Conn) -> Result<Option<Claimed>, DbError> {
+    sql("set local enable_bitmapscan = off").execute(conn).await?;
     let claimed =
         sql("select swept_to, swept_id, checked_to, next_walk_at <= clock_timestamp() as walk_is_due, clock_timestamp() as now
                          from sweep_cursor where name = 'orders' and next_sweep_at <= clock_timestamp()
