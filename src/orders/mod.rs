@@ -19,7 +19,7 @@ pub use on_payment::OnPayment;
 pub use order::{FailureReason, NewOrder, Order, OrderStatus};
 pub use place_order::{PlaceError, Placed};
 pub use routes::routes;
-pub use sweep::{Sweep, SweepRules, Sweeper, Swept, run as run_sweeper};
+pub use sweep::{Sweep, SweepRules, Sweeper, Swept, rules as sweep_rules, run as run_sweeper};
 
 use std::time::Duration;
 

@@ -17,7 +17,7 @@ use crate::support::shop::{All, poll};
 /// How long one audit of a small shop may take.
 const AUDIT_WAIT: Duration = Duration::from_secs(60);
 
-async fn audit(arguments: &[&str], env: &[(String, String)]) -> Output {
+pub async fn audit(arguments: &[&str], env: &[(String, String)]) -> Output {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_shopd"));
     command.arg("audit").args(arguments).envs(env.iter().map(|(name, value)| (name, value))).kill_on_drop(true);
     tokio::time::timeout(AUDIT_WAIT, command.output()).await.expect("an answer in time").expect("the program")
@@ -29,7 +29,7 @@ fn lines(output: &Output) -> Vec<Value> {
 }
 
 /// (check, order or user), and the summary.
-fn said(output: &Output) -> (BTreeSet<(String, String)>, Value) {
+pub fn said(output: &Output) -> (BTreeSet<(String, String)>, Value) {
     let mut lines = lines(output);
     let summary = lines.pop().unwrap_or_else(|| panic!("{output:?}"))["summary"].take();
     let offender = |line: &Value| {

@@ -8,12 +8,14 @@ use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use rskafka::client::ClientBuilder;
 use shopd::contracts::TOPICS;
 use shopd::db::{Db, sql};
+use shopd::embedded;
 use shopd::messaging::log::{KafkaLog, Log};
 
+use crate::audit::{audit, said};
 use crate::scenario::place;
 use crate::support::books::{connect, count};
 use crate::support::inside::{Inside, PARTITIONS, REQUESTS, RESULTS, until};
-use crate::support::shop::{Client, Four, Process};
+use crate::support::shop::{All, Client, Four, Process};
 use crate::support::{kafka, postgres};
 
 /// Long enough for what is not lost to end without being asked for.
@@ -29,6 +31,13 @@ async fn facts(db: &Db, statement: &'static str) -> BTreeSet<String> {
     let mut conn = db.get().await.expect("a connection");
     let facts: Vec<Fact> = sql(statement).load(&mut *conn).await.expect(statement);
     facts.into_iter().map(|fact| fact.fact).collect()
+}
+
+/// Nothing offends; how many are to be asked for again.
+async fn audited(shop: &Inside) -> u64 {
+    let (offenders, summary) = said(&audit(&["--json"], &shop.env()).await);
+    assert_eq!(offenders, BTreeSet::new(), "{summary}");
+    summary["inFlight"]["askedAgain"].as_u64().expect("a number")
 }
 
 /// Each decision has one result event, whoever asked how often (S14).
@@ -81,6 +90,7 @@ async fn requests_lost_by_retention(shop: Inside) {
     until("the others end", async || shop.waiting().await <= 30).await;
     tokio::time::sleep(AFTER).await;
     assert_eq!(shop.waiting().await, 30);
+    assert_eq!(audited(&shop).await, 30, "the sweeper has still to come by");
     let sweeper = shop.sweep(AFTER);
     let took = shop.until_healed().await;
     println!("healed {took:?} after the sweeper began");
@@ -88,6 +98,7 @@ async fn requests_lost_by_retention(shop: Inside) {
     assert_eq!(shop.ends(REQUESTS).await.iter().sum::<i64>(), 90, "only what was lost was asked for again, and once");
     assert_one_result_each(&shop).await;
     sweeper.stop().await;
+    assert_eq!(audited(&shop).await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -159,6 +170,11 @@ async fn requests_on_a_topic_made_anew(shop: Inside, then: usize, running: bool)
     shop.until_healed().await;
     let paid = 20 + then as i64 + if running { 0 } else { 10 };
     assert_eq!(count(&shop.payments, "select balance as n from account").await, 1_000_000 - paid * 100);
+    if !running {
+        // What lay on the old topic unread, and what lies on the new one before the old offset.
+        let skipped = if then > 20 { 20 } else { 0 };
+        assert_eq!(shop.ends(REQUESTS).await.iter().sum::<i64>(), then as i64 + 10 + skipped);
+    }
     assert_one_result_each(&shop).await;
 }
 
@@ -305,4 +321,24 @@ async fn healing_says_so_in_the_log_and_on_the_metrics() {
     assert_eq!(shop.client.ended(&after).await["status"], "Finished");
     assert_eq!(lines(&shop.relay, "ERROR", "it was made anew"), 1, "{}", shop.relay.log());
     assert_eq!(counted(&shop.relay, "relay", "shopd_relay_topics_made_total").await, 1.0);
+}
+
+/// `shopd all` sweeps, too; with its defaults an order that is long overdue waits for the next sweep.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_shop_on_nothing_at_all_asks_again_for_an_order_whose_request_is_gone() {
+    let shop = All::start(postgres::own_dir()).await;
+    shop.client.account("ann", "10").await;
+    let attached = embedded::attach(&embedded::Options::new(&shop.dir)).await.expect("the running server");
+    let orders = connect(attached.url("shopd_orders").expose());
+    let mut conn = orders.dedicated().await.unwrap();
+    let id = uuid::Uuid::now_v7();
+    conn.batch_execute(&format!(
+        "insert into orders (id, user_id, amount, created_at, updated_at, traceparent)
+         select '{id}', 'ann', 250, at, at, '' from (select clock_timestamp() - interval '30 s' as at) t;
+         insert into order_event (order_id, status, at, traceparent) select id, 'New', created_at, '' from orders where id = '{id}';"
+    ))
+    .await
+    .unwrap();
+    assert_eq!(shop.client.ended(&id.to_string()).await["status"], "Finished");
+    assert_eq!(shop.client.balance("ann").await, "7.5");
 }

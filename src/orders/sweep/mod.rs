@@ -7,7 +7,7 @@
 //! [`rules`] decides, [`Sweeper`] is the step on a database, [`run`] only waits between steps. No index on the status: ending an order
 //! stays a heap-only update. Owns `sweep_cursor` and `order_retry`.
 
-pub(crate) mod rules;
+pub mod rules;
 mod step;
 mod store;
 

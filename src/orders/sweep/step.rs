@@ -16,7 +16,7 @@ use crate::orders::SOURCE;
 use crate::user_id::UserId;
 
 use super::rules::{self, Act, Due, PageOutcome, Passed, SweepRules, Walked};
-use super::store::{self, Asked, Claimed, Saved};
+use super::store::{self, Asked, Saved};
 use super::{Sweep, Swept};
 
 /// Orders on a page of the walk, and pages of one sweep; together what a transaction may take, far below its timeouts.
@@ -69,26 +69,23 @@ impl Sweep for Sweeper {
 /// `None` where another replica is at it.
 async fn sweep(conn: &mut Conn, rules: &SweepRules) -> Result<Option<Swept>, DbError> {
     let Some(claimed) = store::claim(conn).await? else { return Ok(None) };
-    let from = Walked { to: claimed.swept_to, id: claimed.swept_id };
+    let sure = rules::sure(claimed.now, rules);
+    let mut walked = Walked { to: claimed.swept_to, id: claimed.swept_id }.min(sure);
     let mut swept = Swept::default();
-    let mut more = false;
-    let mut walked = None;
+    let later = |wait: Duration| claimed.now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::MAX);
+    let interval = |more: bool| if more { rules.busy_interval() } else { rules.interval() };
+    let (mut more, mut next_walk_at) = (false, None);
     if claimed.walk_is_due {
-        let (reached, complete) = walk(conn, from, &claimed, rules, &mut swept).await?;
-        walked = Some(rules::settle(from, reached, claimed.now, rules));
-        more |= !complete;
+        let (reached, complete) = walk(conn, walked, claimed.now, rules, &mut swept).await?;
+        walked = reached.min(sure);
+        more = !complete;
+        // What may still be committed is looked at again then, but not each time that there is more to ask for.
+        next_walk_at = Some(later(interval(more)));
     }
     more |= ask(conn, claimed.now, rules, &mut swept).await?;
     let checked_to = check(conn, claimed.checked_to, &mut swept).await?;
-    let later = |wait: Duration| claimed.now + TimeDelta::from_std(wait).unwrap_or(TimeDelta::MAX);
-    swept.next = if more { rules.busy_interval() } else { rules.interval() };
-    let saved = Saved {
-        walked: walked.unwrap_or(from),
-        checked_to,
-        // A walk that came to its end looks again at what may still be committed, but not each time that there is more to ask for.
-        next_walk_at: walked.map(|_| later(if more { rules.busy_interval() } else { rules.interval() })),
-        next_sweep_at: later(swept.next),
-    };
+    swept.next = interval(more);
+    let saved = Saved { walked, checked_to, next_walk_at, next_sweep_at: later(swept.next) };
     swept.waiting = store::save(conn, &saved, COUNT_MAX).await?.unsigned_abs();
     Ok(Some(swept))
 }
@@ -97,12 +94,12 @@ async fn sweep(conn: &mut Conn, rules: &SweepRules) -> Result<Option<Swept>, DbE
 async fn walk(
     conn: &mut Conn,
     from: Walked,
-    claimed: &Claimed,
+    now: DateTime<Utc>,
     rules: &SweepRules,
     swept: &mut Swept,
 ) -> Result<(Walked, bool), DbError> {
-    let until = rules::walk_until(claimed.now, rules);
-    // What lies before `until` and was committed is all looked at then, though the walk may come to nothing on its way.
+    let until = rules::walk_until(now, rules);
+    // Where a page is the last one, whatever is committed before `until` was looked at.
     let end = Walked { to: until, id: Uuid::nil() };
     let mut at = from;
     for _ in 0..PAGES_MAX {
@@ -119,7 +116,7 @@ async fn walk(
             })
             .collect();
         let PageOutcome { found, reached, held } = rules::page(&passed);
-        swept.found += store::remember(conn, &found, claimed.now).await? as u64;
+        swept.found += store::remember(conn, &found, now).await? as u64;
         swept.looked += total.unsigned_abs();
         at = reached.unwrap_or(at);
         if held {

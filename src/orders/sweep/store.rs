@@ -100,10 +100,11 @@ pub struct Asked {
     pub traceparent: String,
 }
 
-/// Locks nothing: who only waits for his turn costs this one look.
+/// Locks nothing: who only waits for his turn costs this one look. No interval is a minute long; what lies further ahead was written
+/// before the server's clock went back.
 pub async fn turn(conn: &mut Conn) -> Result<Turn, DbError> {
-    let turn = sql("select case when next_sweep_at = '-infinity' then 0
-                           else ceil(extract(epoch from next_sweep_at - clock_timestamp()) * 1000)::bigint end as due_in_ms, waiting
+    let turn = sql("select case when next_sweep_at between clock_timestamp() and clock_timestamp() + interval '1 minute'
+                           then ceil(extract(epoch from next_sweep_at - clock_timestamp()) * 1000)::bigint else 0 end as due_in_ms, waiting
                       from sweep_cursor where name = 'orders'")
     .get_result(conn)
     .await?;
@@ -115,8 +116,9 @@ pub async fn turn(conn: &mut Conn) -> Result<Turn, DbError> {
 pub async fn claim(conn: &mut Conn) -> Result<Option<Claimed>, DbError> {
     sql("set local enable_bitmapscan = off").execute(conn).await?;
     let claimed =
-        sql("select swept_to, swept_id, checked_to, next_walk_at <= clock_timestamp() as walk_is_due, clock_timestamp() as now
-                         from sweep_cursor where name = 'orders' and next_sweep_at <= clock_timestamp()
+        sql("select swept_to, swept_id, checked_to, next_walk_at not between clock_timestamp() and clock_timestamp() + interval '1 minute' as walk_is_due, clock_timestamp() as now
+                         from sweep_cursor
+                        where name = 'orders' and next_sweep_at not between clock_timestamp() and clock_timestamp() + interval '1 minute'
                           for update skip locked")
         .get_result(conn)
         .await

@@ -32,6 +32,7 @@ pub struct Inside {
     pub payments: Db,
     pub log: SharedLog,
     pub config: Config,
+    urls: [String; 2],
     wakes: [Arc<Notify>; 2],
     accept: Orders,
 }
@@ -68,14 +69,26 @@ impl Inside {
     async fn new(mut config: Config, urls: [String; 2], log: impl FnOnce(Db) -> SharedLog) -> Self {
         config.kafka.partitions = PARTITIONS;
         config.kafka.fetch_wait = Duration::from_millis(300);
-        let [orders, payments] = urls.map(|url| Db::new(&Secret::new(url), "test", &config.database).expect("a database"));
+        let [orders, payments] = [0, 1].map(|at| Db::new(&Secret::new(&*urls[at]), "test", &config.database).expect("a database"));
         db::migrate(&orders, &[Schema::Orders, Schema::Log]).await.expect("a schema");
         db::migrate(&payments, &[Schema::Payments]).await.expect("a schema");
         let log = log(orders.clone());
         log.create_topics(&TOPICS, PARTITIONS).await.expect("topics");
         let wakes = [Arc::new(Notify::new()), Arc::new(Notify::new())];
         let accept = Orders::new(orders.clone(), Notifier::local(wakes[0].clone()));
-        Self { orders, payments, log, config, wakes, accept }
+        Self { orders, payments, log, config, urls, wakes, accept }
+    }
+
+    /// For a process of `shopd` beside it.
+    pub fn env(&self) -> Vec<(String, String)> {
+        let kafka = &self.config.kafka;
+        let all = [
+            ("SHOPD__ORDERS__DATABASE_URL", self.urls[0].clone()),
+            ("SHOPD__PAYMENTS__DATABASE_URL", self.urls[1].clone()),
+            ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", kafka.bootstrap_servers.join(",")),
+            ("SHOPD__KAFKA__TOPIC_PREFIX", kafka.topic_prefix.clone()),
+        ];
+        all.into_iter().filter(|(_, value)| !value.is_empty()).map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
     /// Opens an account with so many minor units in it.
