@@ -311,7 +311,12 @@ async fn what_is_in_flight_is_counted_by_where_it_is_and_is_no_offence() {
     // in hand and has still to come by the other.
     shop.in_orders(&format!("insert into order_retry (order_id, next_ask_at) values ('{unsent}', now() + interval '1 year')"))
         .await;
-    shop.in_orders(&format!("update sweep_cursor set swept_to = t(1), swept_id = '{unsent}'")).await;
+    shop.in_orders(&format!(
+        "update orders set created_at = t(50), updated_at = t(50) where id = '{unread}';
+         update order_event set at = t(50) where order_id = '{unread}';
+         update sweep_cursor set swept_to = t(20)"
+    ))
+    .await;
     shop.in_orders("update outbox_cursor set snapshot = pg_current_snapshot()::text").await;
     shop.in_payments("update consumer_offset set next_offset = next_offset + 1 where partition = 1").await;
     let (offenders, summary) = said(&audit(&["--json"], &shop.env()).await);
