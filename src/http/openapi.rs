@@ -155,6 +155,13 @@ fn overlay(derived: &mut Map<String, Value>, operation: &Operation) {
         codes.extend([Code::IdempotencyMismatch, Code::IdempotencyInProgress]);
     }
     responses.extend(problems(&codes, operation.path));
+    if codes.contains(&Code::IdempotencyMismatch) {
+        // What may have come of the effect, and so be stored.
+        for (_, answer) in responses.iter_mut().filter(|(status, _)| ["200", "201", "400", "404", "409"].contains(&status.as_str()))
+        {
+            answer["headers"]["Idempotent-Replayed"] = json!({"$ref": "#/components/headers/Idempotent-Replayed"});
+        }
+    }
     derived.insert("responses".into(), responses.into());
 
     if !operation.bodies.is_empty() {

@@ -8,6 +8,7 @@ mod contract;
 mod crash;
 mod embedded;
 mod gateway;
+mod idempotency;
 mod log;
 mod openapi;
 mod outage;
