@@ -56,7 +56,7 @@ fn deposited(result: &Result<shopd::payments::Account, DepositError>) -> (u16, S
     plain(result, |error| if matches!(error, DepositError::NoAccount) { 404 } else { 503 })
 }
 
-fn keyed<R>(asked: &Asked, plain: fn(&R) -> (u16, String)) -> Option<Keyed<R>> {
+fn keyed<R: 'static>(asked: &Asked, plain: fn(&R) -> (u16, String)) -> Option<Keyed<R>> {
     let scope = format!("POST /{}/{}", asked.user, asked.amount == 0);
     let key = Key::new(scope, asked.key?.to_string(), asked.amount.to_string().as_bytes());
     Some(Keyed::new(key, move |result| {
