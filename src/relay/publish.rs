@@ -40,7 +40,7 @@ pub async fn publish_batch(reader: &mut Reader, log: &dyn Log, rows_max: i64, st
         .with_jitter()
         .without_max_times()
         .build();
-    while let Err(error) = log.append(unacknowledged).await {
+    while let Err(error) = leased(reader, log.append(unacknowledged)).await? {
         incident.failed(&error);
         unacknowledged = error.unacknowledged;
         let delay = delays.next().unwrap_or(Duration::from_secs(1));
@@ -54,6 +54,18 @@ pub async fn publish_batch(reader: &mut Reader, log: &dyn Log, rows_max: i64, st
     incident.recovered();
     reader.published(page).await?;
     Ok(Step::Published(rows))
+}
+
+/// Awaits the log and keeps the lease meanwhile: a broker that hangs must not cost it.
+async fn leased<T>(reader: &mut Reader, appended: impl Future<Output = T>) -> Result<T, RelayError> {
+    let mut appended = std::pin::pin!(appended);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut appended => return Ok(done),
+            () = tokio::time::sleep(reader.heartbeat()) => reader.renew().await?,
+        }
+    }
 }
 
 fn record(row: Row) -> Record {
