@@ -184,6 +184,8 @@ pub struct HttpConfig {
     pub keep_alive: Duration,
     /// Connections of one server at most; others wait to be accepted.
     pub connections_max: usize,
+    /// How long an answer is kept under its `Idempotency-Key`.
+    pub idempotency_retention: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -241,6 +243,7 @@ impl Config {
                 header_timeout: Duration::from_millis(10_000),
                 keep_alive: Duration::from_millis(75_000),
                 connections_max: 20_000,
+                idempotency_retention: Duration::from_secs(7 * 24 * 3600),
             },
             shutdown: ShutdownConfig { timeout: Duration::from_millis(10_000) },
             data_dir: PathBuf::from("/var/lib/shopd"),

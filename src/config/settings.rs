@@ -78,6 +78,7 @@ settings! {
     "http.header_timeout_ms" => http.header_timeout, Millis(1..=HOUR_MS), "how long a client may take to send its request's head";
     "http.keep_alive_ms" => http.keep_alive, Millis(1..=HOUR_MS), "how long an idle connection stays open";
     "http.connections_max" => http.connections_max, Count(1..=1_000_000), "connections of one server; further ones wait to be accepted";
+    "http.idempotency_retention_ms" => http.idempotency_retention, Millis(1_000..=3_650 * DAY_MS), "how long an answer is kept under its Idempotency-Key";
     "shutdown.timeout_ms" => shutdown.timeout, Millis(1..=HOUR_MS), "from the first signal until everything has drained; past it the process ends with a failure";
 }
 

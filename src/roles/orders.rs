@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use crate::config::Config;
 use crate::contracts::PAYMENT_STATUS_UPDATES;
 use crate::db::{Db, Notifier};
+use crate::http::idempotency::keep_pruned;
 use crate::http::{self, Bound, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::{Consumer, PgInbox, outbox};
@@ -22,17 +23,16 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let log = super::kafka(&config)?;
     let notifier = Notifier::start(db.clone(), outbox::CHANNEL, Arc::new(Notify::new()), stop.clone());
     let sweeper = sweeper(&config, db.clone(), notifier.clone());
+    let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
     let orders = Orders::new(db, notifier);
     let (bound, readiness) = bind(&config, orders, super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("orders", readiness, stop.clone()));
     let consumer = consumer(&config, batches, log, super::owner("orders"));
-    let both = {
-        let stop = stop.clone();
-        async move {
-            tokio::join!(consumer.run(stop.clone()), orders::run_sweeper(sweeper, stop));
-        }
+    let (consumed, swept) = (consumer.run(stop.clone()), orders::run_sweeper(sweeper, stop.clone()));
+    let worker = async move {
+        tokio::join!(consumed, swept, keys);
     };
-    super::together(bound.run(stop.clone()), both, &stop).await
+    super::together(bound.run(stop.clone()), worker, &stop).await
 }
 
 pub(super) fn bind(config: &Config, orders: Orders, drain: Duration) -> Result<(Bound, Readiness), ServeError> {

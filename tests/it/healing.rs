@@ -14,7 +14,7 @@ use shopd::messaging::log::{KafkaLog, Log};
 use crate::audit::{audit, said};
 use crate::scenario::place;
 use crate::support::books::{connect, count};
-use crate::support::inside::{Inside, PARTITIONS, REQUESTS, RESULTS, until};
+use crate::support::inside::{Inside, PARTITIONS, REQUESTS, RESULTS, done, until};
 use crate::support::shop::{All, Client, Four, Process};
 use crate::support::{kafka, postgres};
 
@@ -132,7 +132,7 @@ async fn results_lost(shop: Inside, whole_topic: bool) {
     // What was decided stays decided, whatever is asked later (S7).
     let bob = shopd::payments::Payments::new(shop.payments.clone());
     let user = shopd::user_id::UserId::new("bob").unwrap();
-    bob.deposit(user, shopd::money::Amount::from_minor(100_000).unwrap()).await.unwrap();
+    done(bob.deposit(user, shopd::money::Amount::from_minor(100_000).unwrap(), None).await).unwrap();
     let _orders = shop.orders();
     let _sweeper = shop.sweep(AFTER);
     shop.until_healed().await;

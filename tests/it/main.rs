@@ -9,6 +9,7 @@ mod crash;
 mod embedded;
 mod gateway;
 mod healing;
+mod idempotency;
 mod log;
 mod openapi;
 mod outage;

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::config::{Config, GatewayConfig};
 use crate::contracts::TOPICS;
 use crate::db::{self, Db, Notifier, Schema};
+use crate::http::idempotency::keep_pruned;
 use crate::http::{Bound, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::outbox;
@@ -122,6 +123,9 @@ async fn run_roles(
     workers.spawn(relay(orders_db, "orders", orders_wake).run(services.clone()));
     workers.spawn(relay(payments_db, "payments", payments_wake).run(services.clone()));
     workers.spawn(prune(log.clone(), services.clone()));
+    for db in [orders_db, payments_db] {
+        workers.spawn(keep_pruned(db.clone(), config.http.idempotency_retention, services.clone()));
+    }
     let announce = [("relay", relay_ready), ("gateway", gateway_ready)];
     tokio::spawn(banner(announce, public, started, stop.clone()));
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use shopd::config::{Config, Secret};
 use shopd::contracts::TOPICS;
 use shopd::db::{self, Db, Notifier, Schema};
+use shopd::http::idempotency::Settled;
 use shopd::messaging::Consumer;
 use shopd::messaging::log::{KafkaLog, PostgresLog, SharedLog};
 use shopd::money::Amount;
@@ -47,6 +48,14 @@ impl Part {
     pub async fn stop(self) {
         self.stop.stop();
         self.task.await.expect("a clean end");
+    }
+}
+
+/// What came of a request without a key.
+pub fn done<R: std::fmt::Debug>(settled: Settled<R>) -> R {
+    match settled {
+        Settled::Done(result) => result,
+        other => panic!("{other:?}"),
     }
 }
 
@@ -95,8 +104,8 @@ impl Inside {
     pub async fn account(&self, user: &str, minor: i64) {
         let payments = Payments::new(self.payments.clone());
         let user = UserId::new(user).expect("a user");
-        payments.open_account(user.clone()).await.expect("an account");
-        payments.deposit(user, Amount::from_minor(minor).expect("an amount")).await.expect("a deposit");
+        done(payments.open_account(user.clone(), None).await).expect("an account");
+        done(payments.deposit(user, Amount::from_minor(minor).expect("an amount"), None).await).expect("a deposit");
     }
 
     /// Accepts orders of 1.00 each, and returns their ids.
@@ -111,7 +120,7 @@ impl Inside {
             };
             ids.push(order.id);
             let origin = Origin { trace: TraceContext::new_root(), request_id: "r".into() };
-            self.accept.place(order, origin).await.expect("accepted");
+            done(self.accept.place(order, origin, None).await).expect("accepted");
         }
         ids
     }
