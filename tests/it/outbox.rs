@@ -225,6 +225,32 @@ async fn purging_drops_what_is_published_and_never_the_row_of_an_open_transactio
     assert_eq!(drain(&mut reader, 100).await, unread);
 }
 
+/// The relay's runtime goes one step at a time; what its sessions hold between two steps, a frozen process would hold.
+#[test]
+fn a_relay_that_is_frozen_at_any_moment_of_a_purge_keeps_no_writer_out() {
+    let watching = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let relaying = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let url = watching.block_on(postgres::database("outbox"));
+    let connect = || Db::new(&Secret::new(url.clone()), "test", &Config::default().database).unwrap();
+    let (watcher, relay) = (watching.block_on(async { connect() }), relaying.block_on(async { connect() }));
+    watching.block_on(async { db::migrate(&watcher, &[Schema::Payments]).await }).unwrap();
+    let mut writer = watching.block_on(watcher.dedicated()).unwrap();
+    watching.block_on(write(&writer, 5));
+    let mut reader = relaying.block_on(acquire(&relay, "r")).unwrap();
+    relaying.block_on(drain(&mut reader, 100));
+    let purging = relaying.spawn(async move { reader.purge(100).await });
+    let mut steps = 0;
+    while !purging.is_finished() {
+        relaying.block_on(tokio::task::yield_now());
+        let held = sql("select 1 from pg_locks l join pg_stat_activity a using (pid)
+                         where l.relation = 'outbox'::regclass and l.mode = 'AccessExclusiveLock' and a.state = 'idle in transaction'");
+        assert_eq!(watching.block_on(held.execute(&mut writer)).unwrap(), 0, "frozen at step {steps} it holds the outbox");
+        steps += 1;
+    }
+    assert_eq!(relaying.block_on(purging).unwrap().unwrap(), Purged::All);
+    assert!(steps > 1, "the purge was seen at work");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outbox_restored_into_another_cluster_is_read_all_the_same() {
     let db = fresh().await;

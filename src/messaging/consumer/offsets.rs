@@ -60,8 +60,8 @@ pub async fn ensure(db: &Db, topic: &str, partitions: i32) -> Result<(), DbError
     Ok(())
 }
 
-/// Takes up to `at_most` partitions that are free or expired, each under a new epoch; one that another transaction holds is left
-/// for the next time.
+/// Takes up to `at_most` partitions that are free or another's and expired, each under a new epoch; one that another transaction
+/// holds is left for the next time. What expired of `owner`'s own, [`heartbeat`] keeps.
 pub async fn acquire(
     db: &Db,
     topic: &str,
@@ -74,7 +74,7 @@ pub async fn acquire(
     let owned = sql("update consumer_offset c
                         set owner = $2, epoch = epoch + 1, lease_until = clock_timestamp() + $3 * interval '1 millisecond'
                        from (select partition from consumer_offset
-                              where topic = $1 and partition < $4 and (owner is null or lease_until < clock_timestamp())
+                              where topic = $1 and partition < $4 and (owner is null or owner <> $2 and lease_until < clock_timestamp())
                               order by partition limit $5 for update skip locked) free
                       where c.topic = $1 and c.partition = free.partition
                   returning c.partition, c.next_offset, c.epoch")
