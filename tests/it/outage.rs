@@ -4,13 +4,14 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use shopd::db::Db;
 use shopd::embedded;
 
 use crate::scenario::place;
-use crate::support::books::{assert_balanced, connect};
+use crate::support::books::{assert_balanced, connect, count};
 use crate::support::kafka::Broker;
-use crate::support::postgres;
 use crate::support::shop::{Client, Four, Process};
+use crate::support::{kafka, postgres};
 
 /// Seconds that the broker is away; `SHOPD_TEST_OUTAGE_S=30` for a long look.
 fn outage() -> Duration {
@@ -95,6 +96,41 @@ async fn a_role_starts_before_what_it_needs_says_so_and_becomes_ready_when_it_co
     migrating.await.unwrap();
     client.ready().await;
     assert!(relay.log().contains("\"waiting\"") || relay.log().contains("waiting"), "{}", relay.log());
+}
+
+/// Transactions of both databases so far, those of the one who asks among them.
+async fn transactions(databases: &[Db; 2]) -> i64 {
+    let mut sum = 0;
+    for db in databases {
+        sum += count(db, "select xact_commit + xact_rollback as n from pg_stat_database where datname = current_database()").await;
+    }
+    sum
+}
+
+/// L4; what idle leases, looks and long polls cost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_shop_asks_its_databases_a_few_times_a_second_and_takes_hardly_any_cpu() {
+    let (orders, payments) = (postgres::database("orders").await, postgres::database("payments").await);
+    let prefix = format!("idle{}", kafka::prefix());
+    let shop = Four::start(&kafka::shared().await, &orders, &payments, &prefix).await;
+    shop.client.account("ann", "1").await;
+    let first = place(&shop.client, "ann", "0.5").await;
+    shop.client.ended(&first).await;
+    let roles = [("gateway", &shop.gateway), ("orders", &shop.orders), ("payments", &shop.payments), ("relay", &shop.relay)];
+    let databases = [connect(&orders), connect(&payments)];
+    // The server counts what a session did when the session is idle for a second.
+    tokio::time::sleep(Duration::from_secs(2)).await; // until what came before is counted
+    let (since, asked, used) = (Instant::now(), transactions(&databases).await, roles.map(|(_, process)| cpu(process)));
+    tokio::time::sleep(outage().max(Duration::from_secs(10))).await; // the idle time itself
+    let seconds = since.elapsed().as_secs_f64();
+    for ((role, process), before) in roles.iter().zip(used) {
+        let percent = 100.0 * (cpu(process) - before).as_secs_f64() / seconds;
+        eprintln!("| {role} | idle | {percent:.2} % of a core |");
+        assert!(percent < 2.0, "{role} is busy with nothing: {percent:.2} %");
+    }
+    let rate = (transactions(&databases).await - asked) as f64 / seconds;
+    eprintln!("| both databases | idle | {rate:.1} transactions a second |");
+    assert!(rate < 30.0, "{rate:.1} transactions a second");
 }
 
 /// CPU time that a process has used so far.

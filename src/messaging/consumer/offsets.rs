@@ -103,7 +103,8 @@ struct StandingRow {
 }
 
 /// Counts `owner` among the topic's replicas for another lease, and renews its leases, also those that expired and nobody took. One
-/// that its own batch holds just now is renewed by that batch.
+/// that its own batch holds just now is renewed by that batch. Nobody waits for a disk: what a crash of the server forgets, the next
+/// heartbeat says again, and the epochs fence whoever lost a lease by it.
 pub async fn heartbeat(db: &Db, topic: &str, owner: &str, lease: Duration) -> Result<Standing, DbError> {
     let mut conn = db.get().await?;
     let rows: Vec<StandingRow> = sql("with me as (
@@ -122,6 +123,7 @@ pub async fn heartbeat(db: &Db, topic: &str, owner: &str, lease: Duration) -> Re
          select c.partition, c.next_offset, c.epoch, m.others, m.before
            from (select count(*) as others, count(*) filter (where owner < $2) as before
                    from consumer_member where topic = $1 and owner <> $2 and seen_until >= clock_timestamp()) m
+          cross join set_config('synchronous_commit', 'off', true)
            left join consumer_offset c on c.topic = $1 and c.owner = $2")
     .bind::<Text, _>(topic)
     .bind::<Text, _>(owner)

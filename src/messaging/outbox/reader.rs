@@ -200,14 +200,17 @@ impl Reader {
         Ok(())
     }
 
-    /// Gives the outbox back; the standby takes it at once.
+    /// Gives the outbox back, and wakes the standby, which takes it at once.
     pub async fn release(&mut self) -> Result<(), DbError> {
         let mut conn = self.db.get().await?;
-        sql("update outbox_cursor set owner = null, lease_until = '-infinity' where name = 'outbox' and epoch = $1 and owner = $2")
-            .bind::<BigInt, _>(self.epoch)
-            .bind::<Text, _>(&self.owner)
-            .execute(&mut conn)
-            .await?;
+        sql("with freed as (update outbox_cursor set owner = null, lease_until = '-infinity'
+                             where name = 'outbox' and epoch = $1 and owner = $2 returning 1)
+             select pg_notify($3, '') from freed")
+        .bind::<BigInt, _>(self.epoch)
+        .bind::<Text, _>(&self.owner)
+        .bind::<Text, _>(super::CHANNEL)
+        .execute(&mut conn)
+        .await?;
         Ok(())
     }
 
