@@ -14,5 +14,6 @@ mod openapi;
 mod outage;
 mod outbox;
 mod promises;
+mod replay;
 mod scenario;
 mod support;
