@@ -52,6 +52,8 @@ settings! {
     "gateway.upstream_timeout_ms" => gateway.upstream_timeout, Millis(1..=HOUR_MS), "bound on one request to a service, other replicas included";
     "orders.listen" => orders.listen, Listen, "where orders listens; port 0 picks one and logs it";
     "orders.database_url" => orders.database_url, DatabaseUrl, "database of orders, Postgres 15 or later; a secret";
+    "orders.sweep_after_ms" => sweep.after, Millis(100..=HOUR_MS), "an order without a result after this is asked for again";
+    "orders.sweep_asks_per_second_max" => sweep.asks_per_second_max, Count(1..=100_000), "orders asked for again in a second, by all replicas together";
     "payments.listen" => payments.listen, Listen, "where payments listens; port 0 picks one and logs it";
     "payments.database_url" => payments.database_url, DatabaseUrl, "database of payments, another one than that of orders; a secret";
     "relay.listen" => relay.listen, Listen, "where the relay listens; port 0 picks one and logs it";

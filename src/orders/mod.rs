@@ -1,6 +1,6 @@
 //! Orders: accepts them, keeps them, and ends them when payments has decided.
 //!
-//! Owns the tables `orders` and `order_event`. Writes `order-payment-requests` through the outbox, reads
+//! Owns the tables `orders`, `order_event`, `sweep_cursor` and `order_retry`. Writes `order-payment-requests` through the outbox, reads
 //! `payment-status-updates`. Never imports payments.
 
 pub mod audit;
@@ -12,12 +12,14 @@ mod place_order;
 mod routes;
 mod schema;
 mod store;
+mod sweep;
 
 pub use document::document;
 pub use on_payment::OnPayment;
 pub use order::{FailureReason, NewOrder, Order, OrderStatus};
 pub use place_order::{PlaceError, Placed};
 pub use routes::routes;
+pub use sweep::{Sweep, SweepRules, Sweeper, Swept, rules as sweep_rules, run as run_sweeper};
 
 use std::time::Duration;
 

@@ -19,8 +19,10 @@ use crate::telemetry::Incident;
 
 pub use publish::{RelayError, Step, publish_batch};
 
-/// How often a standby asks for the outbox, and a relay whose database is away tries again.
+/// How often a standby asks for the outbox, and a relay whose database is away tries again, when nothing wakes it.
 const RETRY: Duration = Duration::from_millis(500);
+/// Writers wake a standby too, without an end: it asks at most this often.
+const RETRY_WOKEN: Duration = Duration::from_millis(100);
 /// Published rows that may lie in a busy outbox before they are dropped in pieces.
 const UNPURGED_ROWS_MAX: usize = 50_000;
 
@@ -33,6 +35,8 @@ pub struct Relay {
     /// Names this process among its replicas.
     pub owner: String,
     pub config: RelayConfig,
+    /// Of a topic that has to be made anew.
+    pub partitions: i32,
     /// Signalled by writers in the same process.
     pub wake: Arc<Notify>,
 }
@@ -57,8 +61,13 @@ impl Relay {
                 Ok(None) => {}
                 Err(error) => incident.failed(&format_args!("{}: {error}", self.name)),
             }
+            let woken = async {
+                tokio::join!(self.wake.notified(), tokio::time::sleep(RETRY_WOKEN));
+            };
             tokio::select! {
                 () = tokio::time::sleep(RETRY) => {}
+                // The outbox was given back, or somebody wrote and its relay may have died.
+                () = woken => {}
                 () = stop.stopped() => {}
             }
         }
@@ -74,7 +83,7 @@ impl Relay {
             if stop.is_stopping() {
                 return Ok(());
             }
-            match publish_batch(reader, self.log.as_ref(), self.config.batch_rows_max, stop).await? {
+            match publish_batch(reader, self.log.as_ref(), self.config.batch_rows_max, self.partitions, stop).await? {
                 Step::Published(rows) => {
                     renewed = Instant::now();
                     unpurged += rows;

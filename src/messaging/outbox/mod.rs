@@ -8,6 +8,7 @@
 
 mod cursor;
 mod reader;
+mod sent;
 mod unsent;
 
 use chrono::{DateTime, Utc};
@@ -20,6 +21,7 @@ use crate::db::types::{Xid, Xid8};
 use crate::db::{Conn, DbError, sql};
 
 pub use reader::{Page, Purged, Reader};
+pub use sent::sent;
 pub use unsent::{Unsent, unsent, unsent_by_anyone};
 
 /// The channel on which other processes hear of new rows.

@@ -97,7 +97,9 @@ async fn run_roles(
             Notifier::start(db.clone(), outbox::CHANNEL, wake.clone(), services.clone())
         }
     };
-    let orders = Orders::new(orders_db.clone(), notifier(orders_db, &orders_wake));
+    let requests = notifier(orders_db, &orders_wake);
+    let sweeper = orders::sweeper(config, orders_db.clone(), requests.clone());
+    let orders = Orders::new(orders_db.clone(), requests);
     let behind = super::share(config, 30);
     let (orders_bound, _) = orders::bind(config, orders, behind)?;
     let (payments_bound, _) = payments::bind(config, Payments::new(payments_db.clone()), behind)?;
@@ -112,6 +114,7 @@ async fn run_roles(
 
     let mut workers = JoinSet::new();
     workers.spawn(orders::consumer(config, stores.orders.batches.clone(), log.clone(), owner.clone()).run(services.clone()));
+    workers.spawn(crate::orders::run_sweeper(sweeper, services.clone()));
     let results = notifier(payments_db, &payments_wake);
     workers.spawn(
         payments::consumer(config, stores.payments.batches.clone(), log.clone(), owner.clone(), results).run(services.clone()),
