@@ -19,6 +19,13 @@ pub use order::{FailureReason, NewOrder, Order, OrderStatus};
 pub use place_order::{PlaceError, Placed};
 pub use routes::routes;
 
+/// The rules without a database, for a simulation of one.
+#[doc(hidden)]
+pub mod rules {
+    pub use super::on_payment::settle;
+    pub use super::store::Ending;
+}
+
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, Utc};

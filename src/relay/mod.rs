@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::RelayConfig;
-use crate::db::{Db, DbError, Listener};
+use crate::db::{Db, DbError};
 use crate::messaging::log::SharedLog;
-use crate::messaging::outbox::{self, Purged, Reader};
+use crate::messaging::outbox::{Purged, Reader, Source};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
@@ -25,8 +25,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const UNPURGED_ROWS_MAX: usize = 50_000;
 
 /// Publishes one database's outbox.
-pub struct Relay {
-    pub db: Db,
+pub struct Relay<S = Db> {
+    pub db: S,
     pub log: SharedLog,
     /// Whose outbox, for logs and metrics: `orders` or `payments`.
     pub name: &'static str,
@@ -37,10 +37,10 @@ pub struct Relay {
     pub wake: Arc<Notify>,
 }
 
-impl Relay {
+impl<S: Source> Relay<S> {
     /// Runs until `stop`; finishes the page in hand and gives the outbox back. Where another relay has it, stands by.
     pub async fn run(self, stop: Shutdown) {
-        Listener::start(self.db.clone(), outbox::CHANNEL, self.wake.clone(), stop.clone());
+        self.db.listen(self.wake.clone(), stop.clone());
         let mut incident = Incident::new("relaying");
         while !stop.is_stopping() {
             match Reader::acquire(&self.db, &self.owner, self.config.lease).await {
@@ -58,6 +58,7 @@ impl Relay {
                 Err(error) => incident.failed(&format_args!("{}: {error}", self.name)),
             }
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(RETRY) => {}
                 () = stop.stopped() => {}
             }
@@ -65,7 +66,7 @@ impl Relay {
     }
 
     /// Publishes until stopped, or until the outbox is another relay's, or its database fails.
-    async fn serve(&self, reader: &mut Reader, stop: &Shutdown) -> Result<(), DbError> {
+    async fn serve(&self, reader: &mut Reader<S>, stop: &Shutdown) -> Result<(), DbError> {
         let mut unpurged = 0;
         let mut renewed = Instant::now();
         // A short lease is renewed in time however long the poll interval is.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::contracts::Envelope;
 use crate::db::DbError;
 use crate::messaging::log::{Log, Record};
-use crate::messaging::outbox::{Reader, Row};
+use crate::messaging::outbox::{Reader, Row, Source};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
@@ -29,7 +29,12 @@ pub enum Step {
 
 /// Publishes one page. While the log is away it tries again with back-off, keeping its lease; the cursor moves only when every
 /// row is acknowledged (S13), so a row may be there twice and never not at all.
-pub async fn publish_batch(reader: &mut Reader, log: &dyn Log, rows_max: i64, stop: &Shutdown) -> Result<Step, RelayError> {
+pub async fn publish_batch<S: Source>(
+    reader: &mut Reader<S>,
+    log: &dyn Log,
+    rows_max: i64,
+    stop: &Shutdown,
+) -> Result<Step, RelayError> {
     let Some(mut page) = reader.page(rows_max).await? else { return Ok(Step::Idle) };
     let rows = page.rows.len();
     let mut unacknowledged: Vec<Record> = std::mem::take(&mut page.rows).into_iter().map(record).collect();
@@ -45,6 +50,7 @@ pub async fn publish_batch(reader: &mut Reader, log: &dyn Log, rows_max: i64, st
         unacknowledged = error.unacknowledged;
         let delay = delays.next().unwrap_or(Duration::from_secs(1));
         tokio::select! {
+            biased;
             () = tokio::time::sleep(delay) => {}
             () = stop.stopped() => return Ok(Step::Interrupted),
         }
@@ -57,7 +63,7 @@ pub async fn publish_batch(reader: &mut Reader, log: &dyn Log, rows_max: i64, st
 }
 
 /// Awaits the log and keeps the lease meanwhile: a broker that hangs must not cost it.
-async fn leased<T>(reader: &mut Reader, appended: impl Future<Output = T>) -> Result<T, RelayError> {
+async fn leased<S: Source, T>(reader: &mut Reader<S>, appended: impl Future<Output = T>) -> Result<T, RelayError> {
     let mut appended = std::pin::pin!(appended);
     loop {
         tokio::select! {
