@@ -106,7 +106,8 @@ impl Bench {
         let since = Instant::now();
         loop {
             let mut conn = self.db.get().await.unwrap();
-            let owned = sql("select partition from consumer_offset where owner = $1").bind::<Text, _>(owner).execute(&mut conn).await;
+            let owned =
+                sql("select partition from consumer_offset where owner = $1").bind::<Text, _>(owner).execute(&mut conn).await;
             if owned.unwrap() as i64 == partitions {
                 return since.elapsed();
             }

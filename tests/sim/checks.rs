@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use shopd::orders::OrderStatus;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, TOPICS};
 use crate::inbox::short;
 use crate::plan::Act;
 use crate::run::{Calls, Heard, user};
@@ -25,6 +25,12 @@ pub fn is_quiet(cluster: &Cluster) -> bool {
 /// Not quiet in time: says what is not.
 pub fn too_late(cluster: &Cluster) {
     let [orders, payments] = &cluster.databases;
+    for (db, topic) in [(payments, TOPICS[0]), (orders, TOPICS[1])] {
+        for (partition, row) in &db.state().tables.offsets {
+            let stuck = cluster.kafka.is_poison(topic, *partition, row.next_offset);
+            cluster.world.check(!stuck, || format!("L2: {topic}/{partition} stands at a record that nobody can read"));
+        }
+    }
     let waiting: Vec<i64> = {
         let state = orders.state();
         state.tables.orders.iter().filter(|(_, row)| !row.status.is_final()).map(|(order, _)| short(*order)).collect()

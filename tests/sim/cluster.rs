@@ -127,6 +127,10 @@ impl Cluster {
         process
     }
 
+    pub fn trap(&self, slot: usize, for_ms: u64) {
+        self.slots[slot].process.set_trap(Some(for_ms));
+    }
+
     /// SIGTERM; by force later, as the one who runs it would.
     pub fn stop(&self, slot: usize) {
         let Slot { process, stop, .. } = &self.slots[slot];
@@ -151,6 +155,7 @@ impl Cluster {
     /// Whatever was done to the processes is over.
     pub fn heal(&mut self) {
         for slot in 0..self.slots.len() {
+            self.slots[slot].process.set_trap(None);
             self.slots[slot].process.thaw();
             self.restart(slot);
         }

@@ -75,3 +75,8 @@ fn a_repeat_under_a_new_event_id_is_seen() {
 fn without_the_sweeper_what_the_log_loses_waits_for_ever() {
     goes_red(&[Guard::Sweeper], &["L1"]);
 }
+
+#[test]
+fn without_dead_letters_a_record_that_nobody_can_read_holds_up_its_partition() {
+    goes_red(&[Guard::DeadLetter], &["L2"]);
+}

@@ -94,7 +94,9 @@ impl<E: Effect> Inbox for ProcessInbox<E> {
             .db
             .statement(&self.process, |state| {
                 let free = |partition: &i32, row: &OffsetRow| {
-                    *partition < partitions && (row.owner.is_none() || row.lease_until_ms < now) && !state.is_locked(&Key::Offset(*partition))
+                    *partition < partitions
+                        && (row.owner.is_none() || row.lease_until_ms < now)
+                        && !state.is_locked(&Key::Offset(*partition))
                 };
                 let free: Vec<i32> =
                     state.tables.offsets.iter().filter(|(n, row)| free(n, row)).map(|(n, _)| *n).take(at_most).collect();
@@ -176,6 +178,12 @@ impl<E: Effect> ProcessInbox<E> {
         }
         let letters: Vec<(i32, i64)> = batch.poisoned.iter().map(|(d, _)| (d.position.partition, d.position.offset)).collect();
         tx.write(move |tables| tables.letters.extend(letters));
+        if !batch.poisoned.is_empty() {
+            if !self.db.world.holds(Guard::DeadLetter) {
+                return Err(DbError::Unavailable("a record cannot be read".into()));
+            }
+            self.db.world.tell(self.process.number(), "dead letters", [batch.poisoned.len() as i64, 0, 0]);
+        }
         for one in &batch.moves {
             let records = batch.received.iter().filter(|r| r.delivery.position.partition == one.partition).count();
             self.db.world.tell(self.process.number(), "batch; from, to, records", [one.from, one.to, records as i64]);
@@ -195,6 +203,7 @@ impl<E: Effect> ProcessInbox<E> {
             fenced |= world.holds(Guard::LeaseEpoch) && epoch != one.epoch;
         }
         if fenced {
+            world.tell(self.process.number(), "batch fenced", [0; 3]);
             return Err(DbError::Fenced("an offset did not move".into()));
         }
         let until = world.now_ms() + self.lease.as_millis() as u64;
@@ -206,7 +215,9 @@ impl<E: Effect> ProcessInbox<E> {
                 world.check(row.epoch == one.epoch, || {
                     format!("S12: {me} commits partition {partition} under epoch {}, which is {}'s by now", one.epoch, row.epoch)
                 });
-                world.check(stands == one.from, || format!("S12: {me} applies partition {partition} from {} although {stands} is next", one.from));
+                world.check(stands == one.from, || {
+                    format!("S12: {me} applies partition {partition} from {} although {stands} is next", one.from)
+                });
                 row.next_offset = one.to;
                 row.lease_until_ms = until;
             }
@@ -243,7 +254,8 @@ fn decided(db: &Postgres, batch: &[Received<PaymentRequested>]) -> HashMap<Uuid,
     let known = |received: &Received<PaymentRequested>| {
         let order = received.event.order_id;
         let row = state.tables.payments.get(&order)?;
-        let forgotten = !db.world.holds(Guard::KnownDecisions) || (!db.world.holds(Guard::FinalDecision) && row.status == "Cancelled");
+        let forgotten =
+            !db.world.holds(Guard::KnownDecisions) || (!db.world.holds(Guard::FinalDecision) && row.status == "Cancelled");
         if forgotten {
             return None;
         }
@@ -278,6 +290,7 @@ async fn write(tx: &mut Tx, effects: &Effects<'_>) -> Result<(), DbError> {
         tx.lock(Key::Payment(order.as_u128())).await?;
         let taken = tx.db.state().tables.payments.contains_key(&order);
         if taken && world.holds(Guard::UniqueDebit) && world.holds(Guard::FinalDecision) {
+            world.tell(0, "decided by somebody else", [short(order), 0, 0]);
             return Err(DbError::Duplicate("payment_pkey".into()));
         }
     }
@@ -320,21 +333,25 @@ async fn write(tx: &mut Tx, effects: &Effects<'_>) -> Result<(), DbError> {
 }
 
 fn decision(world: &World, tables: &mut Tables, order: Uuid, row: PaymentRow, landed: i64) {
-    let last = tables.decided_last.entry(row.user.clone()).or_default();
-    world.check(landed > *last, || format!("S8: {}'s request {landed} is decided after {last}", row.user));
+    let user = row.user.clone();
+    if let Some(before) = tables.payments.insert(order, row) {
+        return world.violated(|| match before.status.as_str() {
+            "Cancelled" => format!("S7: order {}'s decision is taken anew", short(order)),
+            _ => format!("S3: order {} is decided twice", short(order)),
+        });
+    }
+    let last = tables.decided_last.entry(user.clone()).or_default();
+    world.check(landed > *last, || format!("S8: {user}'s request {landed} is decided after {last}"));
     *last = landed;
-    let before = tables.payments.insert(order, row);
-    world.check(before.is_none(), || match before {
-        Some(before) if before.status == "Cancelled" => format!("S7: order {}'s decision is taken anew", short(order)),
-        _ => format!("S3: order {} is decided twice", short(order)),
-    });
 }
 
 /// A line of the ledger, with the balance that it leaves.
 pub fn post(world: &World, tables: &mut Tables, line: TransferRow) {
     if let Some(account) = tables.accounts.get_mut(&line.user) {
         let (user, follows) = (line.user.clone(), account.balance + line.amount);
-        world.check(follows == line.balance_after, || format!("S8: {user}'s balance {} does not follow from the line before", line.balance_after));
+        world.check(follows == line.balance_after, || {
+            format!("S8: {user}'s balance {} does not follow from the line before", line.balance_after)
+        });
         world.check(line.balance_after >= 0, || format!("S2: {user}'s balance is negative"));
         account.balance = line.balance_after;
     }
@@ -381,6 +398,9 @@ async fn end(tx: &mut Tx, endings: Vec<Ending>) -> Result<(), DbError> {
         tx.lock(Key::Order(order.as_u128())).await?;
         let status = tx.db.state().tables.orders.get(&order).map(|row| row.status);
         let Some(status) = status else { continue };
+        if status.is_final() {
+            tx.db.world.tell(0, "result comes too late", [short(order), 0, 0]);
+        }
         if status.is_final() && tx.db.world.holds(Guard::OrderStatus) {
             continue;
         }

@@ -21,6 +21,8 @@ const REQUEST_RECORDS_MAX: usize = 4;
 /// The header that numbers what lands, over all partitions.
 pub const LANDED: &str = "sim-landed";
 
+pub const POISON: &[u8] = b"{";
+
 /// What happens to the next requests that append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Luck {
@@ -110,6 +112,14 @@ impl Kafka {
         self.appended.notify_waiters();
     }
 
+    /// Whether the record at an offset can be read by nobody.
+    pub fn is_poison(&self, topic: &str, partition: i32, offset: i64) -> bool {
+        let state = self.state();
+        let one = state.topics.get(topic).and_then(|partitions| partitions.get(partition as usize));
+        let record = one.and_then(|one| one.records.get((offset - one.start) as usize));
+        record.is_some_and(|record| record.value.as_deref() == Some(POISON))
+    }
+
     /// Puts records of any producer's on the log.
     pub fn land(&self, records: &[Record]) {
         let mut state = self.state();
@@ -152,6 +162,7 @@ impl Kafka {
         match luck {
             None => self.land(records),
             Some(Luck::AckLost) => {
+                self.world.tell(0, "acknowledgement lost", [0; 3]);
                 self.land(records);
                 return Err(away());
             }
@@ -208,6 +219,7 @@ impl Kafka {
         let one = partitions.get(partition as usize).ok_or_else(|| LogError::UnknownTopic(topic.into()))?;
         let (start, end) = (one.start, one.end());
         if from < start || from > end {
+            self.world.tell(0, "offset out of range", [i64::from(partition), from, end]);
             return Err(LogError::OutOfRange { start, end });
         }
         let records: Vec<_> = one.records.iter().skip((from - start) as usize).take(FETCH_RECORDS_MAX).cloned().collect();
@@ -256,6 +268,7 @@ impl Log for ProcessLog {
             return Ok(());
         }
         let appended = appending.await.unwrap_or_else(|_| Err(AppendError { unacknowledged: records, cause: away() }));
+        self.process.trap(&self.kafka.world);
         self.process.gate().await;
         appended
     }

@@ -53,8 +53,14 @@ fn report(seed: u64, plan: &Plan, off: &[Guard], violation: &str) -> String {
     let small = plan::shrink(plan, SHRINK_TRIES, same);
     let ran = run(&small, off);
     let violation = ran.violation.unwrap_or_else(|| violation.to_owned());
-    let mut text = format!("seed {seed}: {violation}\n{} of {} acts remain, {:?} replicas, {} partitions, noise {}:\n",
-        small.acts.len(), plan.acts.len(), small.replicas, small.partitions, small.noise);
+    let mut text = format!(
+        "seed {seed}: {violation}\n{} of {} acts remain, {:?} replicas, {} partitions, noise {}:\n",
+        small.acts.len(),
+        plan.acts.len(),
+        small.replicas,
+        small.partitions,
+        small.noise
+    );
     for (at, act) in &small.acts {
         let _ = writeln!(text, "  {at:>6} ms  {act:?}");
     }
@@ -116,6 +122,33 @@ fn the_same_seed_gives_the_same_history() {
             panic!("seed {seed} differs at {at}:\n{}\n{}", end(&first.history), end(&second.history));
         }
         assert!(first.history.len() > 50, "seed {seed} has hardly any history");
+    }
+}
+
+/// Runs in which nothing happens would find nothing.
+#[test]
+fn the_seeds_bring_about_what_they_are_for() {
+    let mut seen = std::collections::BTreeMap::<&str, u64>::new();
+    for seed in 1..=200 {
+        for event in run(&Plan::of(seed), &[]).history {
+            *seen.entry(event.what).or_default() += 1;
+        }
+    }
+    println!("{seen:#?}");
+    for what in [
+        "acknowledgement lost",
+        "batch fenced",
+        "cursor fenced",
+        "dead letters",
+        "decided by somebody else",
+        "lock timeout",
+        "offset out of range",
+        "order asked for again",
+        "result comes too late",
+        "rows that committed late",
+        "transaction ended for its silence",
+    ] {
+        assert!(seen.contains_key(what), "no seed brings about: {what}");
     }
 }
 

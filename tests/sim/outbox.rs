@@ -9,7 +9,7 @@ use shopd::messaging::outbox::{Claim, Cursor, Look, Purged, Row, Session, Snapsh
 use shopd::shutdown::Shutdown;
 use tokio::sync::Notify;
 
-use crate::postgres::{Key, Postgres};
+use crate::postgres::Postgres;
 use crate::tables::{Snap, passed};
 use crate::world::{Guard, Process};
 
@@ -128,7 +128,11 @@ impl Session for ProcessSession {
     }
 
     async fn late_rows(&mut self, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
-        self.rows(look, rows_max, |xid| old.open.iter().any(|open| open.0 == xid)).await
+        let late = self.rows(look, rows_max, |xid| old.open.iter().any(|open| open.0 == xid)).await?;
+        if !late.is_empty() {
+            self.outbox.db.world.tell(self.outbox.process.number(), "rows that committed late", [late.len() as i64, 0, 0]);
+        }
+        Ok(late)
     }
 
     async fn fresh_rows(&mut self, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
@@ -140,7 +144,8 @@ impl Session for ProcessSession {
         self.ask(|db| {
             let now = db.world.now_ms();
             let state = &mut *db.state();
-            if state.tables.cursor.epoch != epoch || state.is_locked(&Key::Cursor) {
+            if state.tables.cursor.epoch != epoch {
+                db.world.tell(number, "cursor fenced", [epoch, state.tables.cursor.epoch, 0]);
                 return false;
             }
             for (position, row) in &state.tables.outbox {

@@ -5,36 +5,103 @@ use rand::{RngExt, SeedableRng};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
-    Place { order: u64, user: u64, amount: i64 },
-    Deposit { key: u64, user: u64, amount: i64 },
+    Place {
+        order: u64,
+        user: u64,
+        amount: i64,
+    },
+    Deposit {
+        key: u64,
+        user: u64,
+        amount: i64,
+    },
     /// SIGKILL, and a new process in its place later.
-    Kill { process: usize, for_ms: u64 },
+    Kill {
+        process: usize,
+        for_ms: u64,
+    },
     /// SIGSTOP, SIGCONT.
-    Freeze { process: usize, for_ms: u64 },
+    Freeze {
+        process: usize,
+        for_ms: u64,
+    },
+    /// SIGSTOP within a transaction, or between an append and its cursor.
+    FreezeInside {
+        process: usize,
+        for_ms: u64,
+    },
     /// SIGTERM, and a new process in its place later.
-    Stop { process: usize, for_ms: u64 },
-    DatabaseCrash { database: usize, for_ms: u64 },
-    CommitAnswersLost { database: usize, times: u64 },
-    CommitsRefused { database: usize, times: u64 },
-    CommitsSlow { database: usize, times: u64, ms: u64 },
-    /// Somebody's transaction stays open.
-    HoldOpen { database: usize, for_ms: u64 },
-    BrokerAway { for_ms: u64 },
-    AcksLost { times: u64 },
-    AppendsTwice { times: u64 },
-    AppendsLate { times: u64, ms: u64 },
+    Stop {
+        process: usize,
+        for_ms: u64,
+    },
+    DatabaseCrash {
+        database: usize,
+        for_ms: u64,
+    },
+    CommitAnswersLost {
+        database: usize,
+        times: u64,
+    },
+    CommitsRefused {
+        database: usize,
+        times: u64,
+    },
+    CommitsSlow {
+        database: usize,
+        times: u64,
+        ms: u64,
+    },
+    /// A notification that brings no row.
+    Wake {
+        database: usize,
+    },
+    /// Somebody's transaction stays open, and is rolled back.
+    HoldOpen {
+        database: usize,
+        for_ms: u64,
+    },
+    BrokerAway {
+        for_ms: u64,
+    },
+    AcksLost {
+        times: u64,
+    },
+    AppendsTwice {
+        times: u64,
+    },
+    AppendsLate {
+        times: u64,
+        ms: u64,
+    },
     /// Retention takes everything that is there.
-    Expire { topic: usize },
+    Expire {
+        topic: usize,
+    },
     /// The topic is deleted and made anew.
-    Wipe { topic: usize },
+    Wipe {
+        topic: usize,
+    },
     /// An operator sets a consumer's offsets to 0.
-    Replay { database: usize },
+    Replay {
+        database: usize,
+    },
     /// Another producer asks for the payment of an order, under a user of its choice.
-    ForgeRequest { order: u64, user: u64, amount: i64 },
+    ForgeRequest {
+        order: u64,
+        user: u64,
+        amount: i64,
+    },
     /// Another producer ends an order.
-    ForgeResult { order: u64, finished: bool },
+    ForgeResult {
+        order: u64,
+        finished: bool,
+    },
     /// A record that nobody can read.
-    Poison { topic: usize, key: u64 },
+    Poison {
+        topic: usize,
+        key: u64,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -84,8 +151,43 @@ impl Plan {
         for _ in 0..rng.random_range(0..16) {
             acts.push((rng.random_range(200..FAULTS_END_MS), fault(&mut rng, processes, orders)));
         }
+        match rng.random_range(0..6) {
+            0 => two_producers(&mut rng, &mut acts),
+            1 => quick_crashes(&mut rng, &mut acts, orders),
+            _ => {}
+        }
         acts.sort_by_key(|(at, _)| *at);
         Self { noise, partitions, replicas, acts }
+    }
+}
+
+/// Another producer asks for every order at the same time, under another user, so in another partition.
+fn two_producers(rng: &mut SmallRng, acts: &mut Vec<(u64, Act)>) {
+    let placed: Vec<_> = acts
+        .iter()
+        .filter_map(|(at, act)| match act {
+            Act::Place { order, user, amount } => Some((*at, *order, *user, *amount)),
+            _ => None,
+        })
+        .collect();
+    for (at, order, user, amount) in placed {
+        let user = (user + rng.random_range(1..USERS)) % USERS;
+        acts.push((at + rng.random_range(0..100), Act::ForgeRequest { order, user, amount }));
+        acts.push((at, Act::CommitsSlow { database: 1, times: 2, ms: rng.random_range(20..200) }));
+    }
+}
+
+/// Transactions that are rolled back leave ids of which a look learns and a crash does not, right before an order comes.
+fn quick_crashes(rng: &mut SmallRng, acts: &mut Vec<(u64, Act)>, orders: u64) {
+    for n in 0..rng.random_range(4..12) {
+        let at = rng.random_range(1_000..FAULTS_END_MS - 1_000);
+        for _ in 0..rng.random_range(1..8) {
+            acts.push((at, Act::HoldOpen { database: 0, for_ms: 5 }));
+        }
+        acts.push((at + 8, Act::Wake { database: 0 }));
+        acts.push((at + rng.random_range(12..30), Act::DatabaseCrash { database: 0, for_ms: 4 }));
+        let (user, amount) = (rng.random_range(0..USERS), rng.random_range(1..200));
+        acts.push((at + rng.random_range(30..50), Act::Place { order: orders + 1 + n, user, amount }));
     }
 }
 
@@ -100,7 +202,8 @@ fn fault(rng: &mut SmallRng, processes: usize, orders: u64) -> Act {
     let (times, order) = (rng.random_range(1..6), rng.random_range(1..=orders));
     match rng.random_range(0..100) {
         0..14 => Act::Kill { process, for_ms },
-        14..30 => Act::Freeze { process, for_ms },
+        14..20 => Act::Freeze { process, for_ms },
+        20..30 => Act::FreezeInside { process, for_ms },
         30..36 => Act::Stop { process, for_ms },
         36..44 => Act::DatabaseCrash { database, for_ms },
         44..50 => Act::CommitAnswersLost { database, times },

@@ -28,7 +28,6 @@ pub enum Key {
     Payment(u128),
     Account(String),
     Answer(u64),
-    Cursor,
     Sweep,
 }
 
@@ -323,7 +322,10 @@ impl Tx {
     /// The server answers, and waits for the client again; an error has ended the transaction.
     pub async fn answer<T>(&mut self, done: Result<T, DbError>) -> Result<T, DbError> {
         match &done {
-            Ok(_) => self.waits_for_client(true),
+            Ok(_) => {
+                self.waits_for_client(true);
+                self.process.trap(&self.db.world);
+            }
             Err(_) => self.abort(),
         }
         self.db.world.network().await;
@@ -358,6 +360,7 @@ impl Tx {
                 }
             }
             if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                self.db.world.tell(self.process.number(), "lock timeout", [0; 3]);
                 return Err(away("lock timeout"));
             }
         }
@@ -387,7 +390,9 @@ impl Tx {
             let db = self.db.clone();
             self.write(move |tables| {
                 let behind = passed(&tables.cursor.cursor, (xid, id));
-                db.world.check(!behind, || format!("S13: outbox row ({xid}, {id}) commits behind the cursor {:?}", tables.cursor.cursor));
+                db.world.check(!behind, || {
+                    format!("S13: outbox row ({xid}, {id}) commits behind the cursor {:?}", tables.cursor.cursor)
+                });
                 tables.outbox.insert((xid, id), row(xid, id, message));
             });
         }

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use chrono::DateTime;
-use shopd::db::DbError;
 use shopd::contracts::{Outcome, PaymentRequested, PaymentStatusUpdated};
+use shopd::db::DbError;
 use shopd::messaging::log::Record;
 use shopd::money::Amount;
 use shopd::user_id::UserId;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::checks;
 use crate::cluster::{Cluster, Role, TOPICS};
-use crate::kafka::Luck;
+use crate::kafka::{Luck, POISON};
 use crate::plan::{Act, FAULTS_END_MS, Plan, USERS};
 use crate::postgres::{Fate, Key, Postgres};
 use crate::service::{Deposited, Place, Placed, deposit};
@@ -140,6 +140,10 @@ fn begins(cluster: &mut Cluster, act: &Act, n: usize, frozen: &mut BTreeMap<usiz
             frozen.insert(n, cluster.freeze(process));
             Some(for_ms)
         }
+        Act::FreezeInside { process, for_ms } => {
+            cluster.trap(process, for_ms);
+            None
+        }
         Act::Stop { process, for_ms } => {
             cluster.stop(process);
             Some(for_ms)
@@ -147,6 +151,11 @@ fn begins(cluster: &mut Cluster, act: &Act, n: usize, frozen: &mut BTreeMap<usiz
         Act::DatabaseCrash { database, for_ms } => {
             databases[database].crash();
             Some(for_ms)
+        }
+        Act::Wake { database } => {
+            let wake = databases[database].listeners.lock().expect("no holder of this lock panics").clone();
+            wake.iter().for_each(|wake| wake.notify_one());
+            None
         }
         Act::BrokerAway { for_ms } => {
             kafka.set_up(false);
@@ -243,7 +252,7 @@ fn forged(act: &Act) -> Record {
             let outcome = if finished { Outcome::Finished } else { Outcome::Cancelled };
             (1, order_id.to_string(), PaymentStatusUpdated { order_id, outcome, failure_reason: None }.encode())
         }
-        Act::Poison { topic, key } => (topic, user(key), b"{".to_vec()),
+        Act::Poison { topic, key } => (topic, user(key), POISON.to_vec()),
         _ => unreachable!("only these acts are records"),
     };
     Record {

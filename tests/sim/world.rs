@@ -25,7 +25,8 @@ pub enum Guard {
     CursorSnapshot,
     /// What a look has learnt dies with the server.
     CursorSession,
-    /// The cursor moves only after the log's acknowledgement.
+    /// The cursor moves only after the log's acknowledgement. The guard is the relay's order of steps; it is switched off by a log that
+    /// says at once that everything is there, which comes to the same.
     AckBeforeCursor,
     /// A final status is never written over.
     OrderStatus,
@@ -35,6 +36,8 @@ pub enum Guard {
     ResultEventId,
     /// Orders without a result are asked for again.
     Sweeper,
+    /// A record that cannot be read is put aside.
+    DeadLetter,
 }
 
 /// One line of the history. Holds no random id, so that the same seed gives the same bytes.
@@ -170,12 +173,20 @@ struct ProcessState {
     number: u32,
     name: String,
     life: Mutex<Life>,
+    /// Freezes the process for so many milliseconds where it is at its most awkward.
+    trap_ms: Mutex<Option<u64>>,
     changed: Notify,
 }
 
 impl Process {
     pub fn new(number: u32, name: String) -> Self {
-        Self(Arc::new(ProcessState { number, name, life: Mutex::new(Life::Running), changed: Notify::new() }))
+        Self(Arc::new(ProcessState {
+            number,
+            name,
+            life: Mutex::new(Life::Running),
+            trap_ms: Mutex::new(None),
+            changed: Notify::new(),
+        }))
     }
 
     pub fn number(&self) -> u32 {
@@ -188,6 +199,24 @@ impl Process {
 
     fn life(&self) -> MutexGuard<'_, Life> {
         self.0.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next time that it is within a transaction, or has appended and not yet said so, it freezes.
+    pub fn set_trap(&self, for_ms: Option<u64>) {
+        *self.0.trap_ms.lock().unwrap_or_else(PoisonError::into_inner) = for_ms;
+    }
+
+    /// Here is such a place.
+    pub fn trap(&self, world: &World) {
+        let taken = self.0.trap_ms.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(for_ms) = taken else { return };
+        world.tell(self.number(), "process frozen in the middle", [for_ms as i64, 0, 0]);
+        self.freeze();
+        let process = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(for_ms)).await;
+            process.thaw();
+        });
     }
 
     pub fn freeze(&self) {

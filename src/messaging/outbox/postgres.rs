@@ -55,7 +55,7 @@ impl Source for Db {
 
     async fn claim(&self, owner: &str, lease: Duration) -> Result<Option<Claim<Conn>>, DbError> {
         let (claimer, lease_ms) = (owner.to_owned(), lease.as_millis() as i64);
-                let claimed = self
+        let claimed = self
             .transaction::<_, DbError, _>(move |conn| {
                 let claimer = claimer.clone();
                 async move {
