@@ -159,6 +159,7 @@ pub mod tests {
             source: (status != "New").then(|| payments::SOURCE.into()),
             result_event_id: (status != "New").then(|| Uuid::from_u128(2).to_string()),
             xid: None,
+            asked_again: false,
         }
     }
 

@@ -16,6 +16,8 @@ pub enum Progress {
     Parked,
     /// Its reader has passed everything that was on the log.
     Passed,
+    /// The same, and the sweeper asks again.
+    AskedAgain,
 }
 
 /// What is known of one order.
@@ -46,14 +48,18 @@ pub fn judge(sight: &Sight<'_>) -> Judgement {
     if !findings.is_empty() {
         return Judgement::Offends(findings);
     }
+    // Of one snapshot with the order's state: an order leaves the sweeper's hands only by its end.
+    let asked_again = sight.order_last.is_some_and(|order| order.asked_again);
     let lost = |check: &'static Cross, detail: String| Judgement::Offends(vec![Finding { check, detail }]);
     match (sight.order_first, sight.payment, sight.order_last) {
         (_, _, Some(last)) if last.is_final() => Judgement::Agrees,
         (Some(_), None, _) => match sight.request {
+            Progress::Passed if asked_again => Judgement::RequestInFlight(Progress::AskedAgain),
             Progress::Passed => lost(&REQUEST_LOST, "its request was sent, and its reader passed it without a decision".into()),
             on_its_way => Judgement::RequestInFlight(on_its_way),
         },
         (_, Some(payment), Some(_)) => match sight.result {
+            Progress::Passed if asked_again => Judgement::ResultInFlight(Progress::AskedAgain),
             Progress::Passed => lost(&RESULT_LOST, format!("decided {}, and the order does not hear of it", payment.status)),
             on_its_way => Judgement::ResultInFlight(on_its_way),
         },
@@ -87,6 +93,20 @@ mod tests {
         }
         assert_eq!(offence(judged(Some(&new), None, Some(&new), Progress::Passed)), "request_lost");
         assert_eq!(offence(judged(Some(&new), Some(&paid), Some(&new), Progress::Passed)), "result_lost");
+    }
+
+    #[test]
+    fn what_is_lost_and_will_be_asked_for_again_is_in_flight() {
+        let (new, asked, paid) = (order("New"), OrderFact { asked_again: true, ..order("New") }, payment());
+        let again = Progress::AskedAgain;
+        assert_eq!(judged(Some(&new), None, Some(&asked), Progress::Passed), Judgement::RequestInFlight(again));
+        assert_eq!(judged(Some(&new), Some(&paid), Some(&asked), Progress::Passed), Judgement::ResultInFlight(again));
+        // Only the last look counts: by then it may have left the sweeper's hands.
+        assert_eq!(offence(judged(Some(&asked), None, Some(&new), Progress::Passed)), "request_lost");
+        assert_eq!(
+            offence(judged(Some(&new), Some(&PaymentFact { amount: 6, ..payment() }), Some(&asked), Progress::Passed)),
+            "payment_differs"
+        );
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub struct InFlight {
     pub result_unsent: u64,
     pub result_unread: u64,
     pub parked: u64,
+    /// Its request or its result is gone, and the sweeper asks again.
+    pub asked_again: u64,
 }
 
 /// Rows that other producers' records made.
@@ -108,6 +110,7 @@ impl Report {
         *match progress {
             Progress::Unsent => &mut flight.request_unsent,
             Progress::Parked => &mut flight.parked,
+            Progress::AskedAgain => &mut flight.asked_again,
             Progress::Unread | Progress::Passed => &mut flight.request_unread,
         } += 1;
     }
@@ -117,6 +120,7 @@ impl Report {
         *match progress {
             Progress::Unsent => &mut flight.result_unsent,
             Progress::Parked => &mut flight.parked,
+            Progress::AskedAgain => &mut flight.asked_again,
             Progress::Unread | Progress::Passed => &mut flight.result_unread,
         } += 1;
     }

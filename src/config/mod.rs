@@ -73,6 +73,7 @@ pub struct Config {
     pub gateway: GatewayConfig,
     pub orders: ServiceConfig,
     pub payments: ServiceConfig,
+    pub sweep: SweepConfig,
     pub relay: RelayConfig,
     pub kafka: KafkaConfig,
     pub log: LogConfig,
@@ -105,6 +106,15 @@ pub struct ServiceConfig {
     pub listen: SocketAddr,
     /// `postgres://user:password@host:port/name`, readable by `tokio_postgres::Config` and with a database name.
     pub database_url: Option<Secret>,
+}
+
+/// Asking again for orders without a result.
+#[derive(Clone, Debug)]
+pub struct SweepConfig {
+    /// An order without a result after this is asked for again.
+    pub after: Duration,
+    /// Of all replicas together.
+    pub asks_per_second_max: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -174,6 +184,8 @@ pub struct HttpConfig {
     pub keep_alive: Duration,
     /// Connections of one server at most; others wait to be accepted.
     pub connections_max: usize,
+    /// How long an answer is kept under its `Idempotency-Key`.
+    pub idempotency_retention: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -202,6 +214,7 @@ impl Config {
             },
             orders: ServiceConfig { listen: any(8082), database_url: None },
             payments: ServiceConfig { listen: any(8080), database_url: None },
+            sweep: SweepConfig { after: Duration::from_millis(20_000), asks_per_second_max: 200 },
             relay: RelayConfig {
                 listen: any(8083),
                 batch_rows_max: 2_000,
@@ -230,6 +243,7 @@ impl Config {
                 header_timeout: Duration::from_millis(10_000),
                 keep_alive: Duration::from_millis(75_000),
                 connections_max: 20_000,
+                idempotency_retention: Duration::from_secs(7 * 24 * 3600),
             },
             shutdown: ShutdownConfig { timeout: Duration::from_millis(10_000) },
             data_dir: PathBuf::from("/var/lib/shopd"),

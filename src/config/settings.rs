@@ -52,6 +52,8 @@ settings! {
     "gateway.upstream_timeout_ms" => gateway.upstream_timeout, Millis(1..=HOUR_MS), "bound on one request to a service, other replicas included";
     "orders.listen" => orders.listen, Listen, "where orders listens; port 0 picks one and logs it";
     "orders.database_url" => orders.database_url, DatabaseUrl, "database of orders, Postgres 15 or later; a secret";
+    "orders.sweep_after_ms" => sweep.after, Millis(100..=HOUR_MS), "an order without a result after this is asked for again";
+    "orders.sweep_asks_per_second_max" => sweep.asks_per_second_max, Count(1..=100_000), "orders asked for again in a second, by all replicas together";
     "payments.listen" => payments.listen, Listen, "where payments listens; port 0 picks one and logs it";
     "payments.database_url" => payments.database_url, DatabaseUrl, "database of payments, another one than that of orders; a secret";
     "relay.listen" => relay.listen, Listen, "where the relay listens; port 0 picks one and logs it";
@@ -76,6 +78,7 @@ settings! {
     "http.header_timeout_ms" => http.header_timeout, Millis(1..=HOUR_MS), "how long a client may take to send its request's head";
     "http.keep_alive_ms" => http.keep_alive, Millis(1..=HOUR_MS), "how long an idle connection stays open";
     "http.connections_max" => http.connections_max, Count(1..=1_000_000), "connections of one server; further ones wait to be accepted";
+    "http.idempotency_retention_ms" => http.idempotency_retention, Millis(1_000..=3_650 * DAY_MS), "how long an answer is kept under its Idempotency-Key";
     "shutdown.timeout_ms" => shutdown.timeout, Millis(1..=HOUR_MS), "from the first signal until everything has drained; past it the process ends with a failure";
 }
 

@@ -3,9 +3,13 @@
 //! Whatever is waiting when the database is free is taken as one batch; while that batch commits, the next one gathers. The
 //! fsync and the round trip are shared, `synchronous_commit` stays on.
 
+use std::sync::Arc;
+
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+
+use super::error::DbError;
 
 /// Requests in one batch at most.
 const BATCH_MAX: usize = 256;
@@ -16,6 +20,34 @@ const QUEUE_MAX: usize = 4_096;
 #[derive(Debug, Clone, Copy, thiserror::Error)]
 #[error("too many requests are waiting for the database")]
 pub struct Overloaded;
+
+impl From<Overloaded> for DbError {
+    fn from(overloaded: Overloaded) -> Self {
+        Self::Unavailable(overloaded.to_string())
+    }
+}
+
+/// Commits a batch; where that ends in a defect, each of its requests alone: one bad row must fail only its own.
+pub async fn each_for_itself<Q, A, F>(batch: Vec<Q>, commit: impl Fn(Arc<Vec<Q>>) -> F) -> Vec<Result<A, DbError>>
+where
+    Q: Clone,
+    F: Future<Output = Result<Vec<A>, DbError>>,
+{
+    let batch = Arc::new(batch);
+    match commit(batch.clone()).await {
+        Ok(answers) => answers.into_iter().map(Ok).collect(),
+        Err(DbError::Defect(_)) if batch.len() > 1 => {
+            let mut answers = Vec::with_capacity(batch.len());
+            for request in batch.iter() {
+                let alone = commit(Arc::new(vec![request.clone()])).await;
+                let none = || DbError::Defect("a request without an answer".into());
+                answers.push(alone.and_then(|mut answers| answers.pop().ok_or_else(none)));
+            }
+            answers
+        }
+        Err(error) => batch.iter().map(|_| Err(error.clone())).collect(),
+    }
+}
 
 /// Hands requests to one committer; cheap to clone. The committer ends when the last handle is gone.
 pub struct GroupCommit<Q, A> {
@@ -68,7 +100,6 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
 mod tests {
     use super::*;
     use futures::FutureExt;
-    use std::sync::Arc;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn requests_that_wait_together_commit_together_and_each_gets_its_own_answer() {
@@ -106,6 +137,23 @@ mod tests {
             assert_eq!(call.await.unwrap().unwrap(), n as u32 * 2);
         }
         assert_eq!(*sizes.lock().unwrap(), [1, 99]);
+    }
+
+    #[tokio::test]
+    async fn of_a_batch_with_one_bad_row_the_others_are_done_each_once() {
+        let done = std::sync::Mutex::new(Vec::<u32>::new());
+        let commit = |batch: Arc<Vec<u32>>| {
+            let answer: Result<Vec<u32>, DbError> =
+                if batch.contains(&0) { Err(DbError::Defect("zero".into())) } else { Ok(batch.to_vec()) };
+            done.lock().unwrap().extend(answer.iter().flatten().copied());
+            async { answer }
+        };
+        let answers = each_for_itself(vec![1, 0, 2], commit).await;
+        assert!(matches!(answers[..], [Ok(1), Err(DbError::Defect(_)), Ok(2)]), "{answers:?}");
+        assert_eq!(*done.lock().unwrap(), [1, 2]);
+        let away = |_| async { Err::<Vec<u32>, _>(DbError::Unavailable("away".into())) };
+        let answers = each_for_itself(vec![1, 2], away).await;
+        assert!(answers.iter().all(|answer| matches!(answer, Err(DbError::Unavailable(_)))) && answers.len() == 2);
     }
 
     #[tokio::test]

@@ -47,8 +47,10 @@ impl<T: ReadBody> FromRequest for Json<T> {
     }
 }
 
-/// The body of a route that needs none: whatever it says is ignored, but the rules of every body hold.
-pub struct Ignored;
+/// The body of a route that needs none: whatever it says is ignored, but the rules of every body hold; `bytes` are the client's own.
+pub struct Ignored {
+    pub bytes: Bytes,
+}
 
 impl FromRequest for Ignored {
     type Error = Problem;
@@ -61,7 +63,7 @@ impl FromRequest for Ignored {
             if let Some(problem) = refused {
                 return Err(problem);
             }
-            arrived(payload).await.map(|_| Self)
+            arrived(payload).await.map(|bytes| Self { bytes })
         })
     }
 }

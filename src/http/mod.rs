@@ -1,5 +1,5 @@
 //! What every role's port has in common: the server, problem+json, the request's context, bodies and parameters, pages, health,
-//! metrics, OpenAPI. May import config and the values; never messaging or a service.
+//! metrics, OpenAPI, idempotency keys. May import config, db and the values; never messaging or a service.
 
 mod body;
 mod context;
@@ -8,6 +8,7 @@ mod etag;
 mod extract;
 mod head;
 mod health;
+pub mod idempotency;
 pub mod metrics;
 pub mod openapi;
 mod pages;
@@ -21,10 +22,11 @@ pub use context::{PREFIX_HEADER, REQUEST_ID_HEADER, RequestContext};
 pub use etag::matches as if_none_match;
 pub use extract::{Params, escape, path_segment};
 pub use health::{Health, Readiness};
+pub use idempotency::IdempotencyKey;
 pub use pages::{LIMIT_DEFAULT, LIMIT_MAX, cursor, cursor_of, limit, with_next};
 pub use problem::{Code, Problem};
 pub use render::{MethodNotAllowed, PROBLEM_JSON, only};
-pub use reply::{Reply, timestamp};
+pub use reply::{Answer, Reply, timestamp};
 pub use server::{Bound, GATEWAY, Routes, ServeError, bind, serve};
 
 #[cfg(test)]

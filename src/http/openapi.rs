@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::body::{Ignored, Json};
 use super::context::RequestContext;
 use super::extract::Params;
+use super::idempotency::{IDEMPOTENCY_KEY, KEY_CHARS_MAX};
 use super::problem::{Code, Problem};
 use super::render::PROBLEM_JSON;
 use super::reply::Reply;
@@ -146,7 +147,21 @@ fn overlay(derived: &mut Map<String, Value>, operation: &Operation) {
         }
         responses.insert(success.status.to_string(), answer);
     }
-    responses.extend(problems(operation.codes, operation.path));
+    let mut parameters = derived.remove("parameters").and_then(|p| p.as_array().cloned()).unwrap_or_default();
+    let mut codes = operation.codes.to_vec();
+    // Where the handler takes a key, what that means is the same everywhere.
+    if let Some(key) = parameters.iter_mut().find(|parameter| parameter["name"] == IDEMPOTENCY_KEY) {
+        key["schema"] = json!({"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX});
+        codes.extend([Code::IdempotencyMismatch, Code::IdempotencyInProgress]);
+    }
+    responses.extend(problems(&codes, operation.path));
+    if codes.contains(&Code::IdempotencyMismatch) {
+        // What may have come of the effect, and so be stored.
+        for (_, answer) in responses.iter_mut().filter(|(status, _)| ["200", "201", "400", "404", "409"].contains(&status.as_str()))
+        {
+            answer["headers"]["Idempotent-Replayed"] = json!({"$ref": "#/components/headers/Idempotent-Replayed"});
+        }
+    }
     derived.insert("responses".into(), responses.into());
 
     if !operation.bodies.is_empty() {
@@ -156,7 +171,6 @@ fn overlay(derived: &mut Map<String, Value>, operation: &Operation) {
         let content = json!({"application/json": media, "text/json": media, "application/*+json": media});
         derived.insert("requestBody".into(), json!({"required": true, "content": content}));
     }
-    let mut parameters = derived.remove("parameters").and_then(|p| p.as_array().cloned()).unwrap_or_default();
     for (name, schema) in &operation.parameters {
         for parameter in parameters.iter_mut().filter(|p| p["name"] == *name) {
             parameter["schema"] = schema.clone();

@@ -74,9 +74,9 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405, "Method not allowed";
     /// There is no such route.
     RouteNotFound = "route_not_found", 404, "Route not found";
-    /// Reserved, not answered yet: the `Idempotency-Key` was used with another body.
+    /// This `Idempotency-Key` was used with another body; nothing happened.
     IdempotencyMismatch = "idempotency_mismatch", 422, "Idempotency key reused";
-    /// Reserved, not answered yet: a request with this `Idempotency-Key` is still running.
+    /// A request with this `Idempotency-Key` is still running; nothing happened, ask again.
     IdempotencyInProgress = "idempotency_in_progress", 409, "Request in progress";
     /// Reserved, not answered yet: too many requests; `Retry-After` says when to come back.
     RateLimited = "rate_limited", 429, "Too many requests";

@@ -5,13 +5,15 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::body::{BodySize, BoxBody, MessageBody};
-use actix_web::http::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use actix_web::http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpResponse, ResponseError};
+use bytes::Bytes;
 use serde::Serialize;
 
 use super::context::RequestContext;
 use super::problem::{Code, Problem};
+use super::reply::Answer;
 
 pub const PROBLEM_JSON: &str = "application/problem+json";
 
@@ -98,6 +100,11 @@ fn of_status(status: StatusCode, cause: Option<String>) -> Problem {
 /// The answer itself; the problem's cause goes to the log.
 fn render(problem: &Problem, context: &RequestContext, instance: &str) -> HttpResponse<BoxBody> {
     log_cause(problem, context);
+    answer(problem, context, instance).respond(None)
+}
+
+/// A problem as it is sent, to whoever asked for `instance`.
+pub(super) fn answer(problem: &Problem, context: &RequestContext, instance: &str) -> Answer {
     let status = problem.code.status();
     let body = Body {
         r#type: format!("urn:shopd:problem:{}", problem.code),
@@ -109,16 +116,14 @@ fn render(problem: &Problem, context: &RequestContext, instance: &str) -> HttpRe
         errors: &problem.errors,
         trace_id: context.trace.trace_id(),
     };
-    let mut response = HttpResponse::build(status);
-    response.insert_header((CONTENT_TYPE, PROBLEM_JSON));
+    // Texts always serialize; an answer without a body would still be that status.
+    let body = serde_json::to_vec(&body).ok().map(Bytes::from);
+    let mut answer = Answer { status, headers: Vec::new(), body };
+    answer.set("content-type", PROBLEM_JSON);
     if let Some(seconds) = problem.retry_after_s {
-        response.insert_header((RETRY_AFTER, seconds));
+        answer.set("retry-after", seconds.to_string());
     }
-    match serde_json::to_vec(&body) {
-        Ok(json) => response.body(json),
-        // Texts always serialize; an answer without a body is still that status.
-        Err(_) => response.finish(),
-    }
+    answer
 }
 
 fn log_cause(problem: &Problem, context: &RequestContext) {

@@ -1,13 +1,17 @@
 //! A successful answer: status, headers and one JSON body, whose type names its schema in the document.
 
+use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
-use actix_web::{HttpRequest, HttpResponse, Responder};
+use actix_web::http::header::HeaderName;
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, Responder};
+use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 
+use super::context::RequestContext;
 use super::problem::Problem;
 
 /// RFC 3339, UTC, six fraction digits: what Postgres keeps.
@@ -15,11 +19,43 @@ pub fn timestamp(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
+const LOCATION: &str = "location";
+
+/// An answer of any kind, whole: what leaves, and what is stored under an idempotency key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub status: StatusCode,
+    /// Names in lower case. `location` is our own path here; it leaves as the path at the port that was asked.
+    pub headers: Vec<(Cow<'static, str>, String)>,
+    pub body: Option<Bytes>,
+}
+
+impl Answer {
+    /// Sets a header, whether it was there or not; `name` in lower case.
+    pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        self.headers.retain(|(other, _)| other != name);
+        self.headers.push((name.into(), value.into()));
+    }
+
+    pub(super) fn respond(self, context: Option<&RequestContext>) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status);
+        for (name, value) in self.headers {
+            let value = context.filter(|_| name == LOCATION).map(|context| context.public_path(&value)).unwrap_or(value);
+            // Ours are lower case and valid; one that is not would make the whole answer a 500.
+            if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
+                response.insert_header((name, value));
+            }
+        }
+        match self.body {
+            Some(body) => response.body(body),
+            None => response.finish(),
+        }
+    }
+}
+
 /// JSON of type `T`, or nothing.
 pub struct Reply<T> {
-    status: StatusCode,
-    headers: Vec<(&'static str, String)>,
-    json: Option<Vec<u8>>,
+    pub(super) answer: Answer,
     of: PhantomData<T>,
 }
 
@@ -29,42 +65,43 @@ impl<T: Serialize> Reply<T> {
         Self::with(StatusCode::OK, body)
     }
 
-    /// 201; `location` through the port that was asked.
+    /// 201; `location` is our own path.
     pub fn created(body: &T, location: &str) -> Result<Self, Problem> {
-        Ok(Self::with(StatusCode::CREATED, body)?.header("location", location))
+        Ok(Self::with(StatusCode::CREATED, body)?.header(LOCATION, location))
     }
 
     fn with(status: StatusCode, body: &T) -> Result<Self, Problem> {
         let json = serde_json::to_vec(body).map_err(Problem::internal)?;
-        Ok(Self { status, headers: Vec::new(), json: Some(json), of: PhantomData })
+        let headers = vec![("content-type".into(), "application/json".to_owned())];
+        Ok(Self::from(Answer { status, headers, body: Some(json.into()) }))
     }
 }
 
 impl<T> Reply<T> {
     /// 304.
     pub fn not_modified() -> Self {
-        Self { status: StatusCode::NOT_MODIFIED, headers: Vec::new(), json: None, of: PhantomData }
+        Self::from(Answer { status: StatusCode::NOT_MODIFIED, headers: Vec::new(), body: None })
     }
 
     /// `name` in lower case.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: &str) -> Self {
-        self.headers.push((name, value.to_owned()));
+        self.answer.set(name, value);
         self
+    }
+}
+
+/// As it was stored; it may be a problem, too.
+impl<T> From<Answer> for Reply<T> {
+    fn from(answer: Answer) -> Self {
+        Self { answer, of: PhantomData }
     }
 }
 
 impl<T> Responder for Reply<T> {
     type Body = BoxBody;
 
-    fn respond_to(self, _: &HttpRequest) -> HttpResponse {
-        let mut response = HttpResponse::build(self.status);
-        for header in self.headers {
-            response.insert_header(header);
-        }
-        match self.json {
-            Some(json) => response.content_type("application/json").body(json),
-            None => response.finish(),
-        }
+    fn respond_to(self, req: &HttpRequest) -> HttpResponse {
+        self.answer.respond(req.extensions().get::<RequestContext>())
     }
 }

@@ -34,6 +34,9 @@ pub struct OrderFact {
     /// The transaction that accepted it and wrote its request; only from [`facts`].
     #[diesel(sql_type = Nullable<Xid8>)]
     pub xid: Option<Xid>,
+    /// It has not ended, and the sweeper has it in hand or has still to come by it: it is asked for again; only from [`facts`].
+    #[diesel(sql_type = Bool)]
+    pub asked_again: bool,
 }
 
 impl OrderFact {
@@ -102,7 +105,7 @@ pub async fn begin(conn: &mut Conn) -> Result<(), DbError> {
     conn.batch_execute(
         "declare audited_orders no scroll cursor for
          select o.id, o.user_id, o.amount, o.status, o.failure_reason, e.order_id is not null as has_event, e.source,
-                e.event_id as result_event_id, null::xid8 as xid
+                e.event_id as result_event_id, null::xid8 as xid, false as asked_again
            from orders o left join order_event e on e.order_id = o.id and e.status = o.status
           order by o.id",
     )
@@ -118,11 +121,15 @@ pub async fn next(conn: &mut Conn) -> Result<Vec<OrderFact>, DbError> {
 /// These orders, in no order; one that is not there is left out.
 pub async fn facts(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<OrderFact>, DbError> {
     let facts = sql("select o.id, o.user_id, o.amount, o.status, o.failure_reason, e.order_id is not null as has_event, e.source,
-                            e.event_id as result_event_id, n.xid
+                            e.event_id as result_event_id, n.xid,
+                            o.status in ('New', 'Processing')
+                            and (r.order_id is not null or coalesce((o.created_at, o.id) > (c.swept_to, c.swept_id), false)) as asked_again
                        from unnest($1) as asked (id)
                        join orders o on o.id = asked.id
                        left join order_event e on e.order_id = o.id and e.status = o.status
-                       left join order_event n on n.order_id = o.id and n.status = 'New'")
+                       left join order_event n on n.order_id = o.id and n.status = 'New'
+                       left join order_retry r on r.order_id = o.id
+                       left join sweep_cursor c on c.name = 'orders'")
     .bind::<Array<SqlUuid>, _>(ids)
     .load(conn)
     .await?;

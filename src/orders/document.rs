@@ -138,7 +138,7 @@ mod tests {
     fn every_operation_lists_every_status_it_can_answer() {
         let document = document();
         let statuses = |method: &str, path: &str| openapi::statuses(&document, method, path);
-        assert_eq!(statuses("post", COLLECTION), ["200", "201", "400", "409", "413", "415", "500", "503"]);
+        assert_eq!(statuses("post", COLLECTION), ["200", "201", "400", "409", "413", "415", "422", "500", "503"]);
         assert_eq!(statuses("get", COLLECTION), ["200", "400", "500", "503"]);
         assert_eq!(statuses("get", ITEM), ["200", "304", "400", "404", "500", "503"]);
         openapi::assert_sound(&document, 3);

@@ -1,6 +1,6 @@
 //! Orders: accepts them, keeps them, and ends them when payments has decided.
 //!
-//! Owns the tables `orders` and `order_event`. Writes `order-payment-requests` through the outbox, reads
+//! Owns the tables `orders`, `order_event`, `sweep_cursor` and `order_retry`. Writes `order-payment-requests` through the outbox, reads
 //! `payment-status-updates`. Never imports payments.
 
 pub mod audit;
@@ -12,12 +12,14 @@ mod place_order;
 mod routes;
 mod schema;
 mod store;
+mod sweep;
 
 pub use document::document;
 pub use on_payment::OnPayment;
 pub use order::{FailureReason, NewOrder, Order, OrderStatus};
 pub use place_order::{PlaceError, Placed};
 pub use routes::routes;
+pub use sweep::{Sweep, SweepRules, Sweeper, Swept, rules as sweep_rules, run as run_sweeper};
 
 /// The rules without a database, for a simulation of one.
 #[doc(hidden)]
@@ -32,6 +34,7 @@ use chrono::{DateTime, SubsecRound, Utc};
 use uuid::Uuid;
 
 use crate::db::{self, Db, DbError, Notifier, Schema};
+use crate::http::idempotency::{Keyed, Settled};
 use crate::trace::TraceContext;
 use crate::user_id::UserId;
 
@@ -41,6 +44,8 @@ pub struct Orders {
     db: Db,
     intake: place_order::Intake,
 }
+
+pub type Placing = Result<Placed, PlaceError>;
 
 /// `ce_source` of what orders writes.
 pub const SOURCE: &str = "/shopd/orders";
@@ -83,15 +88,12 @@ impl Orders {
         Self { intake: place_order::intake(db.clone(), notifier), db }
     }
 
-    /// Accepts an order, or answers the stored one where the same id came with the same fields before.
-    pub async fn place(&self, order: NewOrder, origin: Origin) -> Result<Placed, PlaceError> {
+    /// Accepts an order, or answers the stored one where the same id came with the same fields before; under `key` once, and
+    /// answered alike ever after.
+    pub async fn place(&self, order: NewOrder, origin: Origin, key: Option<Keyed<Placing>>) -> Settled<Placing> {
         // Postgres keeps microseconds; what is answered is what is stored.
-        let at = Utc::now().trunc_subsecs(6);
-        db::in_time(async {
-            let placed = self.intake.submit(store::Placement { order, origin, at }).await;
-            placed.unwrap_or_else(|overloaded| Err(DbError::Unavailable(overloaded.to_string()).into()))
-        })
-        .await
+        let placement = store::Placement { order, origin, at: Utc::now().trunc_subsecs(6), key };
+        db::in_time(async { Ok(self.intake.submit(placement).await?) }).await.unwrap_or_else(|error: DbError| error.into())
     }
 
     pub async fn get(&self, id: Uuid) -> Result<Option<Order>, DbError> {

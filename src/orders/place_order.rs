@@ -1,13 +1,16 @@
-//! Accepting orders: concurrent requests commit together, each gets its own answer.
+//! Accepting orders: concurrent requests commit together, each gets its own answer; those that have a key find it stored with
+//! the order.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use futures::FutureExt;
 use uuid::Uuid;
 
-use crate::db::{Db, DbError, GroupCommit, Notifier};
+use crate::db::{Conn, Db, DbError, GroupCommit, Notifier, each_for_itself};
+use crate::http::idempotency::{self, Plan, Settled};
 
+use super::Placing;
 use super::order::{NewOrder, Order, OrderStatus};
 use super::store::{self, Placement};
 
@@ -27,49 +30,58 @@ pub enum PlaceError {
     Db(#[from] DbError),
 }
 
-pub type Intake = GroupCommit<Placement, Result<Placed, PlaceError>>;
+pub type Intake = GroupCommit<Placement, Settled<Placing>>;
 
 /// Starts the committer of `db`'s orders.
 pub fn intake(db: Db, notifier: Notifier) -> Intake {
     let runtime = db.runtime().clone();
-    GroupCommit::start(&runtime, move |placements| {
+    GroupCommit::start(&runtime, move |batch| {
         let (db, notifier) = (db.clone(), notifier.clone());
-        async move { place_all(&db, &notifier, Arc::new(placements)).await }.boxed()
+        async move {
+            let settled = each_for_itself(batch, |batch| place_together(&db, &notifier, batch)).await;
+            settled.into_iter().map(|settled| settled.unwrap_or_else(Settled::from)).collect()
+        }
+        .boxed()
     })
 }
 
-async fn place_all(db: &Db, notifier: &Notifier, placements: Arc<Vec<Placement>>) -> Vec<Result<Placed, PlaceError>> {
-    match place_together(db, placements.clone()).await {
-        Ok(answers) => {
-            notifier.committed();
-            answers
-        }
-        // One bad row must fail only its own request: with several in the batch, each goes alone.
-        Err(DbError::Defect(_)) if placements.len() > 1 => {
-            let mut answers = Vec::with_capacity(placements.len());
-            for placement in placements.iter() {
-                let alone = place_together(db, Arc::new(vec![placement.clone()])).await;
-                answers.extend(alone.unwrap_or_else(|error| vec![Err(error.into())]));
-            }
-            notifier.committed();
-            answers
-        }
-        Err(error) => placements.iter().map(|_| Err(error.clone().into())).collect(),
-    }
+/// One statement; a transaction around it only where answers are stored with it.
+async fn place_together(db: &Db, notifier: &Notifier, batch: Arc<Vec<Placement>>) -> Result<Vec<Settled<Placing>>, DbError> {
+    let settled = if batch.iter().all(|placement| placement.key.is_none()) {
+        let placed = place(&mut *db.get().await?, &batch.iter().collect::<Vec<_>>()).await?;
+        placed.into_iter().map(Settled::Done).collect()
+    } else {
+        place_with_keys(db, batch).await?
+    };
+    notifier.committed();
+    Ok(settled)
 }
 
-/// One transaction of one statement; what was there before is read after it.
-async fn place_together(db: &Db, placements: Arc<Vec<Placement>>) -> Result<Vec<Result<Placed, PlaceError>>, DbError> {
-    let firsts: Arc<Vec<Placement>> = Arc::new(first_of_each(&placements));
-    let mut conn = db.get().await?;
-    let inserted = store::insert(&mut conn, &firsts).await?;
-    let ids: Vec<Uuid> = placements.iter().map(|p| p.order.id).collect();
-    let mut fresh: std::collections::HashSet<Uuid> = inserted.into_iter().collect();
-    let known = |id: &Uuid| !fresh.contains(id);
-    let before: Vec<Uuid> = ids.iter().copied().filter(known).collect();
+async fn place_with_keys(db: &Db, batch: Arc<Vec<Placement>>) -> Result<Vec<Settled<Placing>>, DbError> {
+    db.transaction(move |conn| {
+        let batch = batch.clone();
+        async move {
+            let plan = Plan::claim(conn, batch.iter().map(|placement| placement.key.as_ref()).collect()).await?;
+            let placed = place(conn, &plan.due(&batch)).await?;
+            let (settled, answers) = plan.settle(placed)?;
+            idempotency::store(conn, answers).await?;
+            Ok(settled)
+        }
+        .boxed()
+    })
+    .await
+}
+
+/// Writes those that are new; what was there before is read afterwards.
+async fn place(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Placing>, DbError> {
+    if placements.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut fresh: HashSet<Uuid> = store::insert(conn, &first_of_each(placements)).await?.into_iter().collect();
+    let before: Vec<Uuid> = placements.iter().map(|p| p.order.id).filter(|id| !fresh.contains(id)).collect();
     let mut stored: HashMap<Uuid, Order> = HashMap::new();
     if !before.is_empty() {
-        stored.extend(store::find(&mut conn, &before).await?.into_iter().map(|order| (order.id, order)));
+        stored.extend(store::find(conn, &before).await?.into_iter().map(|order| (order.id, order)));
     }
     let answers = placements.iter().map(|placement| {
         let id = placement.order.id;
@@ -88,9 +100,9 @@ async fn place_together(db: &Db, placements: Arc<Vec<Placement>>) -> Result<Vec<
 }
 
 /// Of several requests with one id the first counts; the others are answered by it.
-fn first_of_each(placements: &[Placement]) -> Vec<Placement> {
-    let mut seen = std::collections::HashSet::with_capacity(placements.len());
-    placements.iter().filter(|p| seen.insert(p.order.id)).cloned().collect()
+fn first_of_each<'p>(placements: &[&'p Placement]) -> Vec<&'p Placement> {
+    let mut seen = HashSet::with_capacity(placements.len());
+    placements.iter().copied().filter(|p| seen.insert(p.order.id)).collect()
 }
 
 fn accepted(placement: &Placement) -> Order {

@@ -10,9 +10,10 @@ use paperclip::actix::web::{self, ServiceConfig};
 use uuid::Uuid;
 
 use super::dto::{self, OrderBody, PlaceOrder};
-use super::{ListOrders, Orders, Origin, PlaceError};
+use super::{ListOrders, Orders, Origin, PlaceError, Placed, Placing};
+use crate::http::idempotency::REPLAYED;
 use crate::http::openapi::{self, DataType, Documented, In, RawOperation, api_v2_operation};
-use crate::http::{self, Code, Json, Params, Problem, Reply, RequestContext, Routes};
+use crate::http::{self, Code, IdempotencyKey, Json, Params, Problem, Reply, RequestContext, Routes};
 
 pub const COLLECTION: &str = "/api/Orders";
 pub const ITEM: &str = "/api/Orders/{orderId}";
@@ -34,13 +35,20 @@ pub(super) fn operations(config: &mut ServiceConfig) {
 }
 
 #[api_v2_operation(summary = "Place an order", operation_id = "placeOrder", tags(Orders))]
-async fn place(orders: Data<Orders>, context: RequestContext, body: Json<PlaceOrder>) -> Result<Reply<OrderBody>, Problem> {
-    let placed = orders.place(body.value.0, Origin::from(context.clone())).await?;
-    if placed.replayed {
-        return Ok(Reply::ok(&placed.order.into())?.header("idempotent-replayed", "true"));
-    }
-    let location = context.public_path(&format!("{COLLECTION}/{}", placed.order.id));
-    Reply::created(&placed.order.into(), &location)
+async fn place(
+    orders: Data<Orders>,
+    context: RequestContext,
+    key: IdempotencyKey,
+    body: Json<PlaceOrder>,
+) -> Result<Reply<OrderBody>, Problem> {
+    orders.place(body.value.0, context.into(), key.over(&body.bytes, placed)).await.reply(placed)
+}
+
+fn placed(placed: Placing) -> Result<Reply<OrderBody>, Problem> {
+    let Placed { order, replayed } = placed?;
+    let location = format!("{COLLECTION}/{}", order.id);
+    let body = order.into();
+    if replayed { Ok(Reply::ok(&body)?.header(REPLAYED, "true")) } else { Reply::created(&body, &location) }
 }
 
 #[api_v2_operation(summary = "List orders, newest first", operation_id = "listOrders", tags(Orders))]

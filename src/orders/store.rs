@@ -8,13 +8,14 @@ use uuid::Uuid;
 
 use crate::contracts::{Envelope, ORDER_PAYMENT_REQUESTS, PaymentRequested};
 use crate::db::{Conn, DbError, sql};
+use crate::http::idempotency::Keyed;
 use crate::messaging::Position;
 use crate::money::Amount;
 use crate::user_id::UserId;
 
 use super::order::{FailureReason, NewOrder, Order, OrderStatus};
 use super::schema::orders;
-use super::{ListOrders, OrderPage, OrderPosition, Origin, SOURCE};
+use super::{ListOrders, OrderPage, OrderPosition, Origin, Placing, SOURCE};
 
 /// A request on its way into the database.
 #[derive(Clone, Debug)]
@@ -23,6 +24,7 @@ pub struct Placement {
     pub origin: Origin,
     /// When it was accepted.
     pub at: DateTime<Utc>,
+    pub key: Option<Keyed<Placing>>,
 }
 
 /// An order ends, with where that was said.
@@ -80,9 +82,9 @@ struct IdRow {
 /// Writes the orders that are not there yet, each with its event and its payment request, in one statement (S6); returns the
 /// ids of those written. The rows of `orders` go in by id, so that two writers never wait in a circle; the requests go in as
 /// they came, so that one user's are published in that order.
-pub async fn insert(conn: &mut Conn, placements: &[Placement]) -> Result<Vec<Uuid>, DbError> {
-    fn column<'p, T>(placements: &'p [Placement], field: impl Fn(&'p Placement) -> T) -> Vec<T> {
-        placements.iter().map(field).collect()
+pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Uuid>, DbError> {
+    fn column<'p, T>(placements: &[&'p Placement], field: impl Fn(&'p Placement) -> T) -> Vec<T> {
+        placements.iter().map(|placement| field(placement)).collect()
     }
     let payloads = column(placements, |p| {
         let (order, timestamp) = (&p.order, p.at);

@@ -42,7 +42,7 @@ pub struct Transaction {
     pub created_at: DateTime<Utc>,
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum OpenError {
     #[error("Account already exists for this user")]
     Exists,
@@ -50,7 +50,7 @@ pub enum OpenError {
     Db(#[from] DbError),
 }
 
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum DepositError {
     #[error("no account for this user")]
     NoAccount,

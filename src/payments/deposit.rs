@@ -1,14 +1,16 @@
-//! Deposits: those that arrive together commit together. `settle` is the rule, pure.
+//! Deposits: those that arrive together commit together, with the answers of those that have a key. `settle` is the rule, pure.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use futures::FutureExt;
 
-use crate::db::{Db, DbError, GroupCommit};
+use crate::db::{Db, DbError, GroupCommit, each_for_itself};
+use crate::http::idempotency::{self, Keyed, Plan, Settled};
 use crate::money::{Amount, Minor};
 use crate::user_id::UserId;
 
+use super::Deposited;
 use super::account::{Account, DepositError};
 use super::decide::{Accounts, Held};
 use super::store::{self, Entry};
@@ -18,48 +20,49 @@ use super::store::{self, Entry};
 pub struct Deposit {
     pub user: UserId,
     pub amount: Amount,
+    pub key: Option<Keyed<Deposited>>,
 }
 
-pub type Deposits = GroupCommit<Deposit, Result<Account, DepositError>>;
+pub type Deposits = GroupCommit<Deposit, Settled<Deposited>>;
 
 /// Starts the committer of `db`'s deposits.
 pub fn deposits(db: Db) -> Deposits {
     let runtime = db.runtime().clone();
     GroupCommit::start(&runtime, move |batch: Vec<Deposit>| {
         let db = db.clone();
-        async move { deposit_all(&db, Arc::new(batch)).await }.boxed()
+        async move {
+            let settled = each_for_itself(batch, |batch| deposit_together(&db, batch)).await;
+            settled.into_iter().map(|settled| settled.unwrap_or_else(Settled::from)).collect()
+        }
+        .boxed()
     })
 }
 
-async fn deposit_all(db: &Db, batch: Arc<Vec<Deposit>>) -> Vec<Result<Account, DepositError>> {
-    match deposit_together(db, batch.clone()).await {
-        Ok(answers) => answers,
-        // One bad row must fail only its own request: with several in the batch, each goes alone.
-        Err(DbError::Defect(_)) if batch.len() > 1 => {
-            let mut answers = Vec::with_capacity(batch.len());
-            for one in batch.iter() {
-                let alone = deposit_together(db, Arc::new(vec![one.clone()])).await;
-                answers.extend(alone.unwrap_or_else(|error| vec![Err(error.into())]));
-            }
-            answers
-        }
-        Err(error) => batch.iter().map(|_| Err(error.clone().into())).collect(),
-    }
-}
-
-async fn deposit_together(db: &Db, batch: Arc<Vec<Deposit>>) -> Result<Vec<Result<Account, DepositError>>, DbError> {
+async fn deposit_together(db: &Db, batch: Arc<Vec<Deposit>>) -> Result<Vec<Settled<Deposited>>, DbError> {
     db.transaction(move |conn| {
         let batch = batch.clone();
         async move {
             let conn = &*conn;
-            let users: HashSet<&str> = batch.iter().map(|deposit| deposit.user.as_str()).collect();
-            let (mut accounts, at) = store::lock(conn, &users.into_iter().collect::<Vec<_>>()).await?;
-            let (answers, entries) = settle(&mut accounts, &batch);
-            if !entries.is_empty() {
-                let moved: Vec<Held> = accounts.into_values().collect();
-                tokio::try_join!(store::set_balances(conn, &moved, at), store::write_entries(conn, &entries, at))?;
+            let plan = Plan::claim(conn, batch.iter().map(|deposit| deposit.key.as_ref()).collect()).await?;
+            let due = plan.due(&batch);
+            if due.is_empty() {
+                return Ok(plan.settle(Vec::new())?.0);
             }
-            Ok(answers)
+            let users: HashSet<&str> = due.iter().map(|deposit| deposit.user.as_str()).collect();
+            let (mut accounts, at) = store::lock(conn, &users.into_iter().collect::<Vec<_>>()).await?;
+            let (results, entries) = settle(&mut accounts, &due);
+            let (settled, answers) = plan.settle(results)?;
+            if entries.is_empty() {
+                idempotency::store(conn, answers).await?;
+            } else {
+                let moved: Vec<Held> = accounts.into_values().collect();
+                tokio::try_join!(
+                    store::set_balances(conn, &moved, at),
+                    store::write_entries(conn, &entries, at),
+                    idempotency::store(conn, answers)
+                )?;
+            }
+            Ok(settled)
         }
         .boxed()
     })
@@ -67,9 +70,9 @@ async fn deposit_together(db: &Db, batch: Arc<Vec<Deposit>>) -> Result<Vec<Resul
 }
 
 /// Adds the deposits in the order in which they came; one that cannot be added fails alone.
-fn settle(accounts: &mut Accounts, batch: &[Deposit]) -> (Vec<Result<Account, DepositError>>, Vec<Entry>) {
+fn settle(accounts: &mut Accounts, batch: &[&Deposit]) -> (Vec<Deposited>, Vec<Entry>) {
     let mut entries = Vec::with_capacity(batch.len());
-    let add = |deposit: &Deposit| {
+    let add = |deposit: &&Deposit| {
         let account = accounts.get_mut(&deposit.user).ok_or(DepositError::NoAccount)?;
         let amount = deposit.amount.minor();
         account.balance = account.balance.checked_add(amount).ok_or(DepositError::BalanceTooLarge)?;
@@ -86,14 +89,14 @@ mod tests {
     use proptest::prelude::*;
 
     fn deposit(user: u8, amount: i64) -> Deposit {
-        Deposit { user: UserId::new(format!("u{user}")).unwrap(), amount: Amount::from_minor(amount).unwrap() }
+        Deposit { user: UserId::new(format!("u{user}")).unwrap(), amount: Amount::from_minor(amount).unwrap(), key: None }
     }
 
     #[test]
     fn a_deposit_that_cannot_be_added_fails_alone() {
         let held = |id, balance| (UserId::new(format!("u{id}")).unwrap(), Held { id, balance });
         let mut accounts: Accounts = [held(1, i64::MAX - 5), held(2, 0)].into();
-        let (answers, entries) = settle(&mut accounts, &[deposit(1, 10), deposit(9, 1), deposit(2, 7), deposit(1, 5)]);
+        let (answers, entries) = settle(&mut accounts, &[&deposit(1, 10), &deposit(9, 1), &deposit(2, 7), &deposit(1, 5)]);
         assert!(matches!(answers[0], Err(DepositError::BalanceTooLarge)));
         assert!(matches!(answers[1], Err(DepositError::NoAccount)));
         assert_eq!(answers[2].as_ref().unwrap().balance, Minor(7));
@@ -106,7 +109,7 @@ mod tests {
         fn every_line_carries_the_balance_that_follows_from_the_line_before(given in proptest::collection::vec((0u8..3, 1i64..1000), 0..50)) {
             let mut accounts: Accounts = (0..3u8).map(|i| (UserId::new(format!("u{i}")).unwrap(), Held { id: i64::from(i), balance: 0 })).collect();
             let batch: Vec<_> = given.iter().map(|(u, a)| deposit(*u, *a)).collect();
-            let (answers, entries) = settle(&mut accounts, &batch);
+            let (answers, entries) = settle(&mut accounts, &batch.iter().collect::<Vec<_>>());
             prop_assert_eq!(answers.len(), batch.len());
             for user in 0..3i64 {
                 let mut balance = 0;

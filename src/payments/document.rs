@@ -102,8 +102,8 @@ mod tests {
     fn every_operation_lists_every_status_it_can_answer() {
         let document = document();
         let statuses = |method: &str, path: &str| openapi::statuses(&document, method, path);
-        assert_eq!(statuses("post", ACCOUNT), ["200", "400", "409", "413", "415", "500", "503"]);
-        assert_eq!(statuses("post", DEPOSIT), ["200", "400", "404", "413", "415", "500", "503"]);
+        assert_eq!(statuses("post", ACCOUNT), ["200", "400", "409", "413", "415", "422", "500", "503"]);
+        assert_eq!(statuses("post", DEPOSIT), ["200", "400", "404", "409", "413", "415", "422", "500", "503"]);
         assert_eq!(statuses("get", BALANCE), ["200", "400", "404", "500", "503"]);
         assert_eq!(statuses("get", TRANSACTIONS), ["200", "400", "404", "500", "503"]);
         openapi::assert_sound(&document, 4);

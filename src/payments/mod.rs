@@ -10,6 +10,7 @@ mod deposit;
 mod document;
 mod dto;
 mod on_order;
+mod open;
 mod routes;
 mod schema;
 mod store;
@@ -30,6 +31,7 @@ pub mod rules {
 use std::time::Duration;
 
 use crate::db::{self, Db, DbError, Schema};
+use crate::http::idempotency::{Keyed, Settled};
 use crate::money::Amount;
 use crate::user_id::UserId;
 
@@ -37,8 +39,12 @@ use crate::user_id::UserId;
 #[derive(Clone)]
 pub struct Payments {
     db: Db,
+    openings: open::Openings,
     deposits: deposit::Deposits,
 }
+
+pub type Opened = Result<Account, OpenError>;
+pub type Deposited = Result<Account, DepositError>;
 
 /// `ce_source` of what payments writes.
 pub const SOURCE: &str = "/shopd/payments";
@@ -52,20 +58,19 @@ pub struct TransactionPage {
 
 impl Payments {
     pub fn new(db: Db) -> Self {
-        Self { deposits: deposit::deposits(db.clone()), db }
+        Self { openings: open::openings(db.clone()), deposits: deposit::deposits(db.clone()), db }
     }
 
-    /// Opens the user's one account (S10), with nothing in it.
-    pub async fn open_account(&self, user: UserId) -> Result<Account, OpenError> {
-        db::in_time(async { store::open(&mut *self.db.get().await?, &user).await?.ok_or(OpenError::Exists) }).await
+    /// Opens the user's one account (S10), with nothing in it; under `key` once, and answered alike ever after.
+    pub async fn open_account(&self, user: UserId, key: Option<Keyed<Opened>>) -> Settled<Opened> {
+        let opening = open::Opening { user, key };
+        db::in_time(async { Ok(self.openings.submit(opening).await?) }).await.unwrap_or_else(|error: DbError| error.into())
     }
 
-    pub async fn deposit(&self, user: UserId, amount: Amount) -> Result<Account, DepositError> {
-        db::in_time(async {
-            let deposited = self.deposits.submit(deposit::Deposit { user, amount }).await;
-            deposited.unwrap_or_else(|overloaded| Err(DbError::Unavailable(overloaded.to_string()).into()))
-        })
-        .await
+    /// Under `key` once, and answered alike ever after.
+    pub async fn deposit(&self, user: UserId, amount: Amount, key: Option<Keyed<Deposited>>) -> Settled<Deposited> {
+        let deposit = deposit::Deposit { user, amount, key };
+        db::in_time(async { Ok(self.deposits.submit(deposit).await?) }).await.unwrap_or_else(|error: DbError| error.into())
     }
 
     pub async fn account(&self, user: &UserId) -> Result<Option<Account>, DbError> {

@@ -9,9 +9,9 @@ use actix_web::{FromRequest, HttpRequest};
 use paperclip::actix::web::{self, ServiceConfig};
 
 use super::dto::{self, AccountBody, BalanceBody, DepositBody, TransactionBody};
-use super::{DepositError, OpenError, Payments};
+use super::{DepositError, Deposited, OpenError, Opened, Payments};
 use crate::http::openapi::{self, DataType, Documented, In, RawOperation, api_v2_operation};
-use crate::http::{self, Code, Ignored, Json, Params, Problem, Reply, RequestContext, Routes};
+use crate::http::{self, Code, IdempotencyKey, Ignored, Json, Params, Problem, Reply, RequestContext, Routes};
 use crate::user_id::UserId;
 
 pub const ACCOUNT: &str = "/api/Account/{userId}";
@@ -38,13 +38,26 @@ pub(super) fn operations(config: &mut ServiceConfig) {
 }
 
 #[api_v2_operation(summary = "Open the user's one account", operation_id = "openAccount", tags(Payments))]
-async fn open(payments: Data<Payments>, user: User, _: Ignored) -> Result<Reply<AccountBody>, Problem> {
-    Reply::ok(&payments.open_account(user.0).await?.into())
+async fn open(payments: Data<Payments>, user: User, key: IdempotencyKey, body: Ignored) -> Result<Reply<AccountBody>, Problem> {
+    payments.open_account(user.0, key.over(&body.bytes, opened)).await.reply(opened)
+}
+
+fn opened(opened: Opened) -> Result<Reply<AccountBody>, Problem> {
+    Reply::ok(&opened?.into())
 }
 
 #[api_v2_operation(summary = "Deposit money", operation_id = "deposit", tags(Payments))]
-async fn deposit(payments: Data<Payments>, user: User, body: Json<DepositBody>) -> Result<Reply<AccountBody>, Problem> {
-    Reply::ok(&payments.deposit(user.0, body.value.0).await?.into())
+async fn deposit(
+    payments: Data<Payments>,
+    user: User,
+    key: IdempotencyKey,
+    body: Json<DepositBody>,
+) -> Result<Reply<AccountBody>, Problem> {
+    payments.deposit(user.0, body.value.0, key.over(&body.bytes, deposited)).await.reply(deposited)
+}
+
+fn deposited(deposited: Deposited) -> Result<Reply<AccountBody>, Problem> {
+    Reply::ok(&deposited?.into())
 }
 
 #[api_v2_operation(summary = "The balance", operation_id = "getBalance", tags(Payments))]

@@ -24,20 +24,27 @@ use super::schema::{account, payment, transfer};
 const WORLD: i64 = 0;
 const SHOP: i64 = -1;
 
-/// `None` where the user has one already.
-pub async fn open(conn: &mut Conn, user: &UserId) -> Result<Option<Account>, DbError> {
-    // Asked first, so that a refused request does not use up an id.
-    if find(conn, user).await?.is_some() {
-        return Ok(None);
-    }
-    let id: Option<i64> = diesel::insert_into(account::table)
-        .values(account::user_id.eq(user.as_str()))
-        .on_conflict_do_nothing()
-        .returning(account::id)
-        .get_result(conn)
-        .await
-        .optional()?;
-    Ok(id.map(|id| Account { id, user_id: user.clone(), balance: Minor(0) }))
+#[derive(QueryableByName)]
+struct OpenedRow {
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = Text)]
+    user_id: String,
+}
+
+/// Opens an account for each of these users who has none; the ids of those opened. Users go in sorted, so that two writers never
+/// wait in a circle; those known are left out before, so that a refused request uses up no id.
+pub async fn open(conn: &mut Conn, users: &[&str]) -> Result<HashMap<String, i64>, DbError> {
+    let rows: Vec<OpenedRow> = sql("insert into account (user_id)
+         select g.user_id from (select unnest($1) as user_id) g
+          where (select a.id from account a where a.user_id = g.user_id) is null
+          order by g.user_id
+         on conflict do nothing
+         returning id, user_id")
+    .bind::<Array<Text>, _>(users)
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.user_id, row.id)).collect())
 }
 
 pub async fn find(conn: &mut Conn, user: &UserId) -> Result<Option<Account>, DbError> {

@@ -33,6 +33,8 @@ pub struct Relay<S = Db> {
     /// Names this process among its replicas.
     pub owner: String,
     pub config: RelayConfig,
+    /// Of a topic that has to be made anew.
+    pub partitions: i32,
     /// Signalled by writers in the same process.
     pub wake: Arc<Notify>,
 }
@@ -75,7 +77,7 @@ impl<S: Source> Relay<S> {
             if stop.is_stopping() {
                 return Ok(());
             }
-            match publish_batch(reader, self.log.as_ref(), self.config.batch_rows_max, stop).await? {
+            match publish_batch(reader, self.log.as_ref(), self.config.batch_rows_max, self.partitions, stop).await? {
                 Step::Published(rows) => {
                     renewed = Instant::now();
                     unpurged += rows;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::contracts::Envelope;
 use crate::db::DbError;
-use crate::messaging::log::{Log, Record};
+use crate::messaging::log::{Log, LogError, Record};
 use crate::messaging::outbox::{Reader, Row, Source};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
@@ -28,11 +28,13 @@ pub enum Step {
 }
 
 /// Publishes one page. While the log is away it tries again with back-off, keeping its lease; the cursor moves only when every
-/// row is acknowledged (S13), so a row may be there twice and never not at all.
+/// row is acknowledged (S13), so a row may be there twice and never not at all. A topic that somebody deleted is made anew, with
+/// `partitions`.
 pub async fn publish_batch<S: Source>(
     reader: &mut Reader<S>,
     log: &dyn Log,
     rows_max: i64,
+    partitions: i32,
     stop: &Shutdown,
 ) -> Result<Step, RelayError> {
     let Some(mut page) = reader.page(rows_max).await? else { return Ok(Step::Idle) };
@@ -47,6 +49,11 @@ pub async fn publish_batch<S: Source>(
         .build();
     while let Err(error) = leased(reader, log.append(unacknowledged)).await? {
         incident.failed(&error);
+        if let LogError::UnknownTopic(topic) = &error.cause
+            && let Err(cause) = leased(reader, make(log, topic, partitions)).await?
+        {
+            incident.failed(&cause);
+        }
         unacknowledged = error.unacknowledged;
         let delay = delays.next().unwrap_or(Duration::from_secs(1));
         tokio::select! {
@@ -60,6 +67,14 @@ pub async fn publish_batch<S: Source>(
     incident.recovered();
     reader.published(page).await?;
     Ok(Step::Published(rows))
+}
+
+/// What lay on the topic is lost; whoever waits for it asks again.
+async fn make(log: &dyn Log, topic: &str, partitions: i32) -> Result<(), LogError> {
+    log.create_topics(&[topic], partitions).await?;
+    tracing::error!(topic, partitions, "the log did not know the topic; it was made anew, and what lay on it is asked for again");
+    metrics::counter!("shopd_relay_topics_made_total", "topic" => topic.to_owned()).increment(1);
+    Ok(())
 }
 
 /// Awaits the log and keeps the lease meanwhile: a broker that hangs must not cost it.

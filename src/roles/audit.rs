@@ -85,6 +85,7 @@ fn write_json(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
             "resultUnsent": flight.result_unsent,
             "resultUnread": flight.result_unread,
             "parked": flight.parked,
+            "askedAgain": flight.asked_again,
         },
         "otherProducers": {"orders": foreign.orders, "payments": foreign.payments},
         "checks": checks,
@@ -112,6 +113,7 @@ fn write_tables(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
         ("in flight: result not sent yet", flight.result_unsent),
         ("in flight: result not read yet", flight.result_unread),
         ("waiting behind a dead letter", flight.parked),
+        ("waiting to be asked for again", flight.asked_again),
         ("orders ended by other producers", foreign.orders),
         ("decisions asked for by other producers", foreign.payments),
     ] {

@@ -1,4 +1,4 @@
-//! The orders role: its port, and the consumer of payments' results.
+//! The orders role: its port, the consumer of payments' results, and the sweeper.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,10 +8,11 @@ use tokio::sync::Notify;
 use crate::config::Config;
 use crate::contracts::PAYMENT_STATUS_UPDATES;
 use crate::db::{Db, Notifier};
+use crate::http::idempotency::keep_pruned;
 use crate::http::{self, Bound, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::{Consumer, PgInbox, outbox};
-use crate::orders::{self, OnPayment, Orders};
+use crate::orders::{self, OnPayment, Orders, SweepRules, Sweeper};
 use crate::shutdown::Shutdown;
 
 use super::{DRAIN_ALONE, RoleError};
@@ -21,11 +22,17 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let batches = super::batches(config.orders.database_url.as_ref(), "orders.database_url", "orders", &config)?;
     let log = super::kafka(&config)?;
     let notifier = Notifier::start(db.clone(), outbox::CHANNEL, Arc::new(Notify::new()), stop.clone());
+    let sweeper = sweeper(&config, db.clone(), notifier.clone());
+    let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
     let orders = Orders::new(db, notifier);
     let (bound, readiness) = bind(&config, orders, super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("orders", readiness, stop.clone()));
     let consumer = consumer(&config, batches, log, super::owner("orders"));
-    super::together(bound.run(stop.clone()), consumer.run(stop.clone()), &stop).await
+    let (consumed, swept) = (consumer.run(stop.clone()), orders::run_sweeper(sweeper, stop.clone()));
+    let worker = async move {
+        tokio::join!(consumed, swept, keys);
+    };
+    super::together(bound.run(stop.clone()), worker, &stop).await
 }
 
 pub(super) fn bind(config: &Config, orders: Orders, drain: Duration) -> Result<(Bound, Readiness), ServeError> {
@@ -41,4 +48,9 @@ pub(super) fn bind(config: &Config, orders: Orders, drain: Duration) -> Result<(
 
 pub(super) fn consumer(config: &Config, batches: Db, log: SharedLog, owner: String) -> Consumer<PgInbox<OnPayment>> {
     Consumer::new(batches, log, PAYMENT_STATUS_UPDATES, owner, config.consumer.clone(), OnPayment)
+}
+
+pub(super) fn sweeper(config: &Config, db: Db, notifier: Notifier) -> Sweeper {
+    let rules = SweepRules { after: config.sweep.after, asks_per_second_max: config.sweep.asks_per_second_max };
+    Sweeper::new(db, notifier, rules)
 }

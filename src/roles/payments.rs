@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use crate::config::Config;
 use crate::contracts::ORDER_PAYMENT_REQUESTS;
 use crate::db::{Db, Notifier};
+use crate::http::idempotency::keep_pruned;
 use crate::http::{self, Bound, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::{Consumer, PgInbox, outbox};
@@ -21,10 +22,15 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let batches = super::batches(config.payments.database_url.as_ref(), "payments.database_url", "payments", &config)?;
     let log = super::kafka(&config)?;
     let notifier = Notifier::start(db.clone(), outbox::CHANNEL, Arc::new(Notify::new()), stop.clone());
+    let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
     let (bound, readiness) = bind(&config, Payments::new(db), super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("payments", readiness, stop.clone()));
     let consumer = consumer(&config, batches, log, super::owner("payments"), notifier);
-    super::together(bound.run(stop.clone()), consumer.run(stop.clone()), &stop).await
+    let consumed = consumer.run(stop.clone());
+    let worker = async move {
+        tokio::join!(consumed, keys);
+    };
+    super::together(bound.run(stop.clone()), worker, &stop).await
 }
 
 pub(super) fn bind(config: &Config, payments: Payments, drain: Duration) -> Result<(Bound, Readiness), ServeError> {

@@ -33,7 +33,7 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
 }
 
 pub(super) fn relay(config: &Config, db: Db, log: SharedLog, name: &'static str, owner: String, wake: Arc<Notify>) -> Relay {
-    Relay { db, log, name, owner, config: config.relay.clone(), wake }
+    Relay { db, log, name, owner, config: config.relay.clone(), partitions: config.kafka.partitions, wake }
 }
 
 /// Ready with both databases and the broker.

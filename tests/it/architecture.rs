@@ -15,7 +15,7 @@ const MAY_IMPORT: [(&str, &[&str]); 18] = [
     ("db", &["config", "shutdown", "telemetry"]),
     ("http", &["config", "db", "shutdown", "telemetry", "trace", "money", "user_id", "json"]),
     ("messaging", &["contracts", "db", "config", "shutdown", "telemetry"]),
-    ("orders", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db"]),
+    ("orders", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db", "shutdown", "telemetry"]),
     ("payments", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db"]),
     ("audit", &["orders", "payments", "messaging", "contracts", "db"]),
     ("relay", &["messaging", "contracts", "db", "config", "shutdown", "telemetry"]),

@@ -17,7 +17,7 @@ use crate::support::shop::{All, poll};
 /// How long one audit of a small shop may take.
 const AUDIT_WAIT: Duration = Duration::from_secs(60);
 
-async fn audit(arguments: &[&str], env: &[(String, String)]) -> Output {
+pub async fn audit(arguments: &[&str], env: &[(String, String)]) -> Output {
     let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_shopd"));
     command.arg("audit").args(arguments).envs(env.iter().map(|(name, value)| (name, value))).kill_on_drop(true);
     tokio::time::timeout(AUDIT_WAIT, command.output()).await.expect("an answer in time").expect("the program")
@@ -29,7 +29,7 @@ fn lines(output: &Output) -> Vec<Value> {
 }
 
 /// (check, order or user), and the summary.
-fn said(output: &Output) -> (BTreeSet<(String, String)>, Value) {
+pub fn said(output: &Output) -> (BTreeSet<(String, String)>, Value) {
     let mut lines = lines(output);
     let summary = lines.pop().unwrap_or_else(|| panic!("{output:?}"))["summary"].take();
     let offender = |line: &Value| {
@@ -303,13 +303,26 @@ async fn what_is_in_flight_is_counted_by_where_it_is_and_is_no_offence() {
     let output = audit(&["--json"], &shop.env()).await;
     let (offenders, summary) = said(&output);
     assert_eq!((offenders, output.status.code()), (BTreeSet::new(), Some(0)), "{summary}");
-    let expected = serde_json::json!({"requestUnsent": 1, "requestUnread": 1, "resultUnsent": 1, "resultUnread": 0, "parked": 1});
+    let expected = serde_json::json!({"requestUnsent": 1, "requestUnread": 1, "resultUnsent": 1, "resultUnread": 0, "parked": 1, "askedAgain": 0});
     assert_eq!(summary["inFlight"], expected);
     assert_eq!(summary["otherProducers"], serde_json::json!({"orders": 1, "payments": 1}));
 
-    // Once the relay has moved past the row and the reader past the end, without a decision, both are lost.
+    // Once the relay has moved past the row and the reader past the end, without a decision, both wait for the sweeper, which has one
+    // in hand and has still to come by the other.
+    shop.in_orders(&format!("insert into order_retry (order_id, next_ask_at) values ('{unsent}', now() + interval '1 year')"))
+        .await;
+    shop.in_orders(&format!(
+        "update orders set created_at = t(50), updated_at = t(50) where id = '{unread}';
+         update order_event set at = t(50) where order_id = '{unread}';
+         update sweep_cursor set swept_to = t(20)"
+    ))
+    .await;
     shop.in_orders("update outbox_cursor set snapshot = pg_current_snapshot()::text").await;
     shop.in_payments("update consumer_offset set next_offset = next_offset + 1 where partition = 1").await;
+    let (offenders, summary) = said(&audit(&["--json"], &shop.env()).await);
+    assert_eq!((offenders, summary["inFlight"]["askedAgain"].as_u64()), (BTreeSet::new(), Some(2)), "{summary}");
+    // When nothing will ask any more, they are lost.
+    shop.in_orders("delete from order_retry; update sweep_cursor set swept_to = now()").await;
     let (offenders, _) = said(&audit(&["--json"], &shop.env()).await);
     assert_eq!(offenders, [unsent, unread].map(|id| ("request_lost".to_owned(), id)).into());
 }

@@ -69,6 +69,24 @@ async fn the_running_system_answers_as_its_document_says() {
         let answer = shop.client.send(&method.to_uppercase(), asked, headers, body).await.unwrap();
         replay.hold(method, path, answer, status);
     }
+    for (path, asked, body, other) in [
+        (ORDERS, ORDERS, Some(r#"{"userId":"alice","amount":1}"#), "{\"userId\":\"alice\",\"amount\":2}"),
+        (DEPOSIT, "/api/PaymentsProxy/alice/deposit", Some("1"), "2"),
+        (ACCOUNT, "/api/PaymentsProxy/carol", None, "2"),
+    ] {
+        let key = &[("idempotency-key", "k"), ("content-type", "application/json")];
+        for (body, status) in [(body, if path == ORDERS { 201 } else { 200 }), (Some(other), 422)] {
+            let answer = shop.client.send("POST", asked, key, body).await.unwrap();
+            replay.hold("post", path, answer, status);
+        }
+        let answer = shop.client.send("POST", asked, &[("idempotency-key", ""), key[1]], body).await.unwrap();
+        replay.hold("post", path, answer, 400);
+        let parameters = document["paths"][path]["post"]["parameters"].as_array().unwrap();
+        assert!(
+            parameters.iter().any(|p| p["name"] == "Idempotency-Key" && p["in"] == "header" && p["required"] == false),
+            "{path}"
+        );
+    }
     let large = "1".repeat(70_000);
     for (path, asked) in [(ORDERS, ORDERS), (DEPOSIT, "/api/PaymentsProxy/alice/deposit"), (ACCOUNT, "/api/PaymentsProxy/alice")] {
         let answer = shop.client.send("POST", asked, json, Some(&large)).await.unwrap();
@@ -158,7 +176,7 @@ impl Replay<'_> {
         let described = &self.operation(method, path)["responses"][status.to_string()];
         assert!(described.is_object(), "{at} is not described: {answer:?}");
         for name in described["headers"].as_object().expect("headers").keys() {
-            let optional = ["Link", "X-Next-Cursor", "Retry-After"].contains(&name.as_str());
+            let optional = ["Link", "X-Next-Cursor", "Retry-After", "Idempotent-Replayed"].contains(&name.as_str());
             assert!(optional || answer.headers.contains_key(&name.to_lowercase()), "{at}: no {name} in {:?}", answer.headers);
         }
         let Some(content) = described["content"].as_object() else {

@@ -8,6 +8,7 @@ use shopd::config::{Config, ConsumerConfig, RelayConfig};
 use shopd::contracts::{ORDER_PAYMENT_REQUESTS, PAYMENT_STATUS_UPDATES};
 use shopd::messaging::Consumer;
 use shopd::messaging::log::SharedLog;
+use shopd::orders::{SweepRules, run_sweeper};
 use shopd::relay::Relay;
 use shopd::shutdown::Shutdown;
 use tokio::sync::Notify;
@@ -17,11 +18,14 @@ use crate::kafka::{Kafka, ProcessLog};
 use crate::outbox::ProcessOutbox;
 use crate::plan::Plan;
 use crate::postgres::Postgres;
-use crate::service::{Intake, intake, sweep};
+use crate::service::{Intake, intake};
+use crate::sweeper::ProcessSweeper;
 use crate::world::{Process, World};
 
 pub const TOPICS: [&str; 2] = [ORDER_PAYMENT_REQUESTS, PAYMENT_STATUS_UPDATES];
 
+/// Quick, so that what the log lost heals within a run.
+const SWEEP: SweepRules = SweepRules { after: Duration::from_secs(3), asks_per_second_max: 20 };
 /// Longer than this a clean stop does not take before it ends by force.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -48,6 +52,7 @@ pub struct Cluster {
     started: u32,
     consumer: ConsumerConfig,
     relay: RelayConfig,
+    partitions: i32,
 }
 
 impl Cluster {
@@ -58,7 +63,16 @@ impl Cluster {
         // Small, so that pages and batches end in the middle of things.
         let relay = RelayConfig { batch_rows_max: 3, ..config.relay };
         let consumer = ConsumerConfig { batch_records_max: 5, ..config.consumer };
-        let mut cluster = Self { world: world.clone(), kafka, databases, slots: Vec::new(), started: 0, consumer, relay };
+        let mut cluster = Self {
+            world: world.clone(),
+            kafka,
+            databases,
+            slots: Vec::new(),
+            started: 0,
+            consumer,
+            relay,
+            partitions: plan.partitions as i32,
+        };
         for (role, replicas) in [Role::Orders, Role::Payments, Role::Relay].into_iter().zip(plan.replicas) {
             for _ in 0..replicas {
                 let slot = cluster.process(role);
@@ -78,7 +92,8 @@ impl Cluster {
         match role {
             Role::Orders => {
                 slot.intake = Some(intake(orders.clone(), process.clone()));
-                tokio::spawn(sweep(orders.clone(), process.clone(), stop.clone()));
+                let sweeper = ProcessSweeper { db: orders.clone(), process: process.clone(), rules: SWEEP };
+                tokio::spawn(run_sweeper(sweeper, stop.clone()));
                 self.consume::<Ends>(orders, process, PAYMENT_STATUS_UPDATES, stop);
             }
             Role::Payments => self.consume::<Pays>(payments, process, ORDER_PAYMENT_REQUESTS, stop),
@@ -91,6 +106,7 @@ impl Cluster {
                         name,
                         owner,
                         config: self.relay.clone(),
+                        partitions: self.partitions,
                         wake: Arc::new(Notify::new()),
                     };
                     tokio::spawn(relay.run(stop.clone()));

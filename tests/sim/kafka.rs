@@ -104,11 +104,16 @@ impl Kafka {
         self.appended.notify_waiters();
     }
 
-    /// Deleted and made anew: offsets begin at 0 again.
-    pub fn wipe(&self, topic: &str) {
-        for partition in self.state().topics.get_mut(topic).into_iter().flatten() {
+    /// Deleted; and made anew at once, or by whoever misses it. Offsets begin at 0 again.
+    pub fn wipe(&self, topic: &str, made_anew: bool) {
+        let mut state = self.state();
+        for partition in state.topics.get_mut(topic).into_iter().flatten() {
             *partition = Partition::default();
         }
+        if !made_anew {
+            state.topics.remove(topic);
+        }
+        drop(state);
         self.appended.notify_waiters();
     }
 
@@ -124,6 +129,10 @@ impl Kafka {
     pub fn land(&self, records: &[Record]) {
         let mut state = self.state();
         for record in records {
+            // Too late for a topic that is no more.
+            if !state.topics.contains_key(&*record.topic) {
+                continue;
+            }
             state.landed += 1;
             let landed = state.landed;
             let event = record.headers.iter().find(|(name, _)| name == "ce_id").map(|(_, id)| id.clone());
@@ -148,6 +157,11 @@ impl Kafka {
         if state.up { Ok(state.luck.pop()) } else { Err(away()) }
     }
 
+    fn knows(&self, records: &[Record]) -> bool {
+        let state = self.state();
+        records.iter().all(|record| state.topics.contains_key(&*record.topic))
+    }
+
     /// One request to one partition.
     async fn produce(&self, records: &[Record]) -> Result<(), LogError> {
         self.world.network().await;
@@ -160,12 +174,13 @@ impl Kafka {
             }
         };
         match luck {
-            None => self.land(records),
+            _ if !self.knows(records) => return Err(LogError::UnknownTopic(records[0].topic.to_string())),
             Some(Luck::AckLost) => {
                 self.world.tell(0, "acknowledgement lost", [0; 3]);
                 self.land(records);
                 return Err(away());
             }
+            None => self.land(records),
             Some(Luck::Twice) => {
                 self.land(records);
                 self.land(records);
@@ -243,7 +258,17 @@ pub struct ProcessLog {
 
 #[async_trait]
 impl Log for ProcessLog {
-    async fn create_topics(&self, _topics: &[&str], _partitions: i32) -> Result<(), LogError> {
+    async fn create_topics(&self, topics: &[&str], partitions: i32) -> Result<(), LogError> {
+        self.process.gate().await;
+        self.kafka.world.network().await;
+        let mut state = self.kafka.state();
+        if !state.up {
+            return Err(away());
+        }
+        for topic in topics {
+            let made = || (0..partitions).map(|_| Partition::default()).collect();
+            state.topics.entry((*topic).to_owned()).or_insert_with(made);
+        }
         Ok(())
     }
 

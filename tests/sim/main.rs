@@ -13,6 +13,7 @@ mod plan;
 mod postgres;
 mod run;
 mod service;
+mod sweeper;
 mod tables;
 mod world;
 

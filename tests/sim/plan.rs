@@ -78,9 +78,10 @@ pub enum Act {
     Expire {
         topic: usize,
     },
-    /// The topic is deleted and made anew.
+    /// The topic is deleted, and made anew at once or by whoever misses it.
     Wipe {
         topic: usize,
+        made_anew: bool,
     },
     /// An operator sets a consumer's offsets to 0.
     Replay {
@@ -215,7 +216,7 @@ fn fault(rng: &mut SmallRng, processes: usize, orders: u64) -> Act {
         73..76 => Act::AppendsTwice { times },
         76..80 => Act::AppendsLate { times, ms: for_ms },
         80..83 => Act::Expire { topic },
-        83..86 => Act::Wipe { topic },
+        83..86 => Act::Wipe { topic, made_anew: rng.random_bool(0.5) },
         86..89 => Act::Replay { database },
         89..94 => Act::ForgeRequest { order, user: rng.random_range(0..=USERS), amount: rng.random_range(1..800) },
         94..97 => Act::ForgeResult { order, finished: rng.random_bool(0.5) },

@@ -193,8 +193,8 @@ fn begins(cluster: &mut Cluster, act: &Act, n: usize, frozen: &mut BTreeMap<usiz
             kafka.expire(TOPICS[topic]);
             None
         }
-        Act::Wipe { topic } => {
-            kafka.wipe(TOPICS[topic]);
+        Act::Wipe { topic, made_anew } => {
+            kafka.wipe(TOPICS[topic], made_anew);
             None
         }
         Act::Replay { database } => {

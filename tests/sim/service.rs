@@ -1,6 +1,4 @@
-//! What takes requests in, and what asks again: models of the intake, the deposits and the sweeper. The group commit is the real one.
-
-use std::time::Duration;
+//! What takes requests in: models of the intake and the deposits. The group commit is the real one.
 
 use chrono::DateTime;
 use futures::FutureExt;
@@ -9,22 +7,16 @@ use shopd::db::{DbError, GroupCommit};
 use shopd::messaging::Message;
 use shopd::money::Amount;
 use shopd::orders::OrderStatus;
-use shopd::shutdown::Shutdown;
 use shopd::user_id::UserId;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use crate::inbox::{post, short};
 use crate::postgres::{Key, Postgres, Tx};
-use crate::tables::{KeptAnswer, OrderRow, TransferRow, passed};
+use crate::tables::{KeptAnswer, OrderRow, TransferRow};
 use crate::world::{Guard, Process};
 
 pub const ORDERS_SOURCE: &str = "/shopd/orders";
-
-/// An order is asked for again after so long, then after twice that, and so on up to the maximum.
-const ASK_AFTER_MS: u64 = 4_000;
-const ASK_AFTER_MAX_MS: u64 = 16_000;
-const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -54,7 +46,7 @@ pub fn intake(db: Postgres, process: Process) -> Intake {
     })
 }
 
-fn request(order: Uuid, user: &str, amount: i64) -> Message {
+pub fn request(order: Uuid, user: &str, amount: i64) -> Message {
     let event = PaymentRequested {
         order_id: order,
         user_id: UserId::new(user).expect("a user of the plan's"),
@@ -105,15 +97,14 @@ async fn insert(tx: &mut Tx, requests: &[Place]) -> Result<(), DbError> {
     for order in by_id {
         tx.lock(Key::Order(order.as_u128())).await?;
     }
-    let now = tx.db.world.now_ms();
+    let created_ms = tx.db.world.now_ms();
     for Place { order, user, amount } in firsts.into_iter().cloned() {
         if tx.db.state().tables.orders.contains_key(&order) {
             continue;
         }
         let asked = tx.append(vec![request(order, &user, amount)])?;
         tx.db.world.tell(0, "order accepted; xid, id", [short(order), asked.0 as i64, asked.1]);
-        let (status, ask_ms) = (OrderStatus::New, now + ASK_AFTER_MS);
-        let row = OrderRow { user, amount, status, ended_by: None, asks: 0, ask_ms, asked };
+        let row = OrderRow { user, amount, status: OrderStatus::New, ended_by: None, created_ms, xid: asked.0 };
         tx.write(move |tables| {
             tables.orders.insert(order, row);
         });
@@ -171,50 +162,4 @@ async fn prepare(tx: &mut Tx, key: u64, user: &str) -> Result<(Option<KeptAnswer
     tx.lock(Key::Account(user.to_owned())).await?;
     let balance = tx.db.state().tables.accounts.get(user).map(|account| account.balance);
     Ok((None, balance))
-}
-
-/// Asks again for orders without a result whose last request is on the log.
-pub async fn sweep(db: Postgres, process: Process, stop: Shutdown) {
-    while !stop.is_stopping() {
-        tokio::time::sleep(SWEEP_INTERVAL).await;
-        if db.world.holds(Guard::Sweeper)
-            && let Err(error) = sweep_once(&db, &process).await
-        {
-            tracing::debug!(%error, "not swept");
-        }
-    }
-}
-
-async fn sweep_once(db: &Postgres, process: &Process) -> Result<(), DbError> {
-    let mut tx = db.begin(process).await?;
-    if db.state().is_locked(&Key::Sweep) {
-        tx.abort();
-        return Ok(());
-    }
-    tx.lock(Key::Sweep).await?;
-    let now = db.world.now_ms();
-    let due: Vec<(Uuid, String, i64, u32)> = {
-        let state = db.state();
-        let cursor = &state.tables.cursor.cursor;
-        let due = |row: &OrderRow| !row.status.is_final() && row.ask_ms <= now && passed(cursor, row.asked);
-        let due = state.tables.orders.iter().filter(|(_, row)| due(row));
-        due.map(|(order, row)| (*order, row.user.clone(), row.amount, row.asks)).collect()
-    };
-    let swept = ask(&mut tx, due, now);
-    tx.answer(swept).await?;
-    tx.commit().await
-}
-
-fn ask(tx: &mut Tx, due: Vec<(Uuid, String, i64, u32)>, now: u64) -> Result<(), DbError> {
-    for (order, user, amount, asks) in due {
-        let asked = tx.append(vec![request(order, &user, amount)])?;
-        tx.db.world.tell(0, "order asked for again", [short(order), asked.0 as i64, i64::from(asks)]);
-        let ask_ms = now + (ASK_AFTER_MS << asks.min(4)).min(ASK_AFTER_MAX_MS);
-        tx.write(move |tables| {
-            if let Some(row) = tables.orders.get_mut(&order) {
-                (row.asks, row.ask_ms, row.asked) = (asks + 1, ask_ms, asked);
-            }
-        });
-    }
-    Ok(())
 }

@@ -2,8 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use chrono::DateTime;
 use shopd::messaging::outbox::{Cursor, Row};
 use shopd::orders::OrderStatus;
+use shopd::orders::sweep_rules::Walked;
 use uuid::Uuid;
 
 pub struct OrderRow {
@@ -12,10 +14,26 @@ pub struct OrderRow {
     pub status: OrderStatus,
     /// `ce_source` of the result that ended it.
     pub ended_by: Option<String>,
+    pub created_ms: u64,
+    /// The transaction that wrote its first request.
+    pub xid: u64,
+}
+
+/// An order that is asked for again.
+#[derive(Clone, Default)]
+pub struct RetryRow {
     pub asks: u32,
-    pub ask_ms: u64,
-    /// The position of its last request in the outbox.
-    pub asked: (u64, i64),
+    pub due_ms: u64,
+    /// The transaction that wrote its last request.
+    pub asked_xid: Option<u64>,
+}
+
+/// The sweeper's.
+pub struct SweepRow {
+    pub walked: Walked,
+    pub next_walk_ms: u64,
+    pub next_sweep_ms: u64,
+    pub retries: BTreeMap<Uuid, RetryRow>,
 }
 
 pub struct AccountRow {
@@ -68,6 +86,7 @@ pub struct KeptAnswer {
 
 pub struct Tables {
     pub orders: BTreeMap<Uuid, OrderRow>,
+    pub sweep: SweepRow,
     pub accounts: BTreeMap<String, AccountRow>,
     pub transfers: Vec<TransferRow>,
     pub payments: BTreeMap<Uuid, PaymentRow>,
@@ -93,6 +112,12 @@ impl Tables {
         let cursor = Cursor { snapshot: "3:3:".into(), look: None };
         Self {
             orders: BTreeMap::new(),
+            sweep: SweepRow {
+                walked: Walked { to: DateTime::UNIX_EPOCH, id: Uuid::nil() },
+                next_walk_ms: 0,
+                next_sweep_ms: 0,
+                retries: BTreeMap::new(),
+            },
             accounts: BTreeMap::new(),
             transfers: Vec::new(),
             payments: BTreeMap::new(),

@@ -9,6 +9,7 @@
 mod cursor;
 mod postgres;
 mod reader;
+mod sent;
 mod source;
 mod unsent;
 
@@ -23,6 +24,7 @@ use crate::db::{Conn, DbError, sql};
 
 pub use cursor::{Cursor, Look, Snapshot};
 pub use reader::{Page, Reader};
+pub use sent::sent;
 pub use source::{Claim, Purged, Session, Source};
 pub use unsent::{Unsent, unsent, unsent_by_anyone};
 

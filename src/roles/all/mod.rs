@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::config::{Config, GatewayConfig};
 use crate::contracts::TOPICS;
 use crate::db::{self, Db, Notifier, Schema};
+use crate::http::idempotency::keep_pruned;
 use crate::http::{Bound, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::outbox;
@@ -96,7 +97,9 @@ async fn run_roles(
             Notifier::start(db.clone(), outbox::CHANNEL, wake.clone(), services.clone())
         }
     };
-    let orders = Orders::new(orders_db.clone(), notifier(orders_db, &orders_wake));
+    let requests = notifier(orders_db, &orders_wake);
+    let sweeper = orders::sweeper(config, orders_db.clone(), requests.clone());
+    let orders = Orders::new(orders_db.clone(), requests);
     let behind = super::share(config, 30);
     let (orders_bound, _) = orders::bind(config, orders, behind)?;
     let (payments_bound, _) = payments::bind(config, Payments::new(payments_db.clone()), behind)?;
@@ -111,6 +114,7 @@ async fn run_roles(
 
     let mut workers = JoinSet::new();
     workers.spawn(orders::consumer(config, stores.orders.batches.clone(), log.clone(), owner.clone()).run(services.clone()));
+    workers.spawn(crate::orders::run_sweeper(sweeper, services.clone()));
     let results = notifier(payments_db, &payments_wake);
     workers.spawn(
         payments::consumer(config, stores.payments.batches.clone(), log.clone(), owner.clone(), results).run(services.clone()),
@@ -119,6 +123,9 @@ async fn run_roles(
     workers.spawn(relay(orders_db, "orders", orders_wake).run(services.clone()));
     workers.spawn(relay(payments_db, "payments", payments_wake).run(services.clone()));
     workers.spawn(prune(log.clone(), services.clone()));
+    for db in [orders_db, payments_db] {
+        workers.spawn(keep_pruned(db.clone(), config.http.idempotency_retention, services.clone()));
+    }
     let announce = [("relay", relay_ready), ("gateway", gateway_ready)];
     tokio::spawn(banner(announce, public, started, stop.clone()));
 

@@ -63,7 +63,8 @@ impl History {
              select o(k), case when k % 10 = 0 then 'Cancelled' else 'Finished' end, case when k % 10 = 0 then 'insufficient_funds' end,
                     t(k + 10), e(k)::text, '/shopd/payments', '{RESULTS}', 0, k from generate_series(1, {n}) k;
              insert into consumer_offset (topic, partition, next_offset) select '{RESULTS}', generate_series(0, 1), {n};
-             update shopd_log.partition set start_offset = {n}, next_offset = {n};"
+             update shopd_log.partition set start_offset = {n}, next_offset = {n};
+             update sweep_cursor set swept_to = now();"
         ))
         .await;
         self.in_payments(&format!(

@@ -3,6 +3,7 @@
 
 pub mod books;
 pub mod history;
+pub mod inside;
 pub mod kafka;
 pub mod postgres;
 pub mod shop;
