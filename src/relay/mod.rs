@@ -19,8 +19,10 @@ use crate::telemetry::Incident;
 
 pub use publish::{RelayError, Step, publish_batch};
 
-/// How often a standby asks for the outbox, and a relay whose database is away tries again.
+/// How often a standby asks for the outbox, and a relay whose database is away tries again, when nothing wakes it.
 const RETRY: Duration = Duration::from_millis(500);
+/// Writers wake a standby too, without an end: it asks at most this often.
+const RETRY_WOKEN: Duration = Duration::from_millis(100);
 /// Published rows that may lie in a busy outbox before they are dropped in pieces.
 const UNPURGED_ROWS_MAX: usize = 50_000;
 
@@ -59,9 +61,14 @@ impl<S: Source> Relay<S> {
                 Ok(None) => {}
                 Err(error) => incident.failed(&format_args!("{}: {error}", self.name)),
             }
+            let woken = async {
+                tokio::join!(self.wake.notified(), tokio::time::sleep(RETRY_WOKEN));
+            };
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(RETRY) => {}
+                // The outbox was given back, or somebody wrote and its relay may have died.
+                () = woken => {}
                 () = stop.stopped() => {}
             }
         }

@@ -7,6 +7,7 @@ mod consumer;
 mod contract;
 mod crash;
 mod embedded;
+mod failover;
 mod gateway;
 mod healing;
 mod idempotency;

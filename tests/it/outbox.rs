@@ -225,6 +225,56 @@ async fn purging_drops_what_is_published_and_never_the_row_of_an_open_transactio
     assert_eq!(drain(&mut reader, 100).await, unread);
 }
 
+/// Runs `work` on a runtime that goes one step at a time, with five published rows in the outbox. What its sessions hold between two
+/// steps, a process that is frozen there holds: the first step at which that was the outbox, and what came of the work.
+fn frozen_at_any_step<T: Send + 'static, F>(work: impl FnOnce(Db, Reader) -> F) -> (Option<usize>, T)
+where
+    F: Future<Output = T> + Send + 'static,
+{
+    let watching = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let stepping = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let url = watching.block_on(postgres::database("outbox"));
+    let connect = || Db::new(&Secret::new(url.clone()), "test", &Config::default().database).unwrap();
+    let (watcher, db) = (watching.block_on(async { connect() }), stepping.block_on(async { connect() }));
+    watching.block_on(async { db::migrate(&watcher, &[Schema::Payments]).await }).unwrap();
+    let mut writer = watching.block_on(watcher.dedicated()).unwrap();
+    watching.block_on(write(&writer, 5));
+    let mut reader = stepping.block_on(acquire(&db, "r")).unwrap();
+    stepping.block_on(drain(&mut reader, 100));
+    let working = stepping.spawn(work(db, reader));
+    let (mut steps, mut holds) = (0, None);
+    while !working.is_finished() {
+        stepping.block_on(tokio::task::yield_now());
+        steps += 1;
+        let held = sql("select 1 from pg_locks l join pg_stat_activity a using (pid)
+                         where l.relation = 'outbox'::regclass and l.mode = 'AccessExclusiveLock' and a.state = 'idle in transaction'");
+        if watching.block_on(held.execute(&mut writer)).unwrap() > 0 {
+            holds.get_or_insert(steps);
+        }
+    }
+    assert!(steps > 1, "it was seen at work");
+    (holds, stepping.block_on(working).unwrap())
+}
+
+#[test]
+fn a_relay_that_is_frozen_at_any_moment_of_a_purge_keeps_no_writer_out() {
+    let (holds, purged) = frozen_at_any_step(|_, mut reader| async move { reader.purge(100).await });
+    assert_eq!(purged.unwrap(), Purged::All);
+    assert_eq!(holds, None);
+}
+
+/// The negative control of the test above: the same in a client's transaction would.
+#[test]
+fn a_relay_that_is_frozen_inside_a_transaction_of_its_own_would_keep_writers_out() {
+    let (holds, ()) = frozen_at_any_step(|db, _| async move {
+        let mut conn = db.dedicated().await.unwrap();
+        for statement in ["begin", "lock table outbox in access exclusive mode", "truncate outbox", "commit"] {
+            conn.batch_execute(statement).await.unwrap();
+        }
+    });
+    assert!(holds.is_some());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outbox_restored_into_another_cluster_is_read_all_the_same() {
     let db = fresh().await;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use shopd::orders::OrderStatus;
 
 use crate::cluster::{Cluster, TOPICS};
-use crate::inbox::short;
+use crate::effects::short;
 use crate::plan::Act;
 use crate::run::{Calls, Heard, user};
 use crate::service::{Deposited, ORDERS_SOURCE, Placed};

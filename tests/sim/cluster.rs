@@ -13,7 +13,8 @@ use shopd::relay::Relay;
 use shopd::shutdown::Shutdown;
 use tokio::sync::Notify;
 
-use crate::inbox::{Effect, Ends, Pays, ProcessInbox};
+use crate::effects::{Ends, Pays};
+use crate::inbox::{Effect, ProcessInbox};
 use crate::kafka::{Kafka, ProcessLog};
 use crate::outbox::ProcessOutbox;
 use crate::plan::Plan;

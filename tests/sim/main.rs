@@ -6,6 +6,7 @@
 mod checks;
 mod cluster;
 mod controls;
+mod effects;
 mod inbox;
 mod kafka;
 mod outbox;

@@ -30,7 +30,7 @@ impl Source for ProcessOutbox {
     type Session = ProcessSession;
 
     fn listen(&self, wake: Arc<Notify>, _stop: Shutdown) {
-        self.db.listeners.lock().expect("no holder of this lock panics").push(wake);
+        self.db.listen(wake);
     }
 
     async fn claim(&self, owner: &str, lease: Duration) -> Result<Option<Claim<ProcessSession>>, DbError> {
@@ -69,7 +69,9 @@ impl Source for ProcessOutbox {
                 state.autocommit();
                 Ok(())
             })
-            .await
+            .await?;
+        self.db.notify();
+        Ok(())
     }
 
     /// Only what the cursor is past: all or a part makes no difference here.

@@ -153,8 +153,7 @@ fn begins(cluster: &mut Cluster, act: &Act, n: usize, frozen: &mut BTreeMap<usiz
             Some(for_ms)
         }
         Act::Wake { database } => {
-            let wake = databases[database].listeners.lock().expect("no holder of this lock panics").clone();
-            wake.iter().for_each(|wake| wake.notify_one());
+            databases[database].notify();
             None
         }
         Act::BrokerAway { for_ms } => {

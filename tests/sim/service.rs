@@ -11,7 +11,7 @@ use shopd::user_id::UserId;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-use crate::inbox::{post, short};
+use crate::effects::{post, short};
 use crate::postgres::{Key, Postgres, Tx};
 use crate::tables::{KeptAnswer, OrderRow, TransferRow};
 use crate::world::{Guard, Process};
@@ -73,8 +73,7 @@ async fn place_together(db: &Postgres, process: &Process, requests: &[Place]) ->
     let placed = insert(&mut tx, requests).await;
     tx.answer(placed).await?;
     tx.commit().await?;
-    let wake = db.listeners.lock().expect("no holder of this lock panics").clone();
-    wake.iter().for_each(|wake| wake.notify_one());
+    db.notify();
     db.statement(process, |state| {
         let answer = |request: &Place| match state.tables.orders.get(&request.order) {
             Some(row) if row.user == request.user && row.amount == request.amount => Placed::Accepted,

@@ -8,7 +8,7 @@ use shopd::orders::sweep_rules::{self as rules, Act, Due, Passed, Walked};
 use shopd::orders::{Sweep, SweepRules, Swept};
 use uuid::Uuid;
 
-use crate::inbox::short;
+use crate::effects::short;
 use crate::postgres::{Key, Postgres, Tx};
 use crate::service::request;
 use crate::tables::{RetryRow, Snap, Tables};

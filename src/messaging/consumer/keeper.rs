@@ -1,4 +1,4 @@
-//! Keeps a consumer's leases while it works: a heartbeat each quarter of a lease, and as many partitions as are its fair share.
+//! Keeps a consumer's leases while it works: eight heartbeats a lease, and as many partitions as are its fair share.
 //!
 //! It runs beside the loop, so a batch that takes long costs no lease. What it takes, the loop fetches; what is above the share
 //! the loop gives back, because only the loop knows that nothing of it is being applied any more.
@@ -16,7 +16,7 @@ use super::inbox::Inbox;
 use super::offsets::Owned;
 
 /// A replica that dies is missed after a lease and one of these; what another gave back is taken within one.
-const HEARTBEATS_A_LEASE: u32 = 4;
+const HEARTBEATS_A_LEASE: u32 = 8;
 /// How often a topic is asked whether it has more partitions now.
 const PARTITIONS_INTERVAL: Duration = Duration::from_secs(10);
 

@@ -229,6 +229,35 @@ impl Holding {
             held.fetcher.abort();
             self.shed.insert((partition, held.epoch));
         }
-        self.shed.iter().map(|(partition, _)| *partition).collect()
+        // Not one that came back to us meanwhile, under a new epoch.
+        self.shed.iter().map(|(partition, _)| *partition).filter(|partition| !self.held.contains_key(partition)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn assignment(owned: &[(i32, i64)], share: usize) -> Assignment {
+        let owned = owned.iter().map(|(partition, epoch)| Owned { partition: *partition, next_offset: 0, epoch: *epoch });
+        Assignment { owned: owned.collect(), share }
+    }
+
+    #[tokio::test]
+    async fn what_is_above_the_share_is_given_back_until_it_is_gone_and_never_what_came_back_under_a_new_epoch() {
+        let mut holding = Holding { held: BTreeMap::new(), shed: HashSet::new(), fetchers: JoinSet::new() };
+        let mut follow = |owned: &[(i32, i64)], share| {
+            let surplus = holding.follow(&assignment(owned, share), |_| std::future::pending());
+            (surplus, holding.held.iter().map(|(partition, held)| (*partition, held.epoch)).collect::<Vec<_>>())
+        };
+        assert_eq!(follow(&[(0, 1), (1, 1)], 2), (vec![], vec![(0, 1), (1, 1)]));
+        assert_eq!(follow(&[(0, 1), (1, 1)], 1), (vec![1], vec![(0, 1)]));
+        // Not given back yet, or an assignment from before that: nothing of it is begun again.
+        assert_eq!(follow(&[(0, 1), (1, 1)], 2), (vec![1], vec![(0, 1)]));
+        // The heartbeat still saw it, and then it was free and taken again.
+        assert_eq!(follow(&[(0, 1), (1, 1), (1, 2)], 2), (vec![], vec![(0, 1), (1, 2)]));
+        assert_eq!(follow(&[(0, 1), (1, 2)], 2), (vec![], vec![(0, 1), (1, 2)]));
+        // Another's now.
+        assert_eq!(follow(&[(1, 2)], 2), (vec![], vec![(1, 2)]));
     }
 }

@@ -60,8 +60,8 @@ pub async fn ensure(db: &Db, topic: &str, partitions: i32) -> Result<(), DbError
     Ok(())
 }
 
-/// Takes up to `at_most` partitions that are free or expired, each under a new epoch; one that another transaction holds is left
-/// for the next time.
+/// Takes up to `at_most` partitions that are free or another's and expired, each under a new epoch; one that another transaction
+/// holds is left for the next time. What expired of `owner`'s own, [`heartbeat`] keeps.
 pub async fn acquire(
     db: &Db,
     topic: &str,
@@ -74,7 +74,7 @@ pub async fn acquire(
     let owned = sql("update consumer_offset c
                         set owner = $2, epoch = epoch + 1, lease_until = clock_timestamp() + $3 * interval '1 millisecond'
                        from (select partition from consumer_offset
-                              where topic = $1 and partition < $4 and (owner is null or lease_until < clock_timestamp())
+                              where topic = $1 and partition < $4 and (owner is null or owner <> $2 and lease_until < clock_timestamp())
                               order by partition limit $5 for update skip locked) free
                       where c.topic = $1 and c.partition = free.partition
                   returning c.partition, c.next_offset, c.epoch")
@@ -103,7 +103,8 @@ struct StandingRow {
 }
 
 /// Counts `owner` among the topic's replicas for another lease, and renews its leases, also those that expired and nobody took. One
-/// that its own batch holds just now is renewed by that batch.
+/// that its own batch holds just now is renewed by that batch. Nobody waits for a disk: what a crash of the server forgets, the next
+/// heartbeat says again, and the epochs fence whoever lost a lease by it.
 pub async fn heartbeat(db: &Db, topic: &str, owner: &str, lease: Duration) -> Result<Standing, DbError> {
     let mut conn = db.get().await?;
     let rows: Vec<StandingRow> = sql("with me as (
@@ -122,6 +123,7 @@ pub async fn heartbeat(db: &Db, topic: &str, owner: &str, lease: Duration) -> Re
          select c.partition, c.next_offset, c.epoch, m.others, m.before
            from (select count(*) as others, count(*) filter (where owner < $2) as before
                    from consumer_member where topic = $1 and owner <> $2 and seen_until >= clock_timestamp()) m
+          cross join set_config('synchronous_commit', 'off', true)
            left join consumer_offset c on c.topic = $1 and c.owner = $2")
     .bind::<Text, _>(topic)
     .bind::<Text, _>(owner)

@@ -40,6 +40,12 @@ struct Claimed {
 }
 
 #[derive(QueryableByName)]
+struct Emptied {
+    #[diesel(sql_type = Bool)]
+    emptied: bool,
+}
+
+#[derive(QueryableByName)]
 struct SnapshotRow {
     #[diesel(sql_type = Text)]
     snapshot: String,
@@ -54,43 +60,22 @@ impl Source for Db {
     }
 
     async fn claim(&self, owner: &str, lease: Duration) -> Result<Option<Claim<Conn>>, DbError> {
-        let (claimer, lease_ms) = (owner.to_owned(), lease.as_millis() as i64);
-        let claimed = self
-            .transaction::<_, DbError, _>(move |conn| {
-                let claimer = claimer.clone();
-                async move {
-                    let claimed: Option<Claimed> = sql("update outbox_cursor
-                            set owner = $1, epoch = epoch + 1, lease_until = clock_timestamp() + $2 * interval '1 millisecond'
-                          where name = 'outbox' and (owner is null or owner = $1 or lease_until < clock_timestamp())
-                      returning snapshot, look, late, after_xid, after_id, system_identifier, epoch,
-                                (select system_identifier::text from pg_control_system()) as this_system")
-                    .bind::<Text, _>(claimer)
-                    .bind::<BigInt, _>(lease_ms)
-                    .get_result(conn)
-                    .await
-                    .optional()?;
-                    let Some(mut claimed) = claimed else { return Ok(None) };
-                    if claimed.system_identifier.as_deref() != Some(&claimed.this_system) {
-                        if claimed.system_identifier.is_some() {
-                            tracing::warn!("this outbox came from another cluster; its rows are stamped and published anew");
-                            // However many wait: cut off in the middle it would begin again for ever.
-                            sql("set local statement_timeout = '1h'").execute(conn).await?;
-                            sql("update outbox set xid = pg_current_xact_id()").execute(conn).await?;
-                        }
-                        sql(
-                            "update outbox_cursor set system_identifier = $1, snapshot = '3:3:', look = null where name = 'outbox'",
-                        )
-                        .bind::<Text, _>(&claimed.this_system)
-                        .execute(conn)
-                        .await?;
-                        (claimed.snapshot, claimed.look) = ("3:3:".into(), None);
-                    }
-                    Ok(Some(claimed))
-                }
-                .boxed()
-            })
-            .await?;
-        let Some(row) = claimed else { return Ok(None) };
+        // One statement: a standby that is frozen while it asks must not hold the row.
+        let claimed: Option<Claimed> = sql("update outbox_cursor
+                set owner = $1, epoch = epoch + 1, lease_until = clock_timestamp() + $2 * interval '1 millisecond'
+              where name = 'outbox' and (owner is null or owner = $1 or lease_until < clock_timestamp())
+          returning snapshot, look, late, after_xid, after_id, system_identifier, epoch,
+                    (select system_identifier::text from pg_control_system()) as this_system")
+        .bind::<Text, _>(owner)
+        .bind::<BigInt, _>(lease.as_millis() as i64)
+        .get_result(&mut self.get().await?)
+        .await
+        .optional()?;
+        let Some(mut row) = claimed else { return Ok(None) };
+        if row.system_identifier.as_deref() != Some(&row.this_system) {
+            begin_in_this_cluster(self, &row).await?;
+            (row.snapshot, row.look) = ("3:3:".into(), None);
+        }
         let after = (row.after_xid, row.after_id);
         let look = row.look.map(|snapshot| Look { snapshot, late: row.late, after });
         let cursor = Cursor { snapshot: row.snapshot, look };
@@ -100,47 +85,27 @@ impl Source for Db {
 
     async fn release(&self, owner: &str, epoch: i64) -> Result<(), DbError> {
         let mut conn = self.get().await?;
-        sql("update outbox_cursor set owner = null, lease_until = '-infinity' where name = 'outbox' and epoch = $1 and owner = $2")
-            .bind::<BigInt, _>(epoch)
-            .bind::<Text, _>(owner)
-            .execute(&mut conn)
-            .await?;
+        sql("with freed as (update outbox_cursor set owner = null, lease_until = '-infinity'
+                             where name = 'outbox' and epoch = $1 and owner = $2 returning 1)
+             select pg_notify($3, '') from freed")
+        .bind::<BigInt, _>(epoch)
+        .bind::<Text, _>(owner)
+        .bind::<Text, _>(CHANNEL)
+        .execute(&mut conn)
+        .await?;
         Ok(())
     }
 
-    /// Truncating alone loses rows: it would wait for an open insert and then remove its row. So the exclusive lock is taken
-    /// first, and then looked again that nothing lies beyond the cursor.
     async fn purge(&self, epoch: i64, snapshot: &str, rows_max: i64) -> Result<Purged, DbError> {
-        let of = snapshot.to_owned();
-        let truncated = self
-            .transaction::<_, DbError, _>(move |conn| {
-                let snapshot = of.clone();
-                async move {
-                    sql("set local lock_timeout = '50ms'").execute(conn).await?;
-                    let mine = sql("select 1 from outbox_cursor where name = 'outbox' and epoch = $1 for update");
-                    if mine.bind::<BigInt, _>(epoch).execute(conn).await? != 1 {
-                        return Err(DbError::Fenced("another relay has the outbox".into()));
-                    }
-                    sql("lock table outbox in access exclusive mode").execute(conn).await?;
-                    let beyond = sql("select 1 from outbox where xid >= pg_snapshot_xmin($1::pg_snapshot)
-                                         and not pg_visible_in_snapshot(xid, $1::pg_snapshot) limit 1");
-                    if beyond.bind::<Text, _>(&snapshot).execute(conn).await? > 0 {
-                        return Ok(false);
-                    }
-                    sql("truncate outbox").execute(conn).await?;
-                    Ok(true)
-                }
-                .boxed()
-            })
-            .await;
-        match truncated {
-            Ok(true) => return Ok(Purged::All),
-            Ok(false) => {}
-            // A writer was busy for longer than we may make others wait.
-            Err(DbError::Unavailable(text)) if text.contains("lock timeout") => {}
-            Err(error) => return Err(error),
-        }
         let mut conn = self.get().await?;
+        let all: Emptied = sql("select purge_outbox($1, $2::pg_snapshot) as emptied")
+            .bind::<BigInt, _>(epoch)
+            .bind::<Text, _>(snapshot)
+            .get_result(&mut conn)
+            .await?;
+        if all.emptied {
+            return Ok(Purged::All);
+        }
         let dropped = sql("delete from outbox where xid < coalesce(
                               (select xid from outbox where xid < pg_snapshot_xmin($1::pg_snapshot)
                                 order by xid, id offset $2 limit 1),
@@ -208,4 +173,34 @@ impl Session for Conn {
         .await?;
         Ok(moved == 1)
     }
+}
+
+/// Stamps the rows of another cluster anew, and begins with the first; in one transaction, under the epoch that was claimed.
+async fn begin_in_this_cluster(db: &Db, claimed: &Claimed) -> Result<(), DbError> {
+    let (restored, this_system, epoch) = (claimed.system_identifier.is_some(), claimed.this_system.clone(), claimed.epoch);
+    if restored {
+        tracing::warn!("this outbox came from another cluster; its rows are stamped and published anew");
+    }
+    db.transaction(move |conn| {
+        let this_system = this_system.clone();
+        async move {
+            let begun = sql("update outbox_cursor set system_identifier = $1, snapshot = '3:3:', look = null
+                              where name = 'outbox' and epoch = $2")
+            .bind::<Text, _>(&this_system)
+            .bind::<BigInt, _>(epoch)
+            .execute(conn)
+            .await?;
+            if begun != 1 {
+                return Err(DbError::Fenced("another relay has the outbox".into()));
+            }
+            if restored {
+                // However many wait: cut off in the middle it would begin again for ever.
+                sql("set local statement_timeout = '1h'").execute(conn).await?;
+                sql("update outbox set xid = pg_current_xact_id()").execute(conn).await?;
+            }
+            Ok(())
+        }
+        .boxed()
+    })
+    .await
 }

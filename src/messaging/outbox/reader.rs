@@ -121,13 +121,13 @@ impl<S: Source> Reader<S> {
         Ok(())
     }
 
-    /// Gives the outbox back; the standby takes it at once.
+    /// Gives the outbox back, and wakes the standby, which takes it at once.
     pub async fn release(&mut self) -> Result<(), DbError> {
         self.db.release(&self.owner, self.epoch).await
     }
 
     /// Drops published rows, all of them where the outbox is quiet and else about `rows_max`. Writers wait at most 50 ms for
-    /// it. Call it between pages.
+    /// it, also where this process is frozen meanwhile. Call it between pages.
     pub async fn purge(&mut self, rows_max: i64) -> Result<Purged, DbError> {
         if self.saved != self.cursor {
             self.save().await?;

@@ -38,7 +38,7 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// Takes the outbox under a new epoch where it is free, expired, or `owner`'s already.
     async fn claim(&self, owner: &str, lease: Duration) -> Result<Option<Claim<Self::Session>>, DbError>;
 
-    /// Gives it back, if `epoch` still is `owner`'s.
+    /// Gives it back, if `epoch` still is `owner`'s, and wakes every listener.
     async fn release(&self, owner: &str, epoch: i64) -> Result<(), DbError>;
 
     /// Drops rows that are visible in `snapshot`: all where nothing else is there, else about `rows_max`.

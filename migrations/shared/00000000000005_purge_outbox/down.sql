@@ -1,0 +1,1 @@
+drop function purge_outbox(bigint, pg_snapshot);
