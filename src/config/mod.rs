@@ -123,6 +123,8 @@ pub struct RelayConfig {
     pub listen: SocketAddr,
     /// Outbox rows published at once.
     pub batch_rows_max: i64,
+    /// Published rows that may lie in a busy outbox before they are dropped in pieces; a quiet one is emptied at once.
+    pub published_rows_max: usize,
     /// The safety net under the wake-up signal.
     pub poll_interval: Duration,
     /// How long an outbox stays with a relay that says nothing.
@@ -218,6 +220,7 @@ impl Config {
             relay: RelayConfig {
                 listen: any(8083),
                 batch_rows_max: 2_000,
+                published_rows_max: 50_000,
                 poll_interval: Duration::from_millis(1_000),
                 lease: Duration::from_millis(2_000),
             },

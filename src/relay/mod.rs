@@ -23,8 +23,6 @@ pub use publish::{RelayError, Step, publish_batch};
 const RETRY: Duration = Duration::from_millis(500);
 /// Writers wake a standby too, without an end: it asks at most this often.
 const RETRY_WOKEN: Duration = Duration::from_millis(100);
-/// Published rows that may lie in a busy outbox before they are dropped in pieces.
-const UNPURGED_ROWS_MAX: usize = 50_000;
 
 /// Publishes one database's outbox.
 pub struct Relay<S = Db> {
@@ -76,7 +74,8 @@ impl<S: Source> Relay<S> {
 
     /// Publishes until stopped, or until the outbox is another relay's, or its database fails.
     async fn serve(&self, reader: &mut Reader<S>, stop: &Shutdown) -> Result<(), DbError> {
-        let mut unpurged = 0;
+        // What an earlier relay published may still lie there.
+        let mut unpurged = 1;
         let mut renewed = Instant::now();
         // A short lease is renewed in time however long the poll interval is.
         let idle_max = self.config.poll_interval.min(reader.heartbeat() * 2);
@@ -89,7 +88,7 @@ impl<S: Source> Relay<S> {
                     renewed = Instant::now();
                     unpurged += rows;
                     metrics::counter!("shopd_relay_rows_total", "outbox" => self.name).increment(rows as u64);
-                    if unpurged < UNPURGED_ROWS_MAX {
+                    if unpurged < self.config.published_rows_max {
                         continue;
                     }
                 }
@@ -108,7 +107,7 @@ impl<S: Source> Relay<S> {
             }
             // Quiet for a poll interval, or busy for long.
             if unpurged > 0 {
-                unpurged = match reader.purge(UNPURGED_ROWS_MAX as i64).await? {
+                unpurged = match reader.purge(self.config.published_rows_max as i64).await? {
                     Purged::All => 0,
                     Purged::Rows(rows) => unpurged.saturating_sub(rows.max(1)),
                 };

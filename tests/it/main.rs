@@ -9,6 +9,7 @@ mod crash;
 mod embedded;
 mod failover;
 mod gateway;
+mod growth;
 mod healing;
 mod idempotency;
 mod log;

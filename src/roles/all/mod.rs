@@ -35,7 +35,9 @@ const RETRY: Duration = Duration::from_millis(500);
 /// How long the start waits for schemas and topics on a server of our own.
 const PREPARED_WITHIN: Duration = Duration::from_secs(10);
 /// How often the embedded log drops what is older than its retention.
-const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
+const PRUNE_INTERVAL_MAX: Duration = Duration::from_secs(60);
+/// Between two steps while there is more to remove.
+const PRUNE_PAUSE: Duration = Duration::from_millis(50);
 
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let started = std::time::Instant::now();
@@ -122,7 +124,7 @@ async fn run_roles(
     let relay = |db: &Db, name, wake| relay::relay(config, db.clone(), log.clone(), name, owner.clone(), wake);
     workers.spawn(relay(orders_db, "orders", orders_wake).run(services.clone()));
     workers.spawn(relay(payments_db, "payments", payments_wake).run(services.clone()));
-    workers.spawn(prune(log.clone(), services.clone()));
+    workers.spawn(prune(log.clone(), config.log.retention, services.clone()));
     for db in [orders_db, payments_db] {
         workers.spawn(keep_pruned(db.clone(), config.http.idempotency_retention, services.clone()));
     }
@@ -199,17 +201,27 @@ async fn wait(stop: &Shutdown) -> bool {
     }
 }
 
-async fn prune(log: SharedLog, stop: Shutdown) {
+/// Removes what is older than the retention, and a tenth of that later, at most a minute, looks again.
+async fn prune(log: SharedLog, retention: Duration, stop: Shutdown) {
+    let interval = (retention / 10).min(PRUNE_INTERVAL_MAX);
     let mut incident = Incident::new("pruning the log");
+    let mut wait = interval;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(PRUNE_INTERVAL) => {}
+            () = tokio::time::sleep(wait) => {}
             () = stop.stopped() => return,
         }
-        match log.prune().await {
-            Ok(_) => incident.recovered(),
-            Err(error) => incident.failed(&error),
-        }
+        wait = match log.prune().await {
+            Ok(removed) => {
+                incident.recovered();
+                // One step is bounded; while there is more the next one follows, so that no load outgrows it.
+                if removed > 0 { PRUNE_PAUSE } else { interval }
+            }
+            Err(error) => {
+                incident.failed(&error);
+                interval
+            }
+        };
     }
 }
 

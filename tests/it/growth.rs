@@ -1,0 +1,99 @@
+//! No table beside the facts grows without bound (L3): under an unbroken load, what is done with is dropped as fast as it comes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use shopd::db::Db;
+use uuid::Uuid;
+
+use crate::support::books::{assert_balanced, connect, count};
+use crate::support::postgres;
+use crate::support::shop::{Client, PATIENCE, Process, poll};
+
+/// How long an answer and a record of the log are kept here.
+const RETENTION_MS: usize = 1_000;
+const CLIENTS: usize = 16;
+
+/// Rows of what is pruned, by table.
+async fn rows(orders: &Db, payments: &Db) -> [(&'static str, i64); 6] {
+    let keys = "select count(*) as n from idempotency_key";
+    let outbox = "select count(*) as n from outbox";
+    [
+        ("orders' keys", count(orders, keys).await),
+        ("payments' keys", count(payments, keys).await),
+        ("orders' outbox", count(orders, outbox).await),
+        ("payments' outbox", count(payments, outbox).await),
+        ("the log", count(orders, "select count(*) as n from shopd_log.record").await),
+        ("orders asked for again", count(orders, "select count(*) as n from order_retry").await),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn under_an_unbroken_load_what_is_done_with_is_dropped_as_fast_as_it_comes() {
+    let (orders_url, payments_url) = (postgres::database("orders").await, postgres::database("payments").await);
+    let retention = RETENTION_MS.to_string();
+    let env: Vec<(String, String)> = [
+        ("SHOPD__ORDERS__DATABASE_URL", orders_url.as_str()),
+        ("SHOPD__PAYMENTS__DATABASE_URL", &payments_url),
+        ("SHOPD__HTTP__IDEMPOTENCY_RETENTION_MS", &retention),
+        ("SHOPD__LOG__RETENTION_MS", &retention),
+        ("SHOPD__RELAY__PUBLISHED_ROWS_MAX", "500"),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .to_vec();
+    let all = Process::start(&["all"], &env);
+    let client = Client::new(all.address("gateway").await);
+    for role in ["gateway", "orders", "payments"] {
+        Client::new(all.address(role).await).ready().await;
+    }
+    let (orders, payments) = (connect(&orders_url), connect(&payments_url));
+    client.account("ann", "1000000").await;
+
+    let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let load: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let (client, stop, done) = (client.clone(), stop.clone(), done.clone());
+            tokio::spawn(async move {
+                while !stop.load(Ordering::Relaxed) {
+                    let key = [("Idempotency-Key", &*Uuid::new_v4().to_string())];
+                    let (path, body) = ("/api/OrdersProxy", r#"{"userId":"ann","amount":1}"#);
+                    client.send("POST", path, &key, Some(body)).await.unwrap().expect(201);
+                    client.send("POST", "/api/PaymentsProxy/ann/deposit", &key, Some("1")).await.unwrap().expect(200);
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+
+    // In the second half of the load nothing may hold more than a few seconds' worth of it.
+    let (begun, mut most) = (Instant::now(), [0; 6]);
+    while begun.elapsed() < Duration::from_secs(10) {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        if begun.elapsed() > Duration::from_secs(5) {
+            for (most, (_, now)) in most.iter_mut().zip(rows(&orders, &payments).await) {
+                *most = now.max(*most);
+            }
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in load {
+        client.await.unwrap();
+    }
+    let asked = done.load(Ordering::Relaxed);
+    let a_second = asked as f64 / begun.elapsed().as_secs_f64();
+    let names = rows(&orders, &payments).await.map(|(name, _)| name);
+    println!("{asked} orders and deposits, {a_second:.0} a second; at most {:?}", names.iter().zip(most).collect::<Vec<_>>());
+    // Two records an order; retention, a tenth of it until the next look, and a machine that is busy. The outboxes go by their rows.
+    for (name, most) in names.iter().zip(most) {
+        assert!((most as f64) < a_second * 2.0 * 4.0, "{name} grew to {most} rows at {a_second:.0} a second");
+    }
+
+    // And afterwards nothing is left.
+    let since = Instant::now();
+    while rows(&orders, &payments).await.iter().any(|(_, rows)| *rows > 0) {
+        assert!(since.elapsed() < PATIENCE, "{:?}", rows(&orders, &payments).await);
+        poll().await;
+    }
+    assert_balanced(&orders, &payments).await;
+}
