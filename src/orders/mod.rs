@@ -21,6 +21,13 @@ pub use place_order::{PlaceError, Placed};
 pub use routes::routes;
 pub use sweep::{Sweep, SweepRules, Sweeper, Swept, rules as sweep_rules, run as run_sweeper};
 
+/// The rules without a database, for a simulation of one.
+#[doc(hidden)]
+pub mod rules {
+    pub use super::on_payment::settle;
+    pub use super::store::Ending;
+}
+
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, Utc};

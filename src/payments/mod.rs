@@ -20,6 +20,14 @@ pub use document::document;
 pub use on_order::OnOrder;
 pub use routes::routes;
 
+/// The rules without a database, for a simulation of one.
+#[doc(hidden)]
+pub mod rules {
+    pub use super::decide::{Accounts, Held};
+    pub use super::on_order::{Effects, effects};
+    pub use super::store::{Decided, Entry, Record};
+}
+
 use std::time::Duration;
 
 use crate::db::{self, Db, DbError, Schema};

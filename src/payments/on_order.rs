@@ -12,7 +12,7 @@ use crate::messaging::{Delivery, Handler, Message, Poison, Received, outbox};
 use crate::trace::TraceContext;
 
 use super::SOURCE;
-use super::decide::{Decision, Held, Verdict, decide};
+use super::decide::{Accounts, Decision, Held, Verdict, decide};
 use super::store::{self, Decided, Entry, Record};
 
 /// The handler of `order-payment-requests`.
@@ -44,21 +44,12 @@ impl Handler for OnOrder {
         let users: Vec<&str> = users.into_iter().collect();
         let (decided, (mut accounts, at)) = tokio::try_join!(store::decided(conn, &orders), store::lock(conn, &users))?;
 
-        let requests: Vec<&PaymentRequested> = batch.iter().map(|request| &request.event).collect();
-        let decisions = decide(&mut accounts, &decided.keys().copied().collect(), &requests);
-
-        let records: Vec<Record> = decisions.iter().map(|decision| record(&batch[decision.index], decision.verdict)).collect();
-        let entries = entries(batch, &decisions);
-        let debited: HashSet<i64> = entries.iter().map(|entry| entry.account_id).collect();
-        let moved: Vec<Held> = accounts.into_values().filter(|account| debited.contains(&account.id)).collect();
-        let mut messages: Vec<Message> = records.iter().map(|record| result(record, at)).collect();
-        messages.extend(repeats(batch, &decided, at));
-
+        let effects = effects(batch, &decided, &mut accounts, at);
         tokio::try_join!(
-            store::set_balances(conn, &moved, at),
-            store::write_payments(conn, &records, crate::contracts::ORDER_PAYMENT_REQUESTS, at),
-            store::write_entries(conn, &entries, at),
-            outbox::append(conn, &messages),
+            store::set_balances(conn, &effects.moved, at),
+            store::write_payments(conn, &effects.records, crate::contracts::ORDER_PAYMENT_REQUESTS, at),
+            store::write_entries(conn, &effects.entries, at),
+            outbox::append(conn, &effects.messages),
         )?;
         Ok(())
     }
@@ -66,6 +57,36 @@ impl Handler for OnOrder {
     fn committed(&self) {
         self.notifier.committed();
     }
+}
+
+/// All that a batch of requests writes.
+pub struct Effects<'b> {
+    /// Accounts with another balance.
+    pub moved: Vec<Held>,
+    /// New decisions.
+    pub records: Vec<Record<'b>>,
+    /// New lines of the ledger, in the order in which they happened.
+    pub entries: Vec<Entry>,
+    /// A result for every order of the batch.
+    pub messages: Vec<Message>,
+}
+
+/// What a batch comes to, over what is known of its orders and the accounts, which must be locked. Pure but for new ids.
+pub fn effects<'b>(
+    batch: &'b [Received<PaymentRequested>],
+    decided: &HashMap<Uuid, Decided>,
+    accounts: &mut Accounts,
+    at: DateTime<Utc>,
+) -> Effects<'b> {
+    let requests: Vec<&PaymentRequested> = batch.iter().map(|request| &request.event).collect();
+    let decisions = decide(accounts, &decided.keys().copied().collect(), &requests);
+    let records: Vec<Record> = decisions.iter().map(|decision| record(&batch[decision.index], decision.verdict)).collect();
+    let entries = entries(batch, &decisions);
+    let debited: HashSet<i64> = entries.iter().map(|entry| entry.account_id).collect();
+    let moved = accounts.values().filter(|account| debited.contains(&account.id)).cloned().collect();
+    let mut messages: Vec<Message> = records.iter().map(|record| result(record, at)).collect();
+    messages.extend(repeats(batch, decided, at));
+    Effects { moved, records, entries, messages }
 }
 
 fn record(request: &Received<PaymentRequested>, verdict: Verdict) -> Record<'_> {

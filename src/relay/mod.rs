@@ -11,9 +11,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::RelayConfig;
-use crate::db::{Db, DbError, Listener};
+use crate::db::{Db, DbError};
 use crate::messaging::log::SharedLog;
-use crate::messaging::outbox::{self, Purged, Reader};
+use crate::messaging::outbox::{Purged, Reader, Source};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
@@ -25,8 +25,8 @@ const RETRY: Duration = Duration::from_millis(500);
 const RETRY_WOKEN: Duration = Duration::from_millis(100);
 
 /// Publishes one database's outbox.
-pub struct Relay {
-    pub db: Db,
+pub struct Relay<S = Db> {
+    pub db: S,
     pub log: SharedLog,
     /// Whose outbox, for logs and metrics: `orders` or `payments`.
     pub name: &'static str,
@@ -39,10 +39,10 @@ pub struct Relay {
     pub wake: Arc<Notify>,
 }
 
-impl Relay {
+impl<S: Source> Relay<S> {
     /// Runs until `stop`; finishes the page in hand and gives the outbox back. Where another relay has it, stands by.
     pub async fn run(self, stop: Shutdown) {
-        Listener::start(self.db.clone(), outbox::CHANNEL, self.wake.clone(), stop.clone());
+        self.db.listen(self.wake.clone(), stop.clone());
         let mut incident = Incident::new("relaying");
         while !stop.is_stopping() {
             match Reader::acquire(&self.db, &self.owner, self.config.lease).await {
@@ -63,6 +63,7 @@ impl Relay {
                 tokio::join!(self.wake.notified(), tokio::time::sleep(RETRY_WOKEN));
             };
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(RETRY) => {}
                 // The outbox was given back, or somebody wrote and its relay may have died.
                 () = woken => {}
@@ -72,7 +73,7 @@ impl Relay {
     }
 
     /// Publishes until stopped, or until the outbox is another relay's, or its database fails.
-    async fn serve(&self, reader: &mut Reader, stop: &Shutdown) -> Result<(), DbError> {
+    async fn serve(&self, reader: &mut Reader<S>, stop: &Shutdown) -> Result<(), DbError> {
         // What an earlier relay published may still lie there.
         let mut unpurged = 1;
         let mut renewed = Instant::now();

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::contracts::Envelope;
 use crate::db::DbError;
 use crate::messaging::log::{Log, LogError, Record};
-use crate::messaging::outbox::{Reader, Row};
+use crate::messaging::outbox::{Reader, Row, Source};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
@@ -30,8 +30,8 @@ pub enum Step {
 /// Publishes one page. While the log is away it tries again with back-off, keeping its lease; the cursor moves only when every
 /// row is acknowledged (S13), so a row may be there twice and never not at all. A topic that somebody deleted is made anew, with
 /// `partitions`.
-pub async fn publish_batch(
-    reader: &mut Reader,
+pub async fn publish_batch<S: Source>(
+    reader: &mut Reader<S>,
     log: &dyn Log,
     rows_max: i64,
     partitions: i32,
@@ -57,6 +57,7 @@ pub async fn publish_batch(
         unacknowledged = error.unacknowledged;
         let delay = delays.next().unwrap_or(Duration::from_secs(1));
         tokio::select! {
+            biased;
             () = tokio::time::sleep(delay) => {}
             () = stop.stopped() => return Ok(Step::Interrupted),
         }
@@ -77,7 +78,7 @@ async fn make(log: &dyn Log, topic: &str, partitions: i32) -> Result<(), LogErro
 }
 
 /// Awaits the log and keeps the lease meanwhile: a broker that hangs must not cost it.
-async fn leased<T>(reader: &mut Reader, appended: impl Future<Output = T>) -> Result<T, RelayError> {
+async fn leased<S: Source, T>(reader: &mut Reader<S>, appended: impl Future<Output = T>) -> Result<T, RelayError> {
     let mut appended = std::pin::pin!(appended);
     loop {
         tokio::select! {

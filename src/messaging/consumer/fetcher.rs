@@ -66,6 +66,7 @@ pub async fn fetch(
     let mut delays = backoff();
     loop {
         let fetched = tokio::select! {
+            biased;
             fetched = log.fetch(&topic, partition, from, FETCH_BYTES_MAX) => fetched,
             () = stop.stopped() => return,
         };
@@ -143,6 +144,7 @@ pub fn backoff() -> backon::ExponentialBackoff {
 
 pub async fn pause(duration: Duration, stop: &Shutdown) {
     tokio::select! {
+        biased;
         () = tokio::time::sleep(duration) => {}
         () = stop.stopped() => {}
     }

@@ -119,6 +119,7 @@ async fn count_partitions<I: Inbox>(
         }
     };
     tokio::select! {
+        biased;
         () = stop.cancelled() => {}
         () = count => {}
     }

@@ -1,12 +1,7 @@
-//! Where a reader stands between two snapshots, and the two queries that read on from there.
+//! Where a reader stands between two snapshots.
 
-use diesel::sql_types::{Array, BigInt, Text};
-use diesel_async::RunQueryDsl;
-
-use crate::db::types::{Xid, Xid8};
-use crate::db::{Conn, DbError, sql};
-
-use super::Row;
+use crate::db::DbError;
+use crate::db::types::Xid;
 
 /// How far an outbox was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,42 +12,14 @@ pub struct Cursor {
     pub look: Option<Look>,
 }
 
+/// A snapshot being worked through.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Look {
     pub snapshot: String,
     /// Still among the rows of transactions that were open at the previous snapshot.
     pub late: bool,
+    /// The last row of it that is on the log, by (xid, id).
     pub after: (Xid, i64),
-}
-
-pub async fn late_rows(conn: &mut Conn, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
-    let rows = sql("select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at
-                      from outbox
-                     where xid = any($1) and (xid, id) > ($2, $3) and pg_visible_in_snapshot(xid, $4::pg_snapshot)
-                     order by outbox.xid, outbox.id limit $5")
-    .bind::<Array<Xid8>, _>(&old.open)
-    .bind::<Xid8, _>(look.after.0)
-    .bind::<BigInt, _>(look.after.1)
-    .bind::<Text, _>(&look.snapshot)
-    .bind::<BigInt, _>(rows_max)
-    .load(conn)
-    .await?;
-    Ok(rows)
-}
-
-pub async fn fresh_rows(conn: &mut Conn, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
-    let rows = sql("select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at
-                      from outbox
-                     where (xid, id) > ($1, $2) and xid < pg_snapshot_xmax($3::pg_snapshot)
-                       and pg_visible_in_snapshot(xid, $3::pg_snapshot)
-                     order by outbox.xid, outbox.id limit $4")
-    .bind::<Xid8, _>(look.after.0)
-    .bind::<BigInt, _>(look.after.1)
-    .bind::<Text, _>(&look.snapshot)
-    .bind::<BigInt, _>(rows_max)
-    .load(conn)
-    .await?;
-    Ok(rows)
 }
 
 /// The parts of a `pg_snapshot`'s text `xmin:xmax:open,open,...` that the cursor needs.

@@ -7,8 +7,10 @@
 //! Owns `outbox` and `outbox_cursor`. One relay owns an outbox by lease; its epoch fences every write to the cursor.
 
 mod cursor;
+mod postgres;
 mod reader;
 mod sent;
+mod source;
 mod unsent;
 
 use chrono::{DateTime, Utc};
@@ -20,8 +22,10 @@ use uuid::Uuid;
 use crate::db::types::{Xid, Xid8};
 use crate::db::{Conn, DbError, sql};
 
-pub use reader::{Page, Purged, Reader};
+pub use cursor::{Cursor, Look, Snapshot};
+pub use reader::{Page, Reader};
 pub use sent::sent;
+pub use source::{Claim, Purged, Session, Source};
 pub use unsent::{Unsent, unsent, unsent_by_anyone};
 
 /// The channel on which other processes hear of new rows.
@@ -47,9 +51,9 @@ pub struct Message {
 #[derive(Clone, Debug, QueryableByName)]
 pub struct Row {
     #[diesel(sql_type = Xid8)]
-    xid: Xid,
+    pub xid: Xid,
     #[diesel(sql_type = BigInt)]
-    id: i64,
+    pub id: i64,
     #[diesel(sql_type = SqlUuid)]
     pub event_id: Uuid,
     #[diesel(sql_type = Text)]

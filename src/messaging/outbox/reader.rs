@@ -2,16 +2,12 @@
 
 use std::time::Duration;
 
-use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Nullable, Text};
-use diesel_async::RunQueryDsl;
-use futures::FutureExt;
-
-use crate::db::types::{Xid, Xid8};
-use crate::db::{Conn, Db, DbError, sql};
+use crate::db::types::Xid;
+use crate::db::{Db, DbError};
 
 use super::Row;
-use super::cursor::{Cursor, Look, Snapshot, fresh_rows, late_rows};
+use super::cursor::{Cursor, Look, Snapshot};
+use super::source::{Claim, Purged, Session, Source};
 
 /// A page of unpublished rows; [`Reader::published`] moves past it.
 #[derive(Debug)]
@@ -20,20 +16,13 @@ pub struct Page {
     next: Cursor,
 }
 
-/// What a purge dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purged {
-    All,
-    Rows(usize),
-}
-
 /// Reads one database's outbox under a lease.
-pub struct Reader {
-    db: Db,
+pub struct Reader<S: Source = Db> {
+    db: S,
     /// Every look goes over this one session. What a look has learnt is kept in memory first, and after a crash the server gives
     /// transaction ids that were not on its disk yet to other transactions: a look from before a crash would hide the rows of
     /// one after it, for ever. No session outlives a crash, and what was committed over it, the saved cursor, is on the disk.
-    session: Conn,
+    session: S::Session,
     owner: String,
     lease: Duration,
     epoch: i64,
@@ -42,66 +31,14 @@ pub struct Reader {
     saved: Cursor,
 }
 
-/// The state row as `acquire` returns it.
-#[derive(QueryableByName)]
-struct Claimed {
-    #[diesel(sql_type = Text)]
-    snapshot: String,
-    #[diesel(sql_type = Nullable<Text>)]
-    look: Option<String>,
-    #[diesel(sql_type = Bool)]
-    late: bool,
-    #[diesel(sql_type = Xid8)]
-    after_xid: Xid,
-    #[diesel(sql_type = BigInt)]
-    after_id: i64,
-    #[diesel(sql_type = Nullable<Text>)]
-    system_identifier: Option<String>,
-    #[diesel(sql_type = Text)]
-    this_system: String,
-    #[diesel(sql_type = BigInt)]
-    epoch: i64,
-}
-
-#[derive(QueryableByName)]
-struct Emptied {
-    #[diesel(sql_type = Bool)]
-    emptied: bool,
-}
-
-#[derive(QueryableByName)]
-struct SnapshotRow {
-    #[diesel(sql_type = Text)]
-    snapshot: String,
-}
-
-impl Reader {
+impl<S: Source> Reader<S> {
     /// Takes the outbox where it is free, expired, or `owner`'s already; `None` where another relay has it.
     ///
     /// Transaction ids do not survive dump and restore: where the cluster is another one, the rows are stamped anew and the
     /// cursor begins again, before anything is read. Consumers know repeats, so publishing some again is harmless.
-    pub async fn acquire(db: &Db, owner: &str, lease: Duration) -> Result<Option<Self>, DbError> {
-        // One statement: a standby that is frozen while it asks must not hold the row.
-        let claimed: Option<Claimed> = sql("update outbox_cursor
-                set owner = $1, epoch = epoch + 1, lease_until = clock_timestamp() + $2 * interval '1 millisecond'
-              where name = 'outbox' and (owner is null or owner = $1 or lease_until < clock_timestamp())
-          returning snapshot, look, late, after_xid, after_id, system_identifier, epoch,
-                    (select system_identifier::text from pg_control_system()) as this_system")
-        .bind::<Text, _>(owner)
-        .bind::<BigInt, _>(lease.as_millis() as i64)
-        .get_result(&mut db.get().await?)
-        .await
-        .optional()?;
-        let Some(mut row) = claimed else { return Ok(None) };
-        if row.system_identifier.as_deref() != Some(&row.this_system) {
-            begin_in_this_cluster(db, &row).await?;
-            (row.snapshot, row.look) = ("3:3:".into(), None);
-        }
-        let after = (row.after_xid, row.after_id);
-        let look = row.look.map(|snapshot| Look { snapshot, late: row.late, after });
-        let cursor = Cursor { snapshot: row.snapshot, look };
-        let session = db.dedicated().await?;
-        Ok(Some(Self { db: db.clone(), session, owner: owner.to_owned(), lease, epoch: row.epoch, saved: cursor.clone(), cursor }))
+    pub async fn acquire(db: &S, owner: &str, lease: Duration) -> Result<Option<Self>, DbError> {
+        let Some(Claim { session, cursor, epoch }) = db.claim(owner, lease).await? else { return Ok(None) };
+        Ok(Some(Self { db: db.clone(), session, owner: owner.to_owned(), lease, epoch, saved: cursor.clone(), cursor }))
     }
 
     /// The next rows that are not on the log yet; `None` when there are none now.
@@ -110,21 +47,20 @@ impl Reader {
     /// [`DbError::Unavailable`] where the session is gone; this reader is of no more use then, the next one goes on from what
     /// was saved.
     pub async fn page(&mut self, rows_max: i64) -> Result<Option<Page>, DbError> {
-        let conn = &mut self.session;
         let look = match &self.cursor.look {
             Some(look) => look.clone(),
             None => {
-                let new: SnapshotRow = sql("select pg_current_snapshot()::text as snapshot").get_result(conn).await?;
-                if new.snapshot == self.cursor.snapshot {
+                let snapshot = self.session.snapshot().await?;
+                if snapshot == self.cursor.snapshot {
                     return Ok(None);
                 }
-                Look { snapshot: new.snapshot, late: true, after: (Xid(0), 0) }
+                Look { snapshot, late: true, after: (Xid(0), 0) }
             }
         };
         self.cursor.look = Some(look.clone());
         let old = Snapshot::parse(&self.cursor.snapshot)?;
         if look.late {
-            let rows = if old.open.is_empty() { Vec::new() } else { late_rows(conn, &old, &look, rows_max).await? };
+            let rows = if old.open.is_empty() { Vec::new() } else { self.session.late_rows(&old, &look, rows_max).await? };
             let fresh = Look { late: false, after: (Xid(old.xmax - 1), i64::MAX), ..look.clone() };
             if (rows.len() as i64) < rows_max {
                 if rows.is_empty() {
@@ -139,7 +75,7 @@ impl Reader {
         }
         // Set just above, or by an earlier page.
         let look = self.cursor.look.clone().unwrap_or(look);
-        let rows = fresh_rows(conn, &look, rows_max).await?;
+        let rows = self.session.fresh_rows(&look, rows_max).await?;
         if (rows.len() as i64) == rows_max {
             return Ok(Some(self.page_of(rows, look)));
         }
@@ -178,22 +114,7 @@ impl Reader {
     }
 
     async fn save(&mut self) -> Result<(), DbError> {
-        let look = self.cursor.look.as_ref();
-        let (late, after) = look.map_or((true, (Xid(0), 0)), |look| (look.late, look.after));
-        let moved = sql("update outbox_cursor
-                            set snapshot = $2, look = $3, late = $4, after_xid = $5, after_id = $6,
-                                lease_until = clock_timestamp() + $7 * interval '1 millisecond'
-                          where name = 'outbox' and epoch = $1")
-        .bind::<BigInt, _>(self.epoch)
-        .bind::<Text, _>(&self.cursor.snapshot)
-        .bind::<Nullable<Text>, _>(look.map(|look| &look.snapshot))
-        .bind::<Bool, _>(late)
-        .bind::<Xid8, _>(after.0)
-        .bind::<BigInt, _>(after.1)
-        .bind::<BigInt, _>(self.lease.as_millis() as i64)
-        .execute(&mut self.session)
-        .await?;
-        if moved != 1 {
+        if !self.session.save(self.epoch, &self.cursor, self.lease).await? {
             return Err(DbError::Fenced("another relay has the outbox".into()));
         }
         self.saved = self.cursor.clone();
@@ -202,16 +123,7 @@ impl Reader {
 
     /// Gives the outbox back, and wakes the standby, which takes it at once.
     pub async fn release(&mut self) -> Result<(), DbError> {
-        let mut conn = self.db.get().await?;
-        sql("with freed as (update outbox_cursor set owner = null, lease_until = '-infinity'
-                             where name = 'outbox' and epoch = $1 and owner = $2 returning 1)
-             select pg_notify($3, '') from freed")
-        .bind::<BigInt, _>(self.epoch)
-        .bind::<Text, _>(&self.owner)
-        .bind::<Text, _>(super::CHANNEL)
-        .execute(&mut conn)
-        .await?;
-        Ok(())
+        self.db.release(&self.owner, self.epoch).await
     }
 
     /// Drops published rows, all of them where the outbox is quiet and else about `rows_max`. Writers wait at most 50 ms for
@@ -220,53 +132,6 @@ impl Reader {
         if self.saved != self.cursor {
             self.save().await?;
         }
-        let mut conn = self.db.get().await?;
-        let all: Emptied = sql("select purge_outbox($1, $2::pg_snapshot) as emptied")
-            .bind::<BigInt, _>(self.epoch)
-            .bind::<Text, _>(&self.cursor.snapshot)
-            .get_result(&mut conn)
-            .await?;
-        if all.emptied {
-            return Ok(Purged::All);
-        }
-        let dropped = sql("delete from outbox where xid < coalesce(
-                              (select xid from outbox where xid < pg_snapshot_xmin($1::pg_snapshot)
-                                order by xid, id offset $2 limit 1),
-                              pg_snapshot_xmin($1::pg_snapshot))")
-        .bind::<Text, _>(&self.cursor.snapshot)
-        .bind::<BigInt, _>(rows_max)
-        .execute(&mut conn)
-        .await?;
-        Ok(Purged::Rows(dropped))
+        self.db.purge(self.epoch, &self.cursor.snapshot, rows_max).await
     }
-}
-
-/// Stamps the rows of another cluster anew, and begins with the first; in one transaction, under the epoch that was claimed.
-async fn begin_in_this_cluster(db: &Db, claimed: &Claimed) -> Result<(), DbError> {
-    let (restored, this_system, epoch) = (claimed.system_identifier.is_some(), claimed.this_system.clone(), claimed.epoch);
-    if restored {
-        tracing::warn!("this outbox came from another cluster; its rows are stamped and published anew");
-    }
-    db.transaction(move |conn| {
-        let this_system = this_system.clone();
-        async move {
-            let begun = sql("update outbox_cursor set system_identifier = $1, snapshot = '3:3:', look = null
-                              where name = 'outbox' and epoch = $2")
-            .bind::<Text, _>(&this_system)
-            .bind::<BigInt, _>(epoch)
-            .execute(conn)
-            .await?;
-            if begun != 1 {
-                return Err(DbError::Fenced("another relay has the outbox".into()));
-            }
-            if restored {
-                // However many wait: cut off in the middle it would begin again for ever.
-                sql("set local statement_timeout = '1h'").execute(conn).await?;
-                sql("update outbox set xid = pg_current_xact_id()").execute(conn).await?;
-            }
-            Ok(())
-        }
-        .boxed()
-    })
-    .await
 }

@@ -52,6 +52,7 @@ pub async fn run(step: impl Sweep, stop: Shutdown) {
     let mut told = Told::default();
     while !stop.is_stopping() {
         let swept = tokio::select! {
+            biased;
             swept = step.sweep() => swept,
             () = stop.stopped() => return,
         };
@@ -69,6 +70,7 @@ pub async fn run(step: impl Sweep, stop: Shutdown) {
             }
         };
         tokio::select! {
+            biased;
             () = tokio::time::sleep(next) => {}
             () = stop.stopped() => {}
         }

@@ -1,0 +1,165 @@
+//! The relay's side of the model database: the outbox and its cursor, behind the reader's own seam.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use shopd::db::DbError;
+use shopd::messaging::outbox::{Claim, Cursor, Look, Purged, Row, Session, Snapshot, Source};
+use shopd::shutdown::Shutdown;
+use tokio::sync::Notify;
+
+use crate::postgres::Postgres;
+use crate::tables::{Snap, passed};
+use crate::world::{Guard, Process};
+
+/// One database as one relay's process sees it.
+#[derive(Clone)]
+pub struct ProcessOutbox {
+    pub db: Postgres,
+    pub process: Process,
+}
+
+pub struct ProcessSession {
+    outbox: ProcessOutbox,
+    incarnation: u64,
+}
+
+#[async_trait]
+impl Source for ProcessOutbox {
+    type Session = ProcessSession;
+
+    fn listen(&self, wake: Arc<Notify>, _stop: Shutdown) {
+        self.db.listen(wake);
+    }
+
+    async fn claim(&self, owner: &str, lease: Duration) -> Result<Option<Claim<ProcessSession>>, DbError> {
+        let now = self.db.world.now_ms();
+        let owner = owner.to_owned();
+        let claimed = self
+            .db
+            .statement(&self.process, |state| {
+                let row = &mut state.tables.cursor;
+                let free = row.owner.as_ref().is_none_or(|had| *had == owner) || row.lease_until_ms < now;
+                if !free {
+                    return Ok(None);
+                }
+                row.owner = Some(owner);
+                row.epoch += 1;
+                row.lease_until_ms = now + lease.as_millis() as u64;
+                let claimed = (row.cursor.clone(), row.epoch);
+                state.autocommit();
+                Ok(Some(claimed))
+            })
+            .await?;
+        let Some((cursor, epoch)) = claimed else { return Ok(None) };
+        let incarnation = self.db.statement(&self.process, |_| Ok(())).await.map(|()| self.db.incarnation())?;
+        self.db.world.tell(self.process.number(), "outbox claimed", [epoch, 0, 0]);
+        Ok(Some(Claim { session: ProcessSession { outbox: self.clone(), incarnation }, cursor, epoch }))
+    }
+
+    async fn release(&self, owner: &str, epoch: i64) -> Result<(), DbError> {
+        self.db
+            .statement(&self.process, |state| {
+                let row = &mut state.tables.cursor;
+                if row.epoch == epoch && row.owner.as_deref() == Some(owner) {
+                    row.owner = None;
+                    row.lease_until_ms = 0;
+                }
+                state.autocommit();
+                Ok(())
+            })
+            .await?;
+        self.db.notify();
+        Ok(())
+    }
+
+    /// Only what the cursor is past: all or a part makes no difference here.
+    async fn purge(&self, epoch: i64, snapshot: &str, _rows_max: i64) -> Result<Purged, DbError> {
+        let (world, kafka) = (self.db.world.clone(), self.db.kafka.clone());
+        let snapshot = Snap::parse(snapshot);
+        self.db
+            .statement(&self.process, |state| {
+                if state.tables.cursor.epoch != epoch {
+                    return Err(DbError::Fenced("another relay has the outbox".into()));
+                }
+                let before = state.tables.outbox.len();
+                state.tables.outbox.retain(|(xid, id), row| {
+                    let keep = !snapshot.sees(*xid) || (*xid >= snapshot.xmin && !snapshot.open.is_empty());
+                    let sent = keep || kafka.has_had(&row.event_id.to_string());
+                    world.check(sent, || format!("S13: outbox row ({xid}, {id}) is dropped and was never on the log"));
+                    keep
+                });
+                state.autocommit();
+                let after = state.tables.outbox.len();
+                Ok(if after == 0 { Purged::All } else { Purged::Rows(before - after) })
+            })
+            .await
+    }
+}
+
+impl ProcessSession {
+    async fn ask<T>(&self, work: impl FnOnce(&Postgres) -> T) -> Result<T, DbError> {
+        let (db, process) = (&self.outbox.db, &self.outbox.process);
+        process.gate().await;
+        db.world.network().await;
+        let alive = db.is_up(db.world.holds(Guard::CursorSession).then_some(self.incarnation));
+        let done = alive.map(|()| work(db));
+        db.world.network().await;
+        process.gate().await;
+        done
+    }
+
+    async fn rows(&self, look: &Look, rows_max: i64, of: impl Fn(u64) -> bool) -> Result<Vec<Row>, DbError> {
+        let snapshot = Snap::parse(&look.snapshot);
+        let after = (look.after.0.0, look.after.1);
+        self.ask(|db| {
+            let state = db.state();
+            let rows = state.tables.outbox.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded));
+            let rows = rows.filter(|((xid, _), _)| of(*xid) && snapshot.sees(*xid));
+            rows.map(|(_, row)| row.clone()).take(rows_max as usize).collect()
+        })
+        .await
+    }
+}
+
+#[async_trait]
+impl Session for ProcessSession {
+    async fn snapshot(&mut self) -> Result<String, DbError> {
+        self.ask(Postgres::snapshot).await
+    }
+
+    async fn late_rows(&mut self, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
+        let late = self.rows(look, rows_max, |xid| old.open.iter().any(|open| open.0 == xid)).await?;
+        if !late.is_empty() {
+            self.outbox.db.world.tell(self.outbox.process.number(), "rows that committed late", [late.len() as i64, 0, 0]);
+        }
+        Ok(late)
+    }
+
+    async fn fresh_rows(&mut self, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
+        self.rows(look, rows_max, |_| true).await
+    }
+
+    async fn save(&mut self, epoch: i64, cursor: &Cursor, lease: Duration) -> Result<bool, DbError> {
+        let number = self.outbox.process.number();
+        self.ask(|db| {
+            let now = db.world.now_ms();
+            let state = &mut *db.state();
+            if state.tables.cursor.epoch != epoch {
+                db.world.tell(number, "cursor fenced", [epoch, state.tables.cursor.epoch, 0]);
+                return false;
+            }
+            for (position, row) in &state.tables.outbox {
+                let sent = !passed(cursor, *position) || db.kafka.has_had(&row.event_id.to_string());
+                db.world.check(sent, || format!("S13: the cursor is past outbox row {position:?}, which was never on the log"));
+            }
+            state.tables.cursor.cursor = cursor.clone();
+            state.tables.cursor.lease_until_ms = now + lease.as_millis() as u64;
+            state.autocommit();
+            db.world.tell(number, "cursor saved", [epoch, Snap::parse(&cursor.snapshot).xmax as i64, 0]);
+            true
+        })
+        .await
+    }
+}
