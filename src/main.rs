@@ -116,8 +116,8 @@ async fn dispatch(role: Role, config: Config, stop: Shutdown) -> Result<(), Role
         Role::Relay => roles::relay::run(config, stop).await,
         Role::All => roles::all::run(config, stop).await,
         Role::Migrate => roles::migrate::run(config, stop).await,
-        // Runs by `audit`, whose exit status says more.
-        Role::Audit => Ok(()),
+        // Run by functions of their own, whose exit status says more.
+        Role::Audit | Role::Dlq => Ok(()),
     }
 }
 

@@ -9,8 +9,9 @@ use bytes::Bytes;
 
 use crate::contracts::Envelope;
 use crate::db::DbError;
-use crate::messaging::log::{Log, Record};
+use crate::messaging::log::{Log, LogError, Record};
 use crate::messaging::outbox::{Reader, Row};
+use crate::messaging::{headers_from_json, shorten};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
@@ -41,8 +42,15 @@ pub async fn publish_batch(reader: &mut Reader, log: &dyn Log, rows_max: i64, st
         .without_max_times()
         .build();
     while let Err(error) = leased(reader, log.append(unacknowledged)).await? {
-        incident.failed(&error);
+        let cause = error.cause;
         unacknowledged = error.unacknowledged;
+        if let LogError::RecordTooLarge { index, bytes, bytes_max } = cause
+            && let Some(record) = unacknowledged.get_mut(index)
+            && shorten(record, bytes, bytes_max)
+        {
+            continue;
+        }
+        incident.failed(&cause);
         let delay = delays.next().unwrap_or(Duration::from_secs(1));
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
@@ -69,11 +77,21 @@ async fn leased<T>(reader: &mut Reader, appended: impl Future<Output = T>) -> Re
 }
 
 fn record(row: Row) -> Record {
+    if let Some(headers) = row.headers {
+        // A dead letter's copy.
+        return Record {
+            topic: Arc::from(row.topic),
+            key: row.raw_key.map(Bytes::from),
+            value: row.payload.map(Bytes::from),
+            headers: headers_from_json(&headers).into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect(),
+            timestamp: chrono::Utc::now(),
+        };
+    }
     let headers = Envelope::headers(row.event_id, &row.event_type, &row.source, row.created_at, &row.traceparent, &row.request_id);
     Record {
         topic: Arc::from(row.topic),
-        key: Bytes::from(row.key),
-        value: Bytes::from(row.payload),
+        key: Some(Bytes::from(row.key)),
+        value: row.payload.map(Bytes::from),
         headers: headers.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect(),
         timestamp: chrono::Utc::now(),
     }

@@ -48,15 +48,15 @@ pub async fn records_of_a_key_lie_in_its_partition_in_order_and_whole(subject: S
 
     let mut of_partition: HashMap<i32, Vec<&Record>> = HashMap::new();
     for record in &appended {
-        of_partition.entry(partition_of(&record.key, 3)).or_default().push(record);
+        of_partition.entry(partition_of(record.key.as_ref().expect("a key"), 3)).or_default().push(record);
     }
     assert!(of_partition.len() > 1, "these keys are spread");
     for (partition, expected) in of_partition {
         let stored = read(&*log, "events", partition, 0, expected.len()).await;
         assert_eq!(offsets(&stored), (0..expected.len() as i64).collect::<Vec<_>>());
         for (stored, expected) in stored.iter().zip(expected) {
-            assert_eq!(stored.key.as_ref(), Some(&expected.key));
-            assert_eq!(stored.value.as_ref(), Some(&expected.value));
+            assert_eq!(stored.key, expected.key);
+            assert_eq!(stored.value, expected.value);
             assert_eq!(stored.timestamp, expected.timestamp);
             assert_eq!(stored.headers.len(), expected.headers.len());
             for (name, value) in &expected.headers {
