@@ -86,7 +86,7 @@ impl<H: Handler> PgInbox<H> {
         self.handler.committed();
         self.gauges.lock().unwrap_or_else(PoisonError::into_inner).changed();
         tell(&self.topic, &done);
-        Ok(Upkeep { again: true, full })
+        Ok(Upkeep { again: !(done.discarded.is_empty() && done.tried.is_empty()), full })
     }
 }
 

@@ -30,7 +30,7 @@ use crate::db::{Conn, DbError, sql};
 use super::consumer::{Delivery, Position};
 
 pub use copy::shorten;
-pub use headers::from_json as headers_from_json;
+pub use headers::{bytes_json, from_json as headers_from_json, to_json as headers_json};
 pub use keep::{Keep, Keys, heads, keep, members};
 pub use replay::{Fate, Stored, discarded, due, followers, forget, pending, record, settle};
 
@@ -107,8 +107,15 @@ pub struct Row {
 /// The columns of a [`Row`], of the table `d`.
 macro_rules! row_columns {
     () => {
-        "d.topic, d.partition, d.log_offset, d.key, d.value, d.headers::text as headers, d.reason, d.attempts, d.at, d.state,
-         d.undecodable, d.ordering_key, d.business_key, d.followers, d.published_at, d.received_at, d.requested, d.next_attempt_at"
+        row_columns!("d.value")
+    };
+    ($value:literal) => {
+        concat!(
+            $value,
+            ", d.topic, d.partition, d.log_offset, d.key, d.headers::text as headers, d.reason, d.attempts, d.at, d.state,
+             d.undecodable, d.ordering_key, d.business_key, d.followers, d.published_at, d.received_at, d.requested,
+             d.next_attempt_at"
+        )
     };
 }
 use row_columns;

@@ -40,7 +40,8 @@ pub async fn pending(conn: &mut Conn, topic: &str, partitions: &[i32], followers
                     exists (select from dead_letter d
                              where d.topic = $1 and d.partition = p.partition
                                and (d.requested is not null or d.next_attempt_at is not null)
-                               and (d.requested is not null or d.next_attempt_at <= clock_timestamp())) as due,
+                               and (d.requested = 'discard' or d.next_attempt_at <= clock_timestamp()
+                                    or (d.requested = 'redrive' and d.state in ('parked', 'dead')))) as due,
                     exists (select from dead_letter d
                              where d.topic = $1 and d.partition = p.partition and d.state = 'parked' and d.followers >= $3) as full
                from unnest($2) as p (partition)) p
