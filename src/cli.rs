@@ -9,7 +9,8 @@ use crate::config::Role;
 const AFTER_HELP: &str = "\
 Exit status:
   0   a clean stop, or the command did what it says
-  1   it failed, `audit` found offenders, or did not drain within shutdown.timeout_ms
+  1   it failed, `audit` found offenders, `dlq` met an unknown id or a letter that failed again, or it did not drain within
+      shutdown.timeout_ms
   2   a mistake in the command line or in the settings, each named on a line of its own; or `audit` could not check
   128 + the signal's number (130, 143): a second SIGINT or SIGTERM ended it at once
 

@@ -36,3 +36,15 @@ fn unwrap_twice_encoded(value: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Malf
     let text: String = serde_json::from_slice(value).map_err(|error| Malformed(error.to_string()))?;
     Ok(text.into_bytes().into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_topic_has_one_for_its_dead_letters() {
+        for topic in [ORDER_PAYMENT_REQUESTS, PAYMENT_STATUS_UPDATES] {
+            assert!(TOPICS.contains(&topic) && TOPICS.contains(&format!("{topic}.dlq").as_str()));
+        }
+    }
+}

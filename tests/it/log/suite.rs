@@ -38,6 +38,17 @@ macro_rules! contract {
 }
 pub(crate) use contract;
 
+pub async fn a_record_without_a_key_or_a_value_comes_back_without(subject: Subject) {
+    let log = subject.open();
+    log.create_topics(&["events"], 1).await.unwrap();
+    let keyless = Record { key: None, ..record("events", "", "a value") };
+    let empty = Record { value: None, ..keyless.clone() };
+    log.append(vec![keyless, empty]).await.unwrap();
+    let stored = read(&*log, "events", 0, 0, 2).await;
+    assert_eq!((&stored[0].key, stored[0].value.as_deref()), (&None, Some(&b"a value"[..])));
+    assert_eq!((&stored[1].key, &stored[1].value), (&None, &None));
+}
+
 pub async fn records_of_a_key_lie_in_its_partition_in_order_and_whole(subject: Subject) {
     let log = subject.open();
     log.create_topics(&["events"], 3).await.unwrap();
