@@ -14,6 +14,7 @@ macro_rules! contract {
     ($subject:path) => {
         crate::log::suite::contract! { $subject:
             records_of_a_key_lie_in_its_partition_in_order_and_whole
+            a_record_without_a_key_or_a_value_comes_back_without
             appenders_side_by_side_leave_no_holes_for_a_tailing_reader
             a_record_appended_twice_is_there_twice
             a_waiting_fetch_is_woken_by_another_process
