@@ -60,7 +60,7 @@ pub trait Inbox: Send + Sync + 'static {
     async fn commit(&self, batch: &Arc<Batch<Self::Event>>) -> Result<Committed, DbError>;
 
     /// One step of what waits beside the log: tries again what is parked and due, does what operators asked for. Called between two
-    /// batches, at each heartbeat and whenever [`Inbox::woken`] returns, and again as long as there is more to do; so nothing of
+    /// batches, each second and whenever [`Inbox::woken`] returns, and again as long as there is more to do; so nothing of
     /// these partitions is being applied meanwhile. Costs next to nothing where nothing waits.
     ///
     /// # Errors

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::config::ConsumerConfig;
 use crate::db::{Db, DbError};
@@ -46,6 +47,8 @@ use keeper::Keeper;
 
 /// How often the topic is asked for its number of partitions while it is not there, and a consumer that lost its lease begins anew.
 const RETRY: Duration = Duration::from_millis(500);
+/// How often what waits beside the log is looked at when nobody asks for it.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Fetched pieces that wait for the batch in hand; a fetcher with more waits itself.
 const FETCHES_WAITING_MAX: usize = 12;
 
@@ -122,7 +125,7 @@ impl<I: Inbox> Consumer<I> {
         let incident = SharedIncident::new("fetching");
         let mut upkeep = Incident::new("looking after what is parked");
         let mut waiting = Vec::new();
-        let mut look_after = false;
+        let (mut look_after, mut looked) = (false, None::<Instant>);
         loop {
             let start = |owned: &Owned| {
                 let (log, topic, to) = (self.log.clone(), self.topic.clone(), to.clone());
@@ -145,7 +148,7 @@ impl<I: Inbox> Consumer<I> {
                             tracing::debug!(%error, topic = %self.topic, "surplus partitions not given back");
                         }
                     }
-                    look_after = true;
+                    look_after |= looked.is_none_or(|at| at.elapsed() >= UPKEEP_INTERVAL);
                 }
                 ended = holding.fetcher_ended() => {
                     tracing::error!(topic = %self.topic, ?ended, "a fetcher ended; taking the partitions anew");
@@ -173,6 +176,7 @@ impl<I: Inbox> Consumer<I> {
             }
             // Between two batches, and never for long: what is left comes after the next one.
             if look_after || (applied && holding.has_stopped()) {
+                looked = Some(Instant::now());
                 look_after = match self.inbox.maintain(&holding.owned()).await {
                     Ok(Upkeep { again, full }) => {
                         upkeep.recovered();
