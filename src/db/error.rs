@@ -1,5 +1,7 @@
 //! What a caller must know of a database error: may the same call succeed later, or is it a defect?
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use diesel::result::{DatabaseErrorKind, Error};
 
 /// Why the database did not do what was asked.
@@ -55,11 +57,25 @@ impl From<Error> for DbError {
     }
 }
 
+/// A server's messages are in a language that cannot be read here, and nothing may be held against a record for them.
+static FOREIGN: AtomicBool = AtomicBool::new(false);
+
+/// From here on no error that only its text explains is a defect; true the first time.
+pub(super) fn messages_are_foreign() -> bool {
+    !FOREIGN.swap(true, Ordering::Relaxed)
+}
+
+/// Whether a server with this `lc_messages` writes the texts that are told apart here.
+pub(super) fn is_readable(lc_messages: &str) -> bool {
+    let language = lc_messages.split(['_', '.', '@']).next().unwrap_or_default();
+    ["C", "POSIX", "en", "English"].iter().any(|known| language.eq_ignore_ascii_case(known))
+}
+
 /// What the server says of itself and not of our data (shutting down, deadlock, timeout, too many connections, a full disk), and
 /// what an operator mends. The driver hides the error's code, so it is told by the text. What is not in this list, a value out of range
 /// or whatever a trigger raises, would be refused again.
 fn passes_with_time(message: &str) -> bool {
-    const BEGINNINGS: [&str; 12] = [
+    const BEGINNINGS: [&str; 17] = [
         "canceling ",
         "terminating ",
         "could not ",
@@ -72,10 +88,18 @@ fn passes_with_time(message: &str) -> bool {
         "permission denied",
         "current transaction is aborted",
         "cached plan must not change",
+        // Transaction ids are used up, a page is damaged, a migration changed what a plan was made for.
+        "database is not accepting commands",
+        "invalid page in block",
+        "snapshot too old",
+        "cache lookup failed",
+        "tuple concurrently ",
     ];
-    const PARTS: [&str; 4] = ["deadlock detected", "does not exist", "No space left", "temporary file"];
+    const PARTS: [&str; 5] = ["deadlock detected", "does not exist", "does not match", "No space left", "temporary file"];
     // `bigint out of range` is not one of them.
-    BEGINNINGS.iter().any(|known| message.starts_with(known)) || PARTS.iter().any(|known| message.contains(known))
+    FOREIGN.load(Ordering::Relaxed)
+        || BEGINNINGS.iter().any(|known| message.starts_with(known))
+        || PARTS.iter().any(|known| message.contains(known))
 }
 
 /// The error's text with its detail and constraint; diesel's own leaves them out.
@@ -120,6 +144,12 @@ mod tests {
             "out of shared memory",
             "relation \"payment\" does not exist",
             "current transaction is aborted, commands ignored until end of transaction block",
+            "database is not accepting commands to avoid wraparound data loss in database \"payments\"",
+            "database is not accepting commands that assign new transaction IDs to avoid wraparound data loss in database \"payments\"",
+            "invalid page in block 7 of relation base/1/2",
+            "cache lookup failed for relation 4711",
+            "tuple concurrently updated",
+            "type of parameter 14 (text) does not match that when preparing the plan (integer)",
         ] {
             assert!(matches!(raised(DatabaseErrorKind::Unknown, message), DbError::Unavailable(_)), "{message}");
         }
@@ -127,6 +157,16 @@ mod tests {
             [DatabaseErrorKind::SerializationFailure, DatabaseErrorKind::ClosedConnection, DatabaseErrorKind::UnableToSendCommand]
         {
             assert!(matches!(raised(kind, "x"), DbError::Unavailable(_)));
+        }
+    }
+
+    #[test]
+    fn a_servers_language_is_known_by_its_setting() {
+        for readable in ["C", "C.UTF-8", "POSIX", "en_US.UTF-8", "en", "en_GB@euro", "English_United States.1252"] {
+            assert!(is_readable(readable), "{readable}");
+        }
+        for foreign in ["de_DE.UTF-8", "ru_RU", "", "es_ES.UTF-8@x", "eng"] {
+            assert!(!is_readable(foreign), "{foreign}");
         }
     }
 

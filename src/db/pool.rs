@@ -4,14 +4,15 @@ use std::time::Duration;
 
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
-use diesel_async::{AsyncConnection, AsyncPgConnection};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 
 use crate::config::{DatabaseConfig, Secret};
 
-use super::error::DbError;
+use super::error::{DbError, is_readable, messages_are_foreign};
+use super::sql::sql;
 
 pub type Conn = AsyncPgConnection;
 pub type Pooled = Object<AsyncPgConnection>;
@@ -152,10 +153,7 @@ impl Db {
 
     /// Answers at all, within `timeout`.
     pub async fn ping(&self, timeout: Duration) -> Result<(), DbError> {
-        let ping = async {
-            use diesel_async::SimpleAsyncConnection;
-            self.get().await?.batch_execute("select 1").await.map_err(DbError::from)
-        };
+        let ping = async { self.get().await?.batch_execute("select 1").await.map_err(DbError::from) };
         match tokio::time::timeout(timeout, ping).await {
             Ok(result) => result,
             Err(_) => Err(DbError::Unavailable(format!("no answer within {} ms", timeout.as_millis()))),
@@ -228,15 +226,41 @@ impl Settings {
                     None => error.to_string(),
                 })
             })?;
-            AsyncPgConnection::try_from_client_and_connection(client, connection)
-                .await
-                .map_err(|error| DbError::Unavailable(error.to_string()))
+            let conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await;
+            let mut conn = conn.map_err(|error| DbError::Unavailable(error.to_string()))?;
+            speak_english(&mut conn).await?;
+            Ok(conn)
         };
         match tokio::time::timeout(self.connect_timeout, connect).await {
             Ok(result) => result,
             Err(_) => Err(DbError::Unavailable(format!("no connection within {} ms", self.connect_timeout.as_millis()))),
         }
     }
+}
+
+/// The driver hides an error's code, so errors are told apart by their texts: the session's must be the untranslated ones.
+async fn speak_english(conn: &mut AsyncPgConnection) -> Result<(), DbError> {
+    #[derive(diesel::QueryableByName)]
+    struct Language {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        lc_messages: String,
+    }
+    let Language { lc_messages } = sql("select current_setting('lc_messages') as lc_messages").get_result(conn).await?;
+    if is_readable(&lc_messages) {
+        return Ok(());
+    }
+    // Only a superuser may, or who was granted it. Without: what only a text explains is tried again for ever, and parks nothing.
+    if let Err(error) = conn.batch_execute("set lc_messages = 'C'").await
+        && messages_are_foreign()
+    {
+        tracing::warn!(
+            lc_messages,
+            %error,
+            "the server's messages are translated; no record that it refuses is parked for them. \
+             Let it run `alter role ... set lc_messages = 'C'` for the role of the url"
+        );
+    }
+    Ok(())
 }
 
 #[cfg(test)]

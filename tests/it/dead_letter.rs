@@ -471,3 +471,59 @@ async fn the_commands_list_show_redrive_and_discard() {
     assert_eq!(bench.applied("eve").await, Vec::<String>::new());
     end(consumer).await;
 }
+
+/// What a topic that was deleted and made anew leaves behind: its offsets come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_of_a_topic_that_was_made_anew_takes_no_queue_its_head() {
+    let partition_of = |key: &str| shopd::messaging::log::partitioner::partition_of(key.as_bytes(), PARTITIONS);
+    for (old, taken) in
+        [("'dead', true, null, null", false), ("'resolved', true, null, null", false), ("'parked', false, 'zed', 'z'", true)]
+    {
+        let bench = Bench::new().await;
+        bench
+            .run(&format!(
+                "insert into refused values ('ann:0');
+                 insert into dead_letter (topic, partition, log_offset, value, headers, reason, attempts, state, undecodable, ordering_key, business_key)
+                 values ('{TOPIC}', {}, 0, 'old', '{{}}', 'old', 1, {old})",
+                partition_of("ann")
+            ))
+            .await;
+        bench.append(&["ann:0", "ann:1", "ann:2"]).await;
+        let consumer = bench.consume("one", 0);
+        if taken {
+            // Both cannot be kept; what comes behind goes on.
+            bench.until("select count(*) as n from applied", 2).await;
+            assert_eq!(bench.applied("ann").await, ["ann:1", "ann:2"]);
+        } else {
+            bench.until("select count(*) as n from dead_letter where state = 'parked' and followers = 2", 1).await;
+            bench.run("delete from refused").await;
+            bench.until("select count(*) as n from applied", 3).await;
+            assert_eq!(bench.applied("ann").await, ["ann:0", "ann:1", "ann:2"]);
+        }
+        bench.until("select count(*) as n from dead_letter where state = 'waiting'", 0).await;
+        end(consumer).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_discard_that_is_asked_for_during_a_try_is_done_after_it() {
+    let mut bench = Bench::new().await;
+    bench.config.consumer.park_attempts_max = 1;
+    bench.run("insert into refused values ('ann:0')").await;
+    let consumer = bench.consume("one", 0);
+    bench.append(&["ann:0"]).await;
+    bench.until("select count(*) as n from dead_letter where state = 'parked'", 1).await;
+    bench
+        .run(
+            "create or replace function refuse() returns trigger language plpgsql as $$
+              begin perform pg_sleep(1); raise exception 'slowly'; end $$;
+              update dead_letter set requested = 'redrive';",
+        )
+        .await;
+    bench
+        .until("select count(*) as n from pg_stat_activity where wait_event = 'PgSleep' and datname = current_database()", 1)
+        .await;
+    bench.run("update dead_letter set requested = 'discard'").await;
+    bench.until("select count(*) as n from dead_letter", 0).await;
+    end(consumer).await;
+}

@@ -180,9 +180,11 @@ pub async fn record(mut conn: &Conn, topic: &str, letters: &[(Stored, Fate)]) ->
         .await?;
     }
     if !failed.is_empty() {
+        // A try answers a redrive, and no discard that was asked for meanwhile.
         sql("update dead_letter d
                 set state = case when f.ordering_key is null then 'dead' else 'parked' end, attempts = d.attempts + 1,
-                    reason = f.reason, ordering_key = f.ordering_key, business_key = f.business_key, requested = null,
+                    reason = f.reason, ordering_key = f.ordering_key, business_key = f.business_key,
+                    requested = case when d.requested = 'discard' then d.requested end,
                     next_attempt_at = clock_timestamp() + f.retry_ms * interval '1 millisecond'
                from (select unnest($2) as partition, unnest($3) as log_offset, unnest($4) as reason, unnest($5) as ordering_key,
                             unnest($6) as business_key, unnest($7) as retry_ms) f
