@@ -77,6 +77,7 @@ impl<S: Source> Relay<S> {
         // What an earlier relay published may still lie there.
         let mut unpurged = 1;
         let mut renewed = Instant::now();
+        let mut purge_from = renewed;
         // A short lease is renewed in time however long the poll interval is.
         let idle_max = self.config.poll_interval.min(reader.heartbeat() * 2);
         loop {
@@ -88,7 +89,7 @@ impl<S: Source> Relay<S> {
                     renewed = Instant::now();
                     unpurged += rows;
                     metrics::counter!("shopd_relay_rows_total", "outbox" => self.name).increment(rows as u64);
-                    if unpurged < self.config.published_rows_max {
+                    if unpurged < self.config.published_rows_max || Instant::now() < purge_from {
                         continue;
                     }
                 }
@@ -109,7 +110,12 @@ impl<S: Source> Relay<S> {
             if unpurged > 0 {
                 unpurged = match reader.purge(self.config.published_rows_max as i64).await? {
                     Purged::All => 0,
-                    Purged::Rows(rows) => unpurged.saturating_sub(rows.max(1)),
+                    // A transaction that stays open keeps them all: asking with every page would hold the writers up each time.
+                    Purged::Rows(0) => {
+                        purge_from = Instant::now() + idle_max;
+                        unpurged
+                    }
+                    Purged::Rows(rows) => unpurged.saturating_sub(rows),
                 };
             }
         }

@@ -11,6 +11,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::telemetry::Incident;
+
 use super::super::log::SharedLog;
 use super::inbox::Inbox;
 use super::offsets::Owned;
@@ -72,6 +74,7 @@ async fn beat<I: Inbox>(
     to: watch::Sender<Arc<Assignment>>,
     stop: CancellationToken,
 ) {
+    let mut incident = Incident::new("renewing leases");
     let mut ticks = tokio::time::interval(every);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -92,9 +95,12 @@ async fn beat<I: Inbox>(
         };
         match kept.await {
             // Also when nothing changed: what the loop could not give back it tries again.
-            Ok(assignment) => drop(to.send(Arc::new(assignment))),
-            // The database is away: the next batch says so.
-            Err::<_, crate::db::DbError>(error) => tracing::debug!(%error, %topic, "leases not renewed"),
+            Ok(assignment) => {
+                incident.recovered();
+                drop(to.send(Arc::new(assignment)));
+            }
+            // A replica that owns nothing has no batch that would say so.
+            Err::<_, crate::db::DbError>(error) => incident.failed(&format_args!("{topic}: {error}")),
         }
     }
 }
