@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::contracts::Envelope;
 use crate::db::DbError;
+use crate::faults;
 use crate::messaging::log::{Log, Record};
 use crate::messaging::outbox::{Reader, Row};
 use crate::shutdown::Shutdown;
@@ -40,6 +41,7 @@ pub async fn publish_batch(reader: &mut Reader, log: &dyn Log, rows_max: i64, st
         .with_jitter()
         .without_max_times()
         .build();
+    faults::point!("relay.before_append")?;
     while let Err(error) = log.append(unacknowledged).await {
         incident.failed(&error);
         unacknowledged = error.unacknowledged;
@@ -52,7 +54,9 @@ pub async fn publish_batch(reader: &mut Reader, log: &dyn Log, rows_max: i64, st
         reader.renew().await?;
     }
     incident.recovered();
+    faults::point!("relay.after_append")?;
     reader.published(page).await?;
+    faults::point!("relay.after_cursor")?;
     Ok(Step::Published(rows))
 }
 

@@ -9,6 +9,7 @@ use futures::FutureExt;
 
 use crate::db::types::{Xid, Xid8};
 use crate::db::{Conn, Db, DbError, sql};
+use crate::faults;
 
 use super::Row;
 use super::cursor::{Cursor, Look, Snapshot, fresh_rows, late_rows};
@@ -75,6 +76,7 @@ impl Reader {
     /// Transaction ids do not survive dump and restore: where the cluster is another one, the rows are stamped anew and the
     /// cursor begins again, before anything is read. Consumers know repeats, so publishing some again is harmless.
     pub async fn acquire(db: &Db, owner: &str, lease: Duration) -> Result<Option<Self>, DbError> {
+        faults::point!("outbox.before_acquire")?;
         let owner = owner.to_owned();
         let (claimer, lease_ms) = (owner.clone(), lease.as_millis() as i64);
         let claimed = db
@@ -116,6 +118,7 @@ impl Reader {
         let after = (row.after_xid, row.after_id);
         let look = row.look.map(|snapshot| Look { snapshot, late: row.late, after });
         let cursor = Cursor { snapshot: row.snapshot, look };
+        faults::point!("outbox.after_acquire")?;
         let session = db.dedicated().await?;
         Ok(Some(Self { db: db.clone(), session, owner, lease, epoch: row.epoch, saved: cursor.clone(), cursor }))
     }
@@ -189,6 +192,7 @@ impl Reader {
     }
 
     async fn save(&mut self) -> Result<(), DbError> {
+        faults::point!("outbox.before_save")?;
         let look = self.cursor.look.as_ref();
         let (late, after) = look.map_or((true, (Xid(0), 0)), |look| (look.late, look.after));
         let moved = sql("update outbox_cursor
@@ -207,6 +211,7 @@ impl Reader {
         if moved != 1 {
             return Err(DbError::Fenced("another relay has the outbox".into()));
         }
+        faults::point!("outbox.after_save")?;
         self.saved = self.cursor.clone();
         Ok(())
     }
@@ -231,6 +236,7 @@ impl Reader {
         if self.saved != self.cursor {
             self.save().await?;
         }
+        faults::point!("outbox.before_purge")?;
         let (snapshot, epoch) = (self.cursor.snapshot.clone(), self.epoch);
         let db = self.db.clone();
         let truncated = db

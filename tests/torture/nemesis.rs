@@ -1,0 +1,214 @@
+//! Does what the plan says, several faults at a time, and undoes each. Two faults never share a target.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use diesel_async::SimpleAsyncConnection;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::cluster::{Cluster, Postgres, Stores, session};
+use super::plan::{Fault, Service, Step};
+
+/// A fault that was done.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// Since the round's load began.
+    pub at: Duration,
+    pub took: Duration,
+    pub kind: &'static str,
+    pub what: String,
+}
+
+pub struct Nemesis {
+    pub stores: Arc<Stores>,
+    pub cluster: Arc<Cluster>,
+    pub begun: Instant,
+    done: Mutex<Vec<Done>>,
+    violations: Mutex<Vec<String>>,
+}
+
+impl Nemesis {
+    pub fn new(stores: Arc<Stores>, cluster: Arc<Cluster>) -> Self {
+        Self { stores, cluster, begun: Instant::now(), done: Mutex::default(), violations: Mutex::default() }
+    }
+
+    /// Does every step at its time; returns when the last is undone. Then every replica runs without faults.
+    pub async fn run(self: Arc<Self>, steps: Vec<Step>, length: Duration) {
+        let mut running = JoinSet::new();
+        for step in steps {
+            sleep(step.at.saturating_sub(self.begun.elapsed())).await;
+            let nemesis = self.clone();
+            running.spawn(async move {
+                let at = nemesis.begun.elapsed();
+                let what = nemesis.perform(&step).await;
+                let done = Done { at, took: nemesis.begun.elapsed() - at, kind: step.fault.kind(), what };
+                nemesis.done.lock().expect("nobody panics with it").push(done);
+            });
+        }
+        while let Some(ended) = running.join_next().await {
+            if let Err(error) = ended {
+                self.wrong(format!("harness: a fault broke down: {error}"));
+            }
+        }
+        sleep(length.saturating_sub(self.begun.elapsed())).await;
+        for replica in &self.cluster.replicas {
+            let mut replica = replica.lock().await;
+            if let Some(died) = replica.died() {
+                self.wrong(died);
+                replica.start("");
+            }
+        }
+    }
+
+    /// What was done, by time, and what must not have happened.
+    pub fn report(&self) -> (Vec<Done>, Vec<String>) {
+        let mut done = self.done.lock().expect("nobody panics with it").clone();
+        done.sort_by_key(|done| done.at);
+        (done, self.violations.lock().expect("nobody panics with it").clone())
+    }
+
+    fn wrong(&self, what: String) {
+        self.violations.lock().expect("nobody panics with it").push(what);
+    }
+
+    async fn perform(&self, step: &Step) -> String {
+        match &step.fault {
+            Fault::Kill { replica } => {
+                let mut replica = self.cluster.replicas[*replica].lock().await;
+                replica.died().into_iter().for_each(|died| self.wrong(died));
+                replica.kill();
+                sleep(step.lasts).await;
+                replica.start("");
+                replica.name.clone()
+            }
+            Fault::Freeze { replica } => {
+                let mut replica = self.cluster.replicas[*replica].lock().await;
+                replica.signal(Signal::SIGSTOP);
+                sleep(step.lasts).await;
+                replica.signal(Signal::SIGCONT);
+                if let Some(died) = replica.died() {
+                    self.wrong(died);
+                    replica.start("");
+                }
+                replica.name.clone()
+            }
+            Fault::Stop { replica } => {
+                let mut replica = self.cluster.replicas[*replica].lock().await;
+                let ended = match replica.died() {
+                    Some(died) => Err(died),
+                    None => replica.stop().await,
+                };
+                let ended = ended.map_or_else(
+                    |wrong| {
+                        self.wrong(wrong);
+                        "not".to_owned()
+                    },
+                    |status| status.to_string(),
+                );
+                sleep(step.lasts).await;
+                replica.start("");
+                format!("{}, {ended}", replica.name)
+            }
+            Fault::Points { replica, points, .. } => self.with_points(*replica, points, step.lasts).await,
+            Fault::BrokerKill => {
+                let broker = self.stores.broker.lock().await;
+                broker.kill().await;
+                sleep(step.lasts).await;
+                broker.start().await;
+                String::new()
+            }
+            Fault::BrokerPause => {
+                let broker = self.stores.broker.lock().await;
+                broker.pause().await;
+                sleep(step.lasts).await;
+                broker.resume().await;
+                String::new()
+            }
+            Fault::PostgresRestart { services } => {
+                let end = |service| self.end_server(service, Signal::SIGQUIT);
+                futures::future::join_all(services.iter().copied().map(end)).await;
+                format!("{services:?}")
+            }
+            Fault::PostgresKill { service } => {
+                self.end_server(*service, Signal::SIGKILL).await;
+                format!("{service:?}")
+            }
+            Fault::SessionsEnded { service } => {
+                let some = "select pg_terminate_backend(pid) from pg_stat_activity
+                             where application_name like 'shopd-%' and application_name <> 'shopd-torture' and random() < 0.5";
+                self.in_session(self.url(*service), some, Duration::ZERO).await;
+                format!("{service:?}")
+            }
+            Fault::TransactionHeld { service } => {
+                let url = self.postgres(*service).lock().await.server.url("postgres").expose().to_owned();
+                let held = "begin; create table if not exists held (n int); insert into held values (1)";
+                self.in_session(&url, held, step.lasts).await;
+                format!("{service:?}")
+            }
+            Fault::RowLocked => {
+                let locked = "begin; select 1 from account where user_id in ('u0', 'u1') for update";
+                self.in_session(&self.cluster.payments_url, locked, step.lasts).await;
+                "u0, u1".to_owned()
+            }
+        }
+    }
+
+    /// A replica killed and started with fault points, again whenever they end it; then killed and started without.
+    async fn with_points(&self, replica: usize, points: &str, lasts: Duration) -> String {
+        let mut replica = self.cluster.replicas[replica].lock().await;
+        replica.died().into_iter().for_each(|died| self.wrong(died));
+        replica.kill();
+        replica.start(points);
+        let since = Instant::now();
+        let mut crashes = 0;
+        while since.elapsed() < lasts {
+            sleep(Duration::from_millis(50)).await;
+            if let Some(status) = replica.ended() {
+                if !points.contains("crash") {
+                    self.wrong(format!("{} ended by itself under {points}: {status}", replica.name));
+                }
+                crashes += 1;
+                replica.start(points);
+            }
+        }
+        replica.kill();
+        replica.start("");
+        format!("{} {points}, {crashes} crashes", replica.name)
+    }
+
+    async fn end_server(&self, service: Service, signal: Signal) {
+        let mut postgres = self.postgres(service).lock().await;
+        // It may have ended already, which is what the signal wants.
+        let _ = kill(Pid::from_raw(postgres.server.pid()), signal);
+        postgres.server.exited().await;
+        if let Err(error) = postgres.server.ensure_running().await {
+            self.wrong(format!("harness: {service:?}'s database server does not start again: {error}"));
+        }
+    }
+
+    /// A statement in a session of its own, which ends without a commit after `lasts`. The server may be away or go away meanwhile.
+    async fn in_session(&self, url: &str, statement: &str, lasts: Duration) {
+        if let Ok(mut conn) = session(url).await
+            && conn.batch_execute(statement).await.is_ok()
+        {
+            sleep(lasts).await;
+        }
+    }
+
+    fn url(&self, service: Service) -> &str {
+        match service {
+            Service::Orders => &self.cluster.orders_url,
+            Service::Payments => &self.cluster.payments_url,
+        }
+    }
+
+    fn postgres(&self, service: Service) -> &tokio::sync::Mutex<Postgres> {
+        match service {
+            Service::Orders => &self.stores.orders,
+            Service::Payments => &self.stores.payments,
+        }
+    }
+}
