@@ -256,7 +256,8 @@ impl One<'_> {
     async fn send(&self, door: usize, asked: &Asked) -> Result<shop::Answer, reqwest::Error> {
         let (gateway, n) = (door % 10 < 7, (door / 10) % 2);
         let orders = if gateway { (&self.load.gateways[n], "/api/OrdersProxy") } else { (&self.load.orders[n], "/api/Orders") };
-        let payments = if gateway { (&self.load.gateways[n], "/api/PaymentsProxy") } else { (&self.load.payments[n], "/api/Account") };
+        let payments =
+            if gateway { (&self.load.gateways[n], "/api/PaymentsProxy") } else { (&self.load.payments[n], "/api/Account") };
         match asked {
             Asked::Open { user } => payments.0.send("POST", &format!("{}/{user}", payments.1), &[], None).await,
             Asked::Deposit { user, amount, key } => {
@@ -369,7 +370,7 @@ async fn pages<T: serde::de::DeserializeOwned>(client: &Client, path: &str) -> R
             status => return Err(format!("{next} was answered {status}: {}", answer.text)),
         }
         match header(&answer, "x-next-cursor") {
-            cursor if cursor.is_empty() => return Ok(Some(all)),
+            "" => return Ok(Some(all)),
             cursor => next = format!("{path}&cursor={cursor}"),
         }
     }

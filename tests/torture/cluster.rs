@@ -14,7 +14,7 @@ use shopd::embedded::{self, Server};
 use shopd::messaging::log::{KafkaLog, Log};
 use tokio::sync::Mutex;
 
-use super::replica::{Replica, Role};
+use super::replica::{Replica, Role, shopd};
 use super::support::kafka::Broker;
 use super::support::postgres;
 use super::support::shop::{Client, poll};
@@ -66,7 +66,6 @@ impl Stores {
 pub struct Cluster {
     pub replicas: Vec<Mutex<Replica>>,
     pub env: Vec<(String, String)>,
-    pub dir: PathBuf,
     pub kafka: KafkaConfig,
     pub orders: Db,
     pub payments: Db,
@@ -118,11 +117,9 @@ impl Cluster {
         }
         let kafka = KafkaConfig { bootstrap_servers: vec![bootstrap], topic_prefix: prefix, ..Config::default().kafka };
         let (orders, payments) = (connect(&orders_url), connect(&payments_url));
-        let dir = dir.to_owned();
         let cluster = Self {
             replicas,
             env,
-            dir,
             kafka,
             orders,
             payments,
@@ -144,7 +141,7 @@ impl Cluster {
 
     /// Runs `shopd ARGS` to its end; its exit status, and what it said.
     pub async fn command(&self, args: &[&str]) -> (Option<i32>, String) {
-        let mut command = tokio::process::Command::new(env!("CARGO_BIN_EXE_shopd"));
+        let mut command = tokio::process::Command::new(shopd());
         command.args(args).args(["--log", "json"]).envs(self.env.iter().map(|(name, value)| (name, value)));
         command.stdin(Stdio::null()).kill_on_drop(true);
         match tokio::time::timeout(COMMAND_WITHIN, command.output()).await {
@@ -239,7 +236,8 @@ pub async fn session(url: &str) -> Result<Conn, String> {
 /// Below the range that the system hands out to outgoing connections: a replica that is down must find its port free.
 fn free_ports(count: usize) -> Vec<u16> {
     let begin = 23_000 + (std::process::id() % 600) as u16 * 10;
-    let free: Vec<u16> = (begin..begin + 1_000).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).take(count).collect();
+    let free: Vec<u16> =
+        (begin..begin + 1_000).filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).take(count).collect();
     assert_eq!(free.len(), count, "free ports");
     free
 }

@@ -45,7 +45,8 @@ pub async fn run(kafka: KafkaConfig, load: Arc<Load>, seed: u64) -> Forged {
     while !forger.load.stop.load(Ordering::Relaxed) {
         let pause = forger.rng.random_range(20..300);
         sleep(Duration::from_millis(pause)).await;
-        let what = forger.rng.random_range(0..24);
+        // A replay is some hundred records at once.
+        let what = if forger.rng.random_bool(0.01) { 0 } else { forger.rng.random_range(1..24) };
         match timeout(WAIT * 4, forger.forge(what)).await {
             Ok(Ok((kind, records))) => *forger.forged.kinds.entry(kind).or_default() += records,
             // Away, or away in the middle.
@@ -64,12 +65,12 @@ fn text(error: impl std::fmt::Display) -> String {
 impl Forger {
     async fn forge(&mut self, what: u32) -> Result<(&'static str, usize)> {
         match what {
-            0..3 => self.repeat("same record again", |record, _| record).await,
-            3..6 => self.repeat("same payload, new event id", new_event).await,
-            6..9 => self.repeat("same payload, no headers", |record, _| Record { headers: BTreeMap::new(), ..record }).await,
+            0 => self.replay().await,
+            1..4 => self.repeat("same record again", |record, _| record).await,
+            4..7 => self.repeat("same payload, new event id", new_event).await,
+            7..9 => self.repeat("same payload, no headers", |record, _| Record { headers: BTreeMap::new(), ..record }).await,
             9..11 => self.repeat("encoded twice", twice_encoded).await,
-            11 => self.replay().await,
-            12..15 => self.contradict().await,
+            11..15 => self.contradict().await,
             15 => self.unknown_result().await,
             16..18 => self.rubbish().await,
             18 => self.nobodys_request().await,
@@ -176,7 +177,12 @@ impl Forger {
         self.produce(kind, &client, vec![record]).await
     }
 
-    async fn produce(&mut self, kind: &'static str, client: &PartitionClient, records: Vec<Record>) -> Result<(&'static str, usize)> {
+    async fn produce(
+        &mut self,
+        kind: &'static str,
+        client: &PartitionClient,
+        records: Vec<Record>,
+    ) -> Result<(&'static str, usize)> {
         let count = records.len();
         if count > 0 {
             timeout(WAIT, client.produce(records, Compression::NoCompression)).await.map_err(text)?.map_err(text)?;
@@ -247,5 +253,7 @@ fn twice_encoded(record: Record, _: &mut StdRng) -> Record {
 }
 
 fn request(order: Uuid, user: &str, amount: &str) -> String {
-    format!(r#"{{"OrderId":"{order}","UserId":"{user}","Amount":{amount},"Description":null,"Timestamp":"2025-06-12T10:11:12.1234567Z"}}"#)
+    format!(
+        r#"{{"OrderId":"{order}","UserId":"{user}","Amount":{amount},"Description":null,"Timestamp":"2025-06-12T10:11:12.1234567Z"}}"#
+    )
 }

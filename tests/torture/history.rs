@@ -1,6 +1,7 @@
 //! What clients did and were told, and what is there in the end. Facts only; what they must agree in is in `model`.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use uuid::Uuid;
 
@@ -41,13 +42,28 @@ impl Order {
 
 #[derive(Clone, Debug)]
 pub enum Asked {
-    Open { user: String },
+    Open {
+        user: String,
+    },
     /// `amount` is no other deposit's of the round, so the ledger tells which came through.
-    Deposit { user: String, amount: i64, key: Option<String> },
-    Place { id: Uuid, fields: Fields },
-    Get { id: Uuid },
-    List { user: String },
-    Balance { user: String },
+    Deposit {
+        user: String,
+        amount: i64,
+        key: Option<String>,
+    },
+    Place {
+        id: Uuid,
+        fields: Fields,
+    },
+    Get {
+        id: Uuid,
+    },
+    List {
+        user: String,
+    },
+    Balance {
+        user: String,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -75,6 +91,17 @@ pub struct Call {
     pub ended: Micros,
     pub asked: Asked,
     pub outcome: Outcome,
+}
+
+impl fmt::Display for Call {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} +{} us: {:?}: ", self.begun, self.ended - self.begun, self.asked)?;
+        match &self.outcome {
+            Outcome::NotSent => f.write_str("not sent"),
+            Outcome::Indefinite(why) => write!(f, "indefinite: {why}"),
+            Outcome::Answered(answer) => write!(f, "{answer:?}"),
+        }
+    }
 }
 
 impl Call {

@@ -3,7 +3,8 @@
 //! `shopd audit` must find nothing.
 //!
 //! Without variables it runs the rounds of `seeds.txt`, as a test. `make torture` sets `TORTURE_MINUTES`: then round after round
-//! of a new seed until the time is up. `TORTURE_SEED` is the first seed; `TORTURE_SECONDS` how long each round breaks things.
+//! of a new seed until the time is up. `TORTURE_SEED` is the first seed; `TORTURE_SECONDS` how long each round breaks things;
+//! `TORTURE_FAULTS=1` prints every fault, `TORTURE_GO_ON=1` goes on after a violation; `TORTURE_SHOPD` is another program to torture.
 
 mod clients;
 mod cluster;
@@ -16,7 +17,6 @@ mod replica;
 mod report;
 mod round;
 #[path = "../it/support/mod.rs"]
-#[allow(dead_code, reason = "made for the integration tests; some of it serves here")]
 mod support;
 
 use std::path::{Path, PathBuf};
@@ -53,9 +53,13 @@ fn main() -> ExitCode {
 }
 
 async fn run() -> ExitCode {
-    let number = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty()).map(|text| {
-        text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is a whole number, not {text}"))
-    });
+    let number = |name: &str| {
+        std::env::var(name)
+            .ok()
+            .filter(|text| !text.is_empty())
+            .map(|text| text.parse::<u64>().unwrap_or_else(|_| panic!("{name} is a whole number, not {text}")))
+    };
+    assert!(replica::knows_fault_points(), "{} was built without the feature faults", replica::shopd());
     let (minutes, seed, seconds) = (number("TORTURE_MINUTES"), number("TORTURE_SEED"), number("TORTURE_SECONDS"));
     let long = |seed| setting(seed, seconds.unwrap_or(ROUND_SECONDS));
     let given: Box<dyn Iterator<Item = Setting>> = match (minutes, seed) {

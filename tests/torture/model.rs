@@ -39,6 +39,7 @@ impl Verdict {
 pub fn check(history: &History, end: &End) -> Verdict {
     let mut verdict = Verdict::default();
     answers(history, &mut verdict);
+    accounts(history, end, &mut verdict);
     orders(history, end, &mut verdict);
     ledgers(history, end, &mut verdict);
     deposits(history, end, &mut verdict);
@@ -72,10 +73,30 @@ fn answers(history: &History, verdict: &mut Verdict) {
     }
 }
 
+/// A user has the account that was opened, and it was opened once (S10).
+fn accounts(history: &History, end: &End, verdict: &mut Verdict) {
+    let mut opened: HashMap<&str, usize> = HashMap::new();
+    for call in &history.calls {
+        let (Asked::Open { user }, Some(answer)) = (&call.asked, call.answer()) else { continue };
+        *opened.entry(user).or_default() += usize::from(answer.status == 200 && !answer.replayed);
+    }
+    for (user, times) in opened {
+        if times > 1 {
+            verdict.wrong("S10", format!("{user}'s account was opened {times} times"));
+        }
+        if !end.accounts.contains_key(user) {
+            verdict.wrong("S10", format!("{user}'s account is not there, and opening it was answered"));
+        }
+    }
+}
+
+/// From when to when somebody looked at an order, and what was shown.
+type Sight<'a> = (Micros, Micros, Option<&'a Order>);
+
 /// Every accepted order is there as it was accepted, ended once, and nobody was told otherwise (S5, S6, S11, L1).
 fn orders(history: &History, end: &End, verdict: &mut Verdict) {
     let mut placed: HashMap<Uuid, Vec<(&Call, &Fields)>> = HashMap::new();
-    let mut sights: HashMap<Uuid, Vec<(Micros, Micros, Option<&Order>)>> = HashMap::new();
+    let mut sights: HashMap<Uuid, Vec<Sight<'_>>> = HashMap::new();
     for call in &history.calls {
         match &call.asked {
             Asked::Place { id, fields } => placed.entry(*id).or_default().push((call, fields)),
@@ -112,7 +133,10 @@ fn orders(history: &History, end: &End, verdict: &mut Verdict) {
             fresh += usize::from(answer.status == 201 && !answer.replayed);
             let same = **fields == order.fields;
             if same != (answer.status != 409) {
-                verdict.wrong("S11", format!("order {id} is there as {:?}; placing {fields:?} was answered {}", order.fields, answer.status));
+                verdict.wrong(
+                    "S11",
+                    format!("order {id} is there as {:?}; placing {fields:?} was answered {}", order.fields, answer.status),
+                );
             }
             verdict.checked.conflicts += usize::from(answer.status == 409);
         }
@@ -126,7 +150,7 @@ fn orders(history: &History, end: &End, verdict: &mut Verdict) {
 }
 
 /// What was seen of one order, by anyone: it is there once that was said, its fields never change, its status moves forward only.
-fn seen(id: Uuid, sights: &[(Micros, Micros, Option<&Order>)], placed: &[(&Call, &Fields)], end: &End, verdict: &mut Verdict) {
+fn seen(id: Uuid, sights: &[Sight<'_>], placed: &[(&Call, &Fields)], end: &End, verdict: &mut Verdict) {
     verdict.checked.reads += sights.len();
     let accepted = |call: &Call| call.answer().is_some_and(|answer| matches!(answer.status, 200 | 201));
     let accepted = placed.iter().filter(|(call, _)| accepted(call)).map(|(call, _)| call.ended).min();
@@ -166,7 +190,10 @@ fn ledgers(history: &History, end: &End, verdict: &mut Verdict) {
         for entry in &account.ledger {
             balance += entry.amount;
             if entry.balance_after != balance {
-                verdict.wrong("S8", format!("{user}: entry {} leaves {}, by the entries before it {balance}", entry.id, entry.balance_after));
+                verdict.wrong(
+                    "S8",
+                    format!("{user}: entry {} leaves {}, by the entries before it {balance}", entry.id, entry.balance_after),
+                );
             }
             if entry.balance_after < 0 {
                 verdict.wrong("S2", format!("{user}: entry {} leaves {}", entry.id, entry.balance_after));
@@ -235,7 +262,8 @@ fn deposits(history: &History, end: &End, verdict: &mut Verdict) {
         }
         for answer in said {
             if !there.is_empty() && answer.balance != there.first().copied() {
-                verdict.wrong("S9", format!("the deposit of {amount} to {} left {there:?}, answered {:?}", one.user, answer.balance));
+                verdict
+                    .wrong("S9", format!("the deposit of {amount} to {} left {there:?}, answered {:?}", one.user, answer.balance));
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Does what the plan says, several faults at a time, and undoes each. Two faults never share a target.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -136,6 +137,18 @@ impl Nemesis {
                 self.end_server(*service, Signal::SIGKILL).await;
                 format!("{service:?}")
             }
+            Fault::PostgresFreeze { service } => {
+                let postgres = self.postgres(*service).lock().await;
+                let frozen = processes(&postgres.dir.join("postgres"));
+                let sent = |signal| frozen.iter().filter(|pid| kill(**pid, signal).is_ok()).count();
+                let count = sent(Signal::SIGSTOP);
+                if count == 0 {
+                    self.wrong(format!("harness: {service:?}'s database server has no processes"));
+                }
+                sleep(step.lasts).await;
+                sent(Signal::SIGCONT);
+                format!("{service:?}, {count} processes")
+            }
             Fault::SessionsEnded { service } => {
                 let some = "select pg_terminate_backend(pid) from pg_stat_activity
                              where application_name like 'shopd-%' and application_name <> 'shopd-torture' and random() < 0.5";
@@ -211,4 +224,12 @@ impl Nemesis {
             Service::Payments => &self.stores.payments,
         }
     }
+}
+
+/// All of a database server's: each works in its data directory.
+fn processes(pgdata: &Path) -> Vec<Pid> {
+    let pgdata = pgdata.canonicalize().unwrap_or_default();
+    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let ours = all.filter(|entry| std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == pgdata));
+    ours.filter_map(|entry| entry.file_name().to_str()?.parse().ok().map(Pid::from_raw)).collect()
 }

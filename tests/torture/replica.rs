@@ -13,6 +13,17 @@ use super::support::shop::poll;
 /// SIGTERM to the end of the process: `shutdown.timeout_ms` and what a busy machine adds.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 
+/// The program: cargo's own build, or another one that knows fault points.
+pub fn shopd() -> String {
+    std::env::var("TORTURE_SHOPD").unwrap_or_else(|_| env!("CARGO_BIN_EXE_shopd").to_owned())
+}
+
+/// That it knows fault points: without them half the faults would never come, and nobody would notice.
+pub fn knows_fault_points() -> bool {
+    let asked = Command::new(shopd()).arg("openapi").env("FAILPOINTS", "no.such.point=return(error)").output();
+    asked.is_ok_and(|output| output.status.code() == Some(2))
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
     Gateway,
@@ -56,7 +67,7 @@ impl Replica {
     pub fn start(&mut self, failpoints: &str) {
         assert!(self.child.is_none(), "{} runs", self.name);
         let log = File::options().create(true).append(true).open(&self.log).expect("a log");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_shopd"));
+        let mut command = Command::new(shopd());
         command.arg(self.role.as_str()).args(["--log", "json"]).envs(self.env.iter().map(|(name, value)| (name, value)));
         command.env("FAILPOINTS", failpoints).current_dir(self.log.parent().expect("a directory"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(log));

@@ -110,6 +110,12 @@ pub async fn round(stores: &Arc<Stores>, setting: Setting, dir: &Path) -> Outcom
         outcome.violations.push(format!("the audit at the end exits {code:?}: {said}"));
     }
     outcome.violations.extend(panics(dir));
+    if !outcome.violations.is_empty() {
+        history.calls.sort_by_key(|call| call.begun);
+        let calls: Vec<String> = history.calls.iter().map(ToString::to_string).collect();
+        // For whoever looks into it; the violations are told anyway.
+        let _ = std::fs::write(dir.join("history.txt"), calls.join("\n"));
+    }
     drop((load, nemesis));
     match Arc::try_unwrap(cluster) {
         Ok(cluster) if outcome.violations.is_empty() => cluster.remove(stores).await,
