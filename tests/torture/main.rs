@@ -108,8 +108,9 @@ async fn run() -> ExitCode {
 }
 
 fn setting(seed: u64, seconds: u64) -> Setting {
-    let millis = Duration::from_millis;
-    Setting { seed, length: Duration::from_secs(seconds), gap: millis(1_500), think: millis(35) }
+    // Some rounds break one thing after the other, some many at once.
+    let gap = [500, 1_000, 1_500, 2_500][usize::try_from(seed % 4).unwrap_or_default()];
+    Setting { seed, length: Duration::from_secs(seconds), gap: Duration::from_millis(gap), think: Duration::from_millis(35) }
 }
 
 fn seeds() -> impl Iterator<Item = Setting> {
