@@ -14,7 +14,7 @@
 //! | `off` | [`GUARDS`] | a guard does not guard, for a test that shows what it is for |
 
 /// Where a process may be made to wait, fail or die.
-pub const POINTS: [&str; 16] = [
+pub const POINTS: [&str; 24] = [
     "db.before_commit",
     "db.after_commit",
     "group.before_commit",
@@ -31,6 +31,14 @@ pub const POINTS: [&str; 16] = [
     "outbox.before_save",
     "outbox.after_save",
     "outbox.before_purge",
+    "consumer.before_commit",
+    "consumer.after_commit",
+    "lease.before_heartbeat",
+    "lease.after_heartbeat",
+    "lease.before_acquire",
+    "lease.after_acquire",
+    "lease.before_release",
+    "lease.after_release",
 ];
 /// What may happen twice.
 pub const REPEATS: [&str; 1] = ["log.produce"];

@@ -206,7 +206,7 @@ impl Config {
                 listen: any(8083),
                 batch_rows_max: 2_000,
                 poll_interval: Duration::from_millis(1_000),
-                lease: Duration::from_millis(3_000),
+                lease: Duration::from_millis(2_000),
             },
             kafka: KafkaConfig {
                 bootstrap_servers: Vec::new(),
@@ -224,7 +224,7 @@ impl Config {
                 lock_timeout: Duration::from_millis(2_000),
                 idle_in_transaction_timeout: Duration::from_millis(2_000),
             },
-            consumer: ConsumerConfig { batch_records_max: 1_000, lease: Duration::from_millis(3_000) },
+            consumer: ConsumerConfig { batch_records_max: 1_000, lease: Duration::from_millis(2_000) },
             http: HttpConfig {
                 workers: 2,
                 header_timeout: Duration::from_millis(10_000),

@@ -10,7 +10,7 @@ use diesel_async::RunQueryDsl;
 use crate::contracts::Headers;
 use crate::db::{Conn, DbError, sql};
 
-use super::delivery::Delivery;
+use super::consumer::Delivery;
 
 /// Why a record can never be applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -25,10 +25,10 @@ pub fn settle(results: &[Received<PaymentStatusUpdated>]) -> Vec<Ending> {
             status,
             // A reason of another producer's that we do not know is left out, not stored.
             failure_reason: reason.and_then(FailureReason::parse),
-            position: result.position.clone(),
-            envelope: result.envelope.clone(),
-            published_at: result.published_at,
-            received_at: result.received_at,
+            position: result.delivery.position.clone(),
+            envelope: result.delivery.envelope.clone(),
+            published_at: result.delivery.published_at,
+            received_at: result.delivery.received_at,
         })
     };
     results.iter().filter_map(ending).collect()
@@ -70,10 +70,15 @@ mod tests {
     fn result(order: u128, outcome: Outcome, reason: Option<&str>, offset: i64) -> Received<PaymentStatusUpdated> {
         Received {
             event: PaymentStatusUpdated { order_id: Uuid::from_u128(order), outcome, failure_reason: reason.map(String::from) },
-            position: Position { topic: "t".into(), partition: 0, offset },
-            envelope: Envelope::default(),
-            published_at: DateTime::UNIX_EPOCH,
-            received_at: DateTime::UNIX_EPOCH,
+            delivery: Delivery {
+                position: Position { topic: "t".into(), partition: 0, offset },
+                key: None,
+                value: None,
+                headers: Default::default(),
+                envelope: Envelope::default(),
+                published_at: DateTime::UNIX_EPOCH,
+                received_at: DateTime::UNIX_EPOCH,
+            },
         }
     }
 
@@ -106,7 +111,7 @@ mod tests {
                 let ending: Vec<_> = endings.iter().filter(|e| e.order_id == order).collect();
                 prop_assert_eq!(ending.len(), usize::from(first.is_some()));
                 if let (Some(first), Some(ending)) = (first, ending.first()) {
-                    prop_assert_eq!(first.position.offset, ending.position.offset);
+                    prop_assert_eq!(first.delivery.position.offset, ending.position.offset);
                     prop_assert_eq!(first.event.outcome == Outcome::Finished, ending.status == OrderStatus::Finished);
                 }
             }

@@ -114,7 +114,7 @@ fn message(
 ) -> Message {
     let outcome = if status == "Finished" { Outcome::Finished } else { Outcome::Cancelled };
     let order_id = request.event.order_id;
-    let trace = request.envelope.trace.map_or_else(TraceContext::new_root, TraceContext::child);
+    let trace = request.delivery.envelope.trace.map_or_else(TraceContext::new_root, TraceContext::child);
     Message {
         event_id,
         topic: PAYMENT_STATUS_UPDATES,
@@ -123,7 +123,7 @@ fn message(
         kind: PaymentStatusUpdated::TYPE,
         source: SOURCE,
         traceparent: trace.traceparent(),
-        request_id: request.envelope.request_id.clone().unwrap_or_default(),
+        request_id: request.delivery.envelope.request_id.clone().unwrap_or_default(),
         created_at: at,
     }
 }

@@ -189,7 +189,7 @@ pub struct Record<'r> {
 impl Record<'_> {
     /// The request's event id; a record of another producer without our headers goes by its order id.
     pub fn event_id(&self) -> Cow<'_, str> {
-        match &self.request.envelope.event_id {
+        match &self.request.delivery.envelope.event_id {
             Some(id) => id.into(),
             None => self.request.event.order_id.to_string().into(),
         }
@@ -214,14 +214,14 @@ pub async fn write_payments(mut conn: &Conn, records: &[Record<'_>], topic: &str
     .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.failure_reason))
     .bind::<Array<SqlUuid>, _>(column(records, |r| r.result_event_id))
     .bind::<Array<Text>, _>(column(records, |r| r.event_id()))
-    .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.request.envelope.source.as_deref()))
+    .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.request.delivery.envelope.source.as_deref()))
     .bind::<Text, _>(topic)
-    .bind::<Array<Integer>, _>(column(records, |r| r.request.position.partition))
-    .bind::<Array<BigInt>, _>(column(records, |r| r.request.position.offset))
-    .bind::<Array<Nullable<Timestamptz>>, _>(column(records, |r| r.request.envelope.time))
-    .bind::<Array<Timestamptz>, _>(column(records, |r| r.request.published_at))
-    .bind::<Array<Timestamptz>, _>(column(records, |r| r.request.received_at))
-    .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.request.envelope.trace.map(|trace| trace.traceparent())))
+    .bind::<Array<Integer>, _>(column(records, |r| r.request.delivery.position.partition))
+    .bind::<Array<BigInt>, _>(column(records, |r| r.request.delivery.position.offset))
+    .bind::<Array<Nullable<Timestamptz>>, _>(column(records, |r| r.request.delivery.envelope.time))
+    .bind::<Array<Timestamptz>, _>(column(records, |r| r.request.delivery.published_at))
+    .bind::<Array<Timestamptz>, _>(column(records, |r| r.request.delivery.received_at))
+    .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.request.delivery.envelope.trace.map(|trace| trace.traceparent())))
     .bind::<Timestamptz, _>(at)
     .execute(&mut conn)
     .await?;

@@ -68,6 +68,8 @@ impl Relay {
     async fn serve(&self, reader: &mut Reader, stop: &Shutdown) -> Result<(), DbError> {
         let mut unpurged = 0;
         let mut renewed = Instant::now();
+        // A short lease is renewed in time however long the poll interval is.
+        let idle_max = self.config.poll_interval.min(reader.heartbeat() * 2);
         loop {
             if stop.is_stopping() {
                 return Ok(());
@@ -87,7 +89,7 @@ impl Relay {
                     tokio::select! {
                         biased;
                         () = stop.stopped() => return Ok(()),
-                        () = tokio::time::sleep_until(renewed + self.config.poll_interval) => {}
+                        () = tokio::time::sleep_until(renewed + idle_max) => {}
                         () = self.wake.notified() => continue,
                     }
                     reader.renew().await?;

@@ -42,7 +42,7 @@ pub async fn publish_batch(reader: &mut Reader, log: &dyn Log, rows_max: i64, st
         .without_max_times()
         .build();
     faults::point!("relay.before_append")?;
-    while let Err(error) = log.append(unacknowledged).await {
+    while let Err(error) = leased(reader, log.append(unacknowledged)).await? {
         incident.failed(&error);
         unacknowledged = error.unacknowledged;
         let delay = delays.next().unwrap_or(Duration::from_secs(1));
@@ -58,6 +58,18 @@ pub async fn publish_batch(reader: &mut Reader, log: &dyn Log, rows_max: i64, st
     reader.published(page).await?;
     faults::point!("relay.after_cursor")?;
     Ok(Step::Published(rows))
+}
+
+/// Awaits the log and keeps the lease meanwhile: a broker that hangs must not cost it.
+async fn leased<T>(reader: &mut Reader, appended: impl Future<Output = T>) -> Result<T, RelayError> {
+    let mut appended = std::pin::pin!(appended);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut appended => return Ok(done),
+            () = tokio::time::sleep(reader.heartbeat()) => reader.renew().await?,
+        }
+    }
 }
 
 fn record(row: Row) -> Record {

@@ -10,7 +10,7 @@ use crate::contracts::PAYMENT_STATUS_UPDATES;
 use crate::db::{Db, Notifier};
 use crate::http::{self, Bound, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
-use crate::messaging::{Consumer, outbox};
+use crate::messaging::{Consumer, PgInbox, outbox};
 use crate::orders::{self, OnPayment, Orders};
 use crate::shutdown::Shutdown;
 
@@ -39,6 +39,6 @@ pub(super) fn bind(config: &Config, orders: Orders, drain: Duration) -> Result<(
     Ok((bound, readiness))
 }
 
-pub(super) fn consumer(config: &Config, batches: Db, log: SharedLog, owner: String) -> Consumer<OnPayment> {
+pub(super) fn consumer(config: &Config, batches: Db, log: SharedLog, owner: String) -> Consumer<PgInbox<OnPayment>> {
     Consumer::new(batches, log, PAYMENT_STATUS_UPDATES, owner, config.consumer.clone(), OnPayment)
 }

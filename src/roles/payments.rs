@@ -10,7 +10,7 @@ use crate::contracts::ORDER_PAYMENT_REQUESTS;
 use crate::db::{Db, Notifier};
 use crate::http::{self, Bound, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
-use crate::messaging::{Consumer, outbox};
+use crate::messaging::{Consumer, PgInbox, outbox};
 use crate::payments::{self, OnOrder, Payments};
 use crate::shutdown::Shutdown;
 
@@ -38,6 +38,12 @@ pub(super) fn bind(config: &Config, payments: Payments, drain: Duration) -> Resu
     Ok((bound, readiness))
 }
 
-pub(super) fn consumer(config: &Config, batches: Db, log: SharedLog, owner: String, notifier: Notifier) -> Consumer<OnOrder> {
+pub(super) fn consumer(
+    config: &Config,
+    batches: Db,
+    log: SharedLog,
+    owner: String,
+    notifier: Notifier,
+) -> Consumer<PgInbox<OnOrder>> {
     Consumer::new(batches, log, ORDER_PAYMENT_REQUESTS, owner, config.consumer.clone(), OnOrder::new(notifier))
 }

@@ -102,6 +102,20 @@ impl Bench {
         since.elapsed()
     }
 
+    async fn until_owned(&self, owner: &str, partitions: i64) -> Duration {
+        let since = Instant::now();
+        loop {
+            let mut conn = self.db.get().await.unwrap();
+            let owned =
+                sql("select partition from consumer_offset where owner = $1").bind::<Text, _>(owner).execute(&mut conn).await;
+            if owned.unwrap() as i64 == partitions {
+                return since.elapsed();
+            }
+            assert!(since.elapsed() < PATIENCE, "{owner} does not own {partitions}");
+            poll().await;
+        }
+    }
+
     async fn assert_each_once(&self, records: i64) {
         assert_eq!(self.applied().await, records);
         assert_eq!(count(&self.db, "select count(distinct value) as n from applied").await, records);
@@ -138,23 +152,33 @@ async fn a_dead_letter_is_kept_with_its_offset_and_its_neighbours_are_applied() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_consumer_that_ends_cleanly_hands_its_partitions_on_within_a_second_or_so() {
+async fn replicas_share_a_topics_partitions_evenly_and_one_that_ends_hands_its_own_on_within_a_second() {
     let bench = Bench::new().await;
     let (first_stop, first) = bench.consume("first", 0);
     bench.append(&["a"]).await;
     bench.until_applied(1).await;
+    bench.until_owned("first", 3).await;
     let (second_stop, second) = bench.consume("second", 0);
-    bench.append(&["b"]).await;
-    bench.until_applied(2).await;
-    assert_eq!(count(&bench.db, "select count(*) as n from consumer_offset where owner = 'first'").await, 3, "nobody is robbed");
+    bench.until_owned("second", 1).await;
+    bench.until_owned("first", 2).await;
+    let (third_stop, third) = bench.consume("third", 0);
+    for owner in ["first", "second", "third"] {
+        bench.until_owned(owner, 1).await;
+    }
+    let more = names("m", 200);
+    bench.append(&more.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    bench.until_applied(201).await;
+    third_stop.stop();
+    third.await.unwrap();
     first_stop.stop();
     first.await.unwrap();
+    assert!(bench.until_owned("second", 3).await < Duration::from_secs(1));
+    assert_eq!(count(&bench.db, "select count(*) as n from consumer_member").await, 1, "who left does not count");
     bench.append(&["c"]).await;
-    let took = bench.until_applied(3).await;
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    bench.until_applied(202).await;
     second_stop.stop();
     second.await.unwrap();
-    bench.assert_each_once(3).await;
+    bench.assert_each_once(202).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

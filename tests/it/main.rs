@@ -14,6 +14,7 @@ mod openapi;
 mod outage;
 mod outbox;
 mod promises;
+mod replay;
 mod scenario;
 mod support;
 mod torture_model;

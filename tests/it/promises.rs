@@ -13,17 +13,17 @@ use crate::support::books::{self, assert_balanced, count};
 use crate::support::shop::{Four, PATIENCE, poll};
 use crate::support::{kafka, postgres};
 
-const REQUESTS: &str = "order-payment-requests";
-const RESULTS: &str = "payment-status-updates";
+pub const REQUESTS: &str = "order-payment-requests";
+pub const RESULTS: &str = "payment-status-updates";
 
-struct Promise {
-    shop: Four,
-    log: KafkaLog,
-    orders: shopd::db::Db,
-    payments: shopd::db::Db,
+pub struct Promise {
+    pub shop: Four,
+    pub log: KafkaLog,
+    pub orders: shopd::db::Db,
+    pub payments: shopd::db::Db,
 }
 
-async fn promise() -> Promise {
+pub async fn promise() -> Promise {
     let (orders, payments) = (postgres::database("orders").await, postgres::database("payments").await);
     let bootstrap = kafka::shared().await;
     let shop = Four::start(&bootstrap, &orders, &payments, &kafka::prefix()).await;
@@ -34,7 +34,7 @@ async fn promise() -> Promise {
 
 impl Promise {
     /// A record of another producer's.
-    async fn forge(&self, topic: &str, key: &str, value: String, headers: &[(&'static str, String)]) {
+    pub async fn forge(&self, topic: &str, key: &str, value: String, headers: &[(&'static str, String)]) {
         let headers = headers.iter().map(|(name, value)| (Cow::Borrowed(*name), Bytes::from(value.clone()))).collect();
         let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value));
         let record = Record { topic: Arc::from(topic), key, value, headers, timestamp: Utc::now() };
@@ -49,7 +49,7 @@ impl Promise {
     }
 
     /// Waits until everything on both topics is consumed.
-    async fn consumed(&self) {
+    pub async fn consumed(&self) {
         for (topic, db) in [(REQUESTS, &self.payments), (RESULTS, &self.orders)] {
             let partitions = self.log.partitions(topic).await.unwrap();
             let since = std::time::Instant::now();

@@ -46,7 +46,7 @@ pub async fn run(kafka: KafkaConfig, load: Arc<Load>, seed: u64) -> Forged {
         let pause = forger.rng.random_range(20..300);
         sleep(Duration::from_millis(pause)).await;
         // A replay is some hundred records at once.
-        let what = if forger.rng.random_bool(0.01) { 0 } else { forger.rng.random_range(1..24) };
+        let what = if forger.rng.random_bool(0.01) { 0 } else { forger.rng.random_range(1..25) };
         match timeout(WAIT * 4, forger.forge(what)).await {
             Ok(Ok((kind, records))) => *forger.forged.kinds.entry(kind).or_default() += records,
             // Away, or away in the middle.
@@ -74,7 +74,7 @@ impl Forger {
             15 => self.unknown_result().await,
             16..18 => self.rubbish().await,
             18 => self.nobodys_request().await,
-            19..21 => self.foreign_debit().await,
+            19..22 => self.foreign_debit().await,
             _ => self.conflicting_request().await,
         }
     }

@@ -12,6 +12,7 @@ use tokio::time::sleep;
 
 use super::cluster::{Cluster, Postgres, Stores, session};
 use super::plan::{Fault, Service, Step};
+use super::replica::Replica;
 
 /// A fault that was done.
 #[derive(Clone, Debug)]
@@ -24,28 +25,30 @@ pub struct Done {
 }
 
 pub struct Nemesis {
-    pub stores: Arc<Stores>,
-    pub cluster: Arc<Cluster>,
-    pub begun: Instant,
+    stores: Arc<Stores>,
+    cluster: Arc<Cluster>,
+    begun: Instant,
+    length: Duration,
     done: Mutex<Vec<Done>>,
     violations: Mutex<Vec<String>>,
 }
 
 impl Nemesis {
-    pub fn new(stores: Arc<Stores>, cluster: Arc<Cluster>) -> Self {
-        Self { stores, cluster, begun: Instant::now(), done: Mutex::default(), violations: Mutex::default() }
+    /// For `length` from now on.
+    pub fn new(stores: Arc<Stores>, cluster: Arc<Cluster>, length: Duration) -> Self {
+        Self { stores, cluster, begun: Instant::now(), length, done: Mutex::default(), violations: Mutex::default() }
     }
 
     /// Does every step at its time; returns when the last is undone. Then every replica runs without faults.
-    pub async fn run(self: Arc<Self>, steps: Vec<Step>, length: Duration) {
+    pub async fn run(self: Arc<Self>, steps: Vec<Step>) {
         let mut running = JoinSet::new();
         for step in steps {
             sleep(step.at.saturating_sub(self.begun.elapsed())).await;
             let nemesis = self.clone();
             running.spawn(async move {
-                let at = nemesis.begun.elapsed();
-                let what = nemesis.perform(&step).await;
-                let done = Done { at, took: nemesis.begun.elapsed() - at, kind: step.fault.kind(), what };
+                // Where another fault held its target until the end, this one was not done.
+                let Some((begun, what)) = nemesis.perform(&step).await else { return };
+                let done = Done { at: begun, took: nemesis.begun.elapsed() - begun, kind: step.fault.kind(), what };
                 nemesis.done.lock().expect("nobody panics with it").push(done);
             });
         }
@@ -54,7 +57,7 @@ impl Nemesis {
                 self.wrong(format!("harness: a fault broke down: {error}"));
             }
         }
-        sleep(length.saturating_sub(self.begun.elapsed())).await;
+        sleep(self.length.saturating_sub(self.begun.elapsed())).await;
         for replica in &self.cluster.replicas {
             let mut replica = replica.lock().await;
             if let Some(died) = replica.died() {
@@ -75,59 +78,33 @@ impl Nemesis {
         self.violations.lock().expect("nobody panics with it").push(what);
     }
 
-    async fn perform(&self, step: &Step) -> String {
-        match &step.fault {
-            Fault::Kill { replica } => {
-                let mut replica = self.cluster.replicas[*replica].lock().await;
-                replica.died().into_iter().for_each(|died| self.wrong(died));
-                replica.kill();
-                sleep(step.lasts).await;
+    /// When it was done, and on what; `None` where it was not.
+    async fn perform(&self, step: &Step) -> Option<(Duration, String)> {
+        if let Some(replica) = step.fault.replica() {
+            let mut replica = self.cluster.replicas[replica].lock().await;
+            let (begun, lasts) = self.turn(step)?;
+            if let Some(died) = replica.died() {
+                self.wrong(died);
                 replica.start("");
-                replica.name.clone()
             }
-            Fault::Freeze { replica } => {
-                let mut replica = self.cluster.replicas[*replica].lock().await;
-                replica.signal(Signal::SIGSTOP);
-                sleep(step.lasts).await;
-                replica.signal(Signal::SIGCONT);
-                if let Some(died) = replica.died() {
-                    self.wrong(died);
-                    replica.start("");
-                }
-                replica.name.clone()
-            }
-            Fault::Stop { replica } => {
-                let mut replica = self.cluster.replicas[*replica].lock().await;
-                let ended = match replica.died() {
-                    Some(died) => Err(died),
-                    None => replica.stop().await,
-                };
-                let ended = ended.map_or_else(
-                    |wrong| {
-                        self.wrong(wrong);
-                        "not".to_owned()
-                    },
-                    |status| status.to_string(),
-                );
-                sleep(step.lasts).await;
-                replica.start("");
-                format!("{}, {ended}", replica.name)
-            }
-            Fault::Points { replica, points, .. } => self.with_points(*replica, points, step.lasts).await,
-            Fault::BrokerKill => {
-                let broker = self.stores.broker.lock().await;
+            return Some((begun, self.on_replica(&mut replica, &step.fault, lasts).await));
+        }
+        if let Fault::BrokerKill | Fault::BrokerPause = step.fault {
+            let broker = self.stores.broker.lock().await;
+            let (begun, lasts) = self.turn(step)?;
+            if let Fault::BrokerKill = step.fault {
                 broker.kill().await;
-                sleep(step.lasts).await;
+                sleep(lasts).await;
                 broker.start().await;
-                String::new()
-            }
-            Fault::BrokerPause => {
-                let broker = self.stores.broker.lock().await;
+            } else {
                 broker.pause().await;
-                sleep(step.lasts).await;
+                sleep(lasts).await;
                 broker.resume().await;
-                String::new()
             }
+            return Some((begun, String::new()));
+        }
+        let (mut begun, mut lasts) = self.turn(step)?;
+        let what = match &step.fault {
             Fault::PostgresRestart { services } => {
                 let end = |service| self.end_server(service, Signal::SIGQUIT);
                 futures::future::join_all(services.iter().copied().map(end)).await;
@@ -139,13 +116,14 @@ impl Nemesis {
             }
             Fault::PostgresFreeze { service } => {
                 let postgres = self.postgres(*service).lock().await;
+                (begun, lasts) = self.turn(step)?;
                 let frozen = processes(&postgres.dir.join("postgres"));
                 let sent = |signal| frozen.iter().filter(|pid| kill(**pid, signal).is_ok()).count();
                 let count = sent(Signal::SIGSTOP);
                 if count == 0 {
                     self.wrong(format!("harness: {service:?}'s database server has no processes"));
                 }
-                sleep(step.lasts).await;
+                sleep(lasts).await;
                 sent(Signal::SIGCONT);
                 format!("{service:?}, {count} processes")
             }
@@ -158,21 +136,57 @@ impl Nemesis {
             Fault::TransactionHeld { service } => {
                 let url = self.postgres(*service).lock().await.server.url("postgres").expose().to_owned();
                 let held = "begin; create table if not exists held (n int); insert into held values (1)";
-                self.in_session(&url, held, step.lasts).await;
+                self.in_session(&url, held, lasts).await;
                 format!("{service:?}")
             }
-            Fault::RowLocked => {
+            _ => {
                 let locked = "begin; select 1 from account where user_id in ('u0', 'u1') for update";
-                self.in_session(&self.cluster.payments_url, locked, step.lasts).await;
+                self.in_session(&self.cluster.payments_url, locked, lasts).await;
                 "u0, u1".to_owned()
+            }
+        };
+        Some((begun, what))
+    }
+
+    /// Now, and how long a fault may last from now on; `None` where its time is over, because another held its target.
+    fn turn(&self, step: &Step) -> Option<(Duration, Duration)> {
+        let now = self.begun.elapsed();
+        let left = self.length.checked_sub(now).filter(|left| !left.is_zero())?;
+        Some((now, step.lasts.min(left)))
+    }
+
+    async fn on_replica(&self, replica: &mut Replica, fault: &Fault, lasts: Duration) -> String {
+        match fault {
+            Fault::Freeze { .. } => {
+                replica.signal(Signal::SIGSTOP);
+                sleep(lasts).await;
+                replica.signal(Signal::SIGCONT);
+                replica.name.clone()
+            }
+            Fault::Stop { .. } => {
+                let ended = replica.stop().await.map_or_else(
+                    |wrong| {
+                        self.wrong(wrong);
+                        "not".to_owned()
+                    },
+                    |status| status.to_string(),
+                );
+                sleep(lasts).await;
+                replica.start("");
+                format!("{}, {ended}", replica.name)
+            }
+            Fault::Points { points, .. } => self.with_points(replica, points, lasts).await,
+            _ => {
+                replica.kill();
+                sleep(lasts).await;
+                replica.start("");
+                replica.name.clone()
             }
         }
     }
 
     /// A replica killed and started with fault points, again whenever they end it; then killed and started without.
-    async fn with_points(&self, replica: usize, points: &str, lasts: Duration) -> String {
-        let mut replica = self.cluster.replicas[replica].lock().await;
-        replica.died().into_iter().for_each(|died| self.wrong(died));
+    async fn with_points(&self, replica: &mut Replica, points: &str, lasts: Duration) -> String {
         replica.kill();
         replica.start(points);
         let since = Instant::now();

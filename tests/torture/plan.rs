@@ -60,6 +60,16 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// Whom it is done to, where that is a replica.
+    pub fn replica(&self) -> Option<usize> {
+        match self {
+            Self::Kill { replica } | Self::Freeze { replica } | Self::Stop { replica } | Self::Points { replica, .. } => {
+                Some(*replica)
+            }
+            _ => None,
+        }
+    }
+
     pub fn kind(&self) -> &'static str {
         match self {
             Self::Kill { .. } => "replica killed",
@@ -87,13 +97,21 @@ pub struct Step {
 }
 
 /// Where a fault point may be set, in roles that come there, and how often it then comes.
-const SERVICE_POINTS: [(&str, u32); 6] = [
+const SERVICE_POINTS: [(&str, u32); 14] = [
     ("db.before_commit", 15),
     ("db.after_commit", 15),
     ("group.before_commit", 10),
     ("group.after_commit", 10),
     ("log.before_fetch", 20),
     ("log.after_fetch", 20),
+    ("consumer.before_commit", 20),
+    ("consumer.after_commit", 20),
+    ("lease.before_heartbeat", 40),
+    ("lease.after_heartbeat", 40),
+    ("lease.before_acquire", 40),
+    ("lease.after_acquire", 40),
+    ("lease.before_release", 40),
+    ("lease.after_release", 40),
 ];
 const RELAY_POINTS: [(&str, u32); 10] = [
     ("relay.before_append", 20),

@@ -71,8 +71,8 @@ pub async fn round(stores: &Arc<Stores>, setting: Setting, dir: &Path) -> Outcom
     }
     let forging = tokio::spawn(forger::run(cluster.kafka.clone(), load.clone(), rng.random()));
     let auditing = tokio::spawn(audits(cluster.clone(), setting.length));
-    let nemesis = Arc::new(Nemesis::new(stores.clone(), cluster.clone()));
-    nemesis.clone().run(plan(setting.seed, setting.length, setting.gap, cluster.lease), setting.length).await;
+    let nemesis = Arc::new(Nemesis::new(stores.clone(), cluster.clone(), setting.length));
+    nemesis.clone().run(plan(setting.seed, setting.length, setting.gap, cluster.lease)).await;
     let healed = Instant::now();
     let ready = cluster.ready().await;
     outcome.ready_after = healed.elapsed();

@@ -186,6 +186,11 @@ impl Reader {
         self.save().await
     }
 
+    /// How often the lease is to be renewed.
+    pub fn heartbeat(&self) -> Duration {
+        self.lease / 4
+    }
+
     /// Renews the lease, and keeps what idle looks have learnt.
     pub async fn renew(&mut self) -> Result<(), DbError> {
         self.save().await

@@ -27,7 +27,8 @@ pub async fn count(db: &Db, statement: &'static str) -> i64 {
     sql(statement).get_result::<Count>(&mut *conn).await.expect(statement).n
 }
 
-async fn facts(db: &Db, statement: &'static str) -> Vec<String> {
+/// The texts that a statement answers as `fact`.
+pub async fn facts(db: &Db, statement: &'static str) -> Vec<String> {
     let mut conn = db.get().await.expect("a connection");
     let facts: Vec<Fact> = sql(statement).load(&mut *conn).await.expect(statement);
     facts.into_iter().map(|fact| fact.fact).collect()

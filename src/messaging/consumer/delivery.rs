@@ -28,12 +28,9 @@ pub struct Delivery {
     pub received_at: DateTime<Utc>,
 }
 
-/// A decoded record.
+/// A decoded record, with the record as it came: one that cannot be applied is kept whole.
 #[derive(Clone, Debug)]
 pub struct Received<E> {
     pub event: E,
-    pub position: Position,
-    pub envelope: Envelope,
-    pub published_at: DateTime<Utc>,
-    pub received_at: DateTime<Utc>,
+    pub delivery: Delivery,
 }

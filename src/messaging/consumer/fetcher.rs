@@ -9,7 +9,8 @@ use tokio::sync::mpsc;
 use crate::shutdown::Shutdown;
 use crate::telemetry::SharedIncident;
 
-use super::log::{LogError, SharedLog, StoredRecord};
+use super::super::log::{LogError, SharedLog, StoredRecord};
+use super::offsets::Owned;
 
 /// Bytes of one fetch.
 const FETCH_BYTES_MAX: i32 = 512 * 1024;
@@ -23,6 +24,7 @@ const PIECE_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub enum Fetched {
     Records {
         partition: i32,
+        epoch: i64,
         from: i64,
         records: Vec<StoredRecord>,
         next_offset: i64,
@@ -30,21 +32,37 @@ pub enum Fetched {
     /// The offset is not on the log (any more): go on at `to`.
     Reset {
         partition: i32,
+        epoch: i64,
         from: i64,
         to: i64,
     },
 }
 
-/// Fetches one partition from `from` on; waits while the consumer is behind.
+impl Fetched {
+    pub fn partition(&self) -> i32 {
+        match self {
+            Self::Records { partition, .. } | Self::Reset { partition, .. } => *partition,
+        }
+    }
+
+    /// Under which it was fetched; what an earlier owner's fetcher left is nobody's.
+    pub fn epoch(&self) -> i64 {
+        match self {
+            Self::Records { epoch, .. } | Self::Reset { epoch, .. } => *epoch,
+        }
+    }
+}
+
+/// Fetches a partition from where it is owned; waits while the consumer is behind.
 pub async fn fetch(
     log: SharedLog,
     topic: Arc<str>,
-    partition: i32,
-    mut from: i64,
+    owned: Owned,
     to: mpsc::Sender<Fetched>,
     incident: SharedIncident,
     stop: Shutdown,
 ) {
+    let Owned { partition, epoch, next_offset: mut from } = owned;
     let mut delays = backoff();
     loop {
         let fetched = tokio::select! {
@@ -58,12 +76,12 @@ pub async fn fetch(
                 if fetched.next_offset == from {
                     continue;
                 }
-                let sends = pieces(partition, from, fetched.records, fetched.next_offset);
+                let sends = pieces(partition, epoch, from, fetched.records, fetched.next_offset);
                 from = fetched.next_offset;
                 sends
             }
             Err(LogError::OutOfRange { start, .. }) if start != from => {
-                let reset = Fetched::Reset { partition, from, to: start };
+                let reset = Fetched::Reset { partition, epoch, from, to: start };
                 from = start;
                 vec![reset]
             }
@@ -82,20 +100,20 @@ pub async fn fetch(
 }
 
 /// Cuts what was fetched; the pieces' offsets follow each other without a gap.
-fn pieces(partition: i32, mut from: i64, fetched: Vec<StoredRecord>, end: i64) -> Vec<Fetched> {
+fn pieces(partition: i32, epoch: i64, mut from: i64, fetched: Vec<StoredRecord>, end: i64) -> Vec<Fetched> {
     let mut pieces = Vec::new();
     let (mut records, mut bytes) = (Vec::new(), 0);
     for record in fetched {
         let size = bytes_of(&record);
         if !records.is_empty() && (records.len() >= PIECE_RECORDS_MAX || bytes + size > PIECE_BYTES_MAX) {
             let next_offset = record.offset;
-            pieces.push(Fetched::Records { partition, from, records: std::mem::take(&mut records), next_offset });
+            pieces.push(Fetched::Records { partition, epoch, from, records: std::mem::take(&mut records), next_offset });
             (from, bytes) = (next_offset, 0);
         }
         bytes += size;
         records.push(record);
     }
-    pieces.push(Fetched::Records { partition, from, records, next_offset: end });
+    pieces.push(Fetched::Records { partition, epoch, from, records, next_offset: end });
     pieces
 }
 
@@ -145,7 +163,7 @@ mod tests {
             Fetched::Records { from, records, next_offset, .. } => (from, next_offset, records.len()),
             Fetched::Reset { .. } => unreachable!("nothing is reset here"),
         };
-        pieces(0, 3, records, end).into_iter().map(piece).collect()
+        pieces(0, 1, 3, records, end).into_iter().map(piece).collect()
     }
 
     #[test]

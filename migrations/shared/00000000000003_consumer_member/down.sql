@@ -1,0 +1,1 @@
+drop table consumer_member;

@@ -1,0 +1,75 @@
+//! All that one transaction does: what several partitions brought, decoded.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+
+use crate::contracts::Envelope;
+
+use super::super::dead_letter::Poison;
+use super::super::log::StoredRecord;
+use super::delivery::{Delivery, Position, Received};
+use super::fetcher::Fetched;
+use super::inbox::Inbox;
+use super::offsets::Move;
+
+/// The last time that is kept as it is.
+const TIME_MAX: DateTime<Utc> = match DateTime::from_timestamp_millis(253_402_300_799_999) {
+    Some(end_of_9999) => end_of_9999,
+    None => DateTime::<Utc>::MAX_UTC,
+};
+
+/// Kept until it commits or the lease is lost.
+#[derive(Debug)]
+pub struct Batch<E> {
+    /// By partition.
+    pub moves: Vec<Move>,
+    /// In log order within each partition.
+    pub received: Vec<Received<E>>,
+    pub poisoned: Vec<(Delivery, Poison)>,
+}
+
+impl<E> Batch<E> {
+    pub(super) fn assemble<I: Inbox<Event = E>>(inbox: &I, topic: &Arc<str>, fetched: impl Iterator<Item = Fetched>) -> Self {
+        let mut batch = Self { moves: Vec::new(), received: Vec::new(), poisoned: Vec::new() };
+        let received_at = Utc::now();
+        for one in fetched {
+            let (partition, epoch) = (one.partition(), one.epoch());
+            let (from, to, records) = match one {
+                Fetched::Records { from, records, next_offset, .. } => (from, next_offset, records),
+                Fetched::Reset { from, to, .. } => {
+                    tracing::error!(%topic, partition, from, to, "the offset is not on the log; going on where the log begins");
+                    metrics::counter!("shopd_consumer_offset_resets_total", "topic" => topic.to_string()).increment(1);
+                    (from, to, Vec::new())
+                }
+            };
+            match batch.moves.iter_mut().find(|m| m.partition == partition) {
+                Some(earlier) => earlier.to = to,
+                None => batch.moves.push(Move { partition, from, to, epoch }),
+            }
+            for record in records {
+                let position = Position { topic: topic.clone(), partition, offset: record.offset };
+                let envelope = Envelope::read(&record.headers);
+                let StoredRecord { key, value, headers, timestamp, .. } = record;
+                // Any producer's, and the broker checks little: the database's times do not reach as far.
+                let published_at = timestamp.clamp(DateTime::UNIX_EPOCH, TIME_MAX);
+                let delivery = Delivery { position, key, value, headers, envelope, published_at, received_at };
+                match inbox.decode(&delivery) {
+                    Ok(event) => batch.received.push(Received { event, delivery }),
+                    Err(poison) => batch.poisoned.push((delivery, poison)),
+                }
+            }
+        }
+        batch.moves.sort_by_key(|m| m.partition);
+        batch
+    }
+
+    pub(super) fn committed(&self, topic: &str) {
+        for (delivery, poison) in &self.poisoned {
+            let Position { topic, partition, offset } = &delivery.position;
+            tracing::warn!(%topic, partition, offset, reason = %poison, "dead letter");
+            metrics::counter!("shopd_dead_letters_total", "topic" => topic.to_string()).increment(1);
+        }
+        metrics::counter!("shopd_consumer_records_total", "topic" => topic.to_owned()).increment(self.received.len() as u64);
+    }
+}

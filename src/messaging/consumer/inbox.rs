@@ -1,0 +1,42 @@
+//! The seam between the consumer's loop and its database.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::db::DbError;
+
+use super::super::dead_letter::Poison;
+use super::batch::Batch;
+use super::delivery::Delivery;
+use super::offsets::{Owned, Standing};
+
+/// One replica's view of its database: offsets, leases, and the transaction of a batch.
+#[async_trait]
+pub trait Inbox: Send + Sync + 'static {
+    type Event: Send + Sync + 'static;
+
+    /// Pure. A record that is refused here is a dead letter at once and holds nobody up.
+    fn decode(&self, delivery: &Delivery) -> Result<Self::Event, Poison>;
+
+    /// Makes a row for every partition that has none.
+    async fn ensure(&self, partitions: i32) -> Result<(), DbError>;
+
+    /// Counts this replica among the topic's and renews its leases, also those that expired and nobody took.
+    async fn heartbeat(&self) -> Result<Standing, DbError>;
+
+    /// Takes up to `at_most` of the partitions below `partitions` that are free or expired, each under a new epoch.
+    async fn acquire(&self, partitions: i32, at_most: usize) -> Result<Vec<Owned>, DbError>;
+
+    /// Gives partitions back, so that another replica takes them at once; `None`: all of them.
+    async fn release(&self, partitions: Option<&[i32]>) -> Result<(), DbError>;
+
+    /// Gives everything back and no longer counts among the topic's replicas.
+    async fn leave(&self) -> Result<(), DbError>;
+
+    /// One transaction: effect, dead letters and offsets, or nothing.
+    ///
+    /// # Errors
+    /// [`DbError::Fenced`] where an offset did not stand where the batch began, or its epoch is another's (S12).
+    async fn commit(&self, batch: &Arc<Batch<Self::Event>>) -> Result<(), DbError>;
+}

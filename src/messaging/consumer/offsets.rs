@@ -1,0 +1,179 @@
+//! Where consumers go on, and who owns a partition: `consumer_offset`, one row a topic and partition, in the consumer's own
+//! database. Leases go by the server's clock; the epoch fences whoever lost one (S12). `consumer_member` says among how many replicas
+//! the partitions are shared.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
+use diesel_async::RunQueryDsl;
+
+use crate::db::{Conn, Db, DbError, sql};
+
+/// A partition of ours.
+#[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
+pub struct Owned {
+    #[diesel(sql_type = Integer)]
+    pub partition: i32,
+    #[diesel(sql_type = BigInt)]
+    pub next_offset: i64,
+    #[diesel(sql_type = BigInt)]
+    pub epoch: i64,
+}
+
+/// One partition's step within a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    pub partition: i32,
+    pub from: i64,
+    pub to: i64,
+    pub epoch: i64,
+}
+
+/// What one heartbeat learns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// This replica's partitions.
+    pub owned: Vec<Owned>,
+    /// Replicas of this consumer, this one among them.
+    pub members: usize,
+    /// This one's place among them, 0 for the first.
+    pub rank: usize,
+}
+
+/// How far every partition of `topic` is consumed, by its number.
+pub async fn next_offsets(conn: &mut Conn, topic: &str) -> Result<HashMap<i32, i64>, DbError> {
+    let rows: Vec<Owned> =
+        sql("select partition, next_offset, epoch from consumer_offset where topic = $1").bind::<Text, _>(topic).load(conn).await?;
+    Ok(rows.into_iter().map(|row| (row.partition, row.next_offset)).collect())
+}
+
+/// Makes a row for every partition that has none.
+pub async fn ensure(db: &Db, topic: &str, partitions: i32) -> Result<(), DbError> {
+    let mut conn = db.get().await?;
+    sql("insert into consumer_offset (topic, partition) select $1, generate_series(0, $2 - 1) on conflict do nothing")
+        .bind::<Text, _>(topic)
+        .bind::<Integer, _>(partitions)
+        .execute(&mut conn)
+        .await?;
+    Ok(())
+}
+
+/// Takes up to `at_most` partitions that are free or expired, each under a new epoch; one that another transaction holds is left
+/// for the next time.
+pub async fn acquire(
+    db: &Db,
+    topic: &str,
+    owner: &str,
+    lease: Duration,
+    partitions: i32,
+    at_most: usize,
+) -> Result<Vec<Owned>, DbError> {
+    let mut conn = db.get().await?;
+    let owned = sql("update consumer_offset c
+                        set owner = $2, epoch = epoch + 1, lease_until = clock_timestamp() + $3 * interval '1 millisecond'
+                       from (select partition from consumer_offset
+                              where topic = $1 and partition < $4 and (owner is null or lease_until < clock_timestamp())
+                              order by partition limit $5 for update skip locked) free
+                      where c.topic = $1 and c.partition = free.partition
+                  returning c.partition, c.next_offset, c.epoch")
+    .bind::<Text, _>(topic)
+    .bind::<Text, _>(owner)
+    .bind::<BigInt, _>(lease.as_millis() as i64)
+    .bind::<Integer, _>(partitions)
+    .bind::<BigInt, _>(at_most as i64)
+    .load(&mut conn)
+    .await?;
+    Ok(owned)
+}
+
+#[derive(QueryableByName)]
+struct StandingRow {
+    #[diesel(sql_type = Nullable<Integer>)]
+    partition: Option<i32>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    next_offset: Option<i64>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    epoch: Option<i64>,
+    #[diesel(sql_type = BigInt)]
+    others: i64,
+    #[diesel(sql_type = BigInt)]
+    before: i64,
+}
+
+/// Counts `owner` among the topic's replicas for another lease, and renews its leases, also those that expired and nobody took. One
+/// that its own batch holds just now is renewed by that batch.
+pub async fn heartbeat(db: &Db, topic: &str, owner: &str, lease: Duration) -> Result<Standing, DbError> {
+    let mut conn = db.get().await?;
+    let rows: Vec<StandingRow> = sql("with me as (
+             insert into consumer_member (topic, owner, seen_until) values ($1, $2, clock_timestamp() + $3 * interval '1 millisecond')
+             on conflict (topic, owner) do update set seen_until = excluded.seen_until
+         ), long_gone as (
+             delete from consumer_member m
+              where m.topic = $1 and m.owner in (select owner from consumer_member
+                                                  where topic = $1 and owner <> $2 and seen_until < clock_timestamp() - interval '1 minute'
+                                                    for update skip locked)
+         ), renewed as (
+             update consumer_offset c set lease_until = clock_timestamp() + $3 * interval '1 millisecond'
+               from (select partition from consumer_offset where topic = $1 and owner = $2 order by partition for update skip locked) mine
+              where c.topic = $1 and c.partition = mine.partition
+         )
+         select c.partition, c.next_offset, c.epoch, m.others, m.before
+           from (select count(*) as others, count(*) filter (where owner < $2) as before
+                   from consumer_member where topic = $1 and owner <> $2 and seen_until >= clock_timestamp()) m
+           left join consumer_offset c on c.topic = $1 and c.owner = $2")
+    .bind::<Text, _>(topic)
+    .bind::<Text, _>(owner)
+    .bind::<BigInt, _>(lease.as_millis() as i64)
+    .load(&mut conn)
+    .await?;
+    let (others, before) = rows.as_slice().first().map_or((0, 0), |row| (row.others, row.before));
+    let owned = rows.into_iter().filter_map(|row| {
+        let (partition, next_offset, epoch) = (row.partition?, row.next_offset?, row.epoch?);
+        Some(Owned { partition, next_offset, epoch })
+    });
+    Ok(Standing { owned: owned.collect(), members: others as usize + 1, rank: before as usize })
+}
+
+/// Gives partitions back, so that another replica takes them at once; `None`: all of them.
+pub async fn release(db: &Db, topic: &str, owner: &str, partitions: Option<&[i32]>) -> Result<(), DbError> {
+    let mut conn = db.get().await?;
+    sql("update consumer_offset set owner = null, lease_until = '-infinity'
+          where topic = $1 and owner = $2 and ($3 is null or partition = any($3))")
+    .bind::<Text, _>(topic)
+    .bind::<Text, _>(owner)
+    .bind::<Nullable<Array<Integer>>, _>(partitions.map(<[i32]>::to_vec))
+    .execute(&mut conn)
+    .await?;
+    Ok(())
+}
+
+/// Gives everything back and no longer counts.
+pub async fn leave(db: &Db, topic: &str, owner: &str) -> Result<(), DbError> {
+    let mut conn = db.get().await?;
+    sql("with me as (delete from consumer_member where topic = $1 and owner = $2)
+         update consumer_offset set owner = null, lease_until = '-infinity' where topic = $1 and owner = $2")
+    .bind::<Text, _>(topic)
+    .bind::<Text, _>(owner)
+    .execute(&mut conn)
+    .await?;
+    Ok(())
+}
+
+/// Moves the offsets of a batch in its own transaction, and renews their leases with them.
+///
+/// # Errors
+/// [`DbError::Fenced`] where one did not stand where the batch began, or the epoch is another's; nothing commits then.
+pub async fn advance(mut conn: &Conn, topic: &str, moves: &[Move], lease: Duration) -> Result<(), DbError> {
+    sql("select advance_offsets($1, $2, $3, $4, $5, $6)")
+        .bind::<Text, _>(topic)
+        .bind::<Array<Integer>, _>(moves.iter().map(|m| m.partition).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(moves.iter().map(|m| m.from).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(moves.iter().map(|m| m.to).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(moves.iter().map(|m| m.epoch).collect::<Vec<_>>())
+        .bind::<BigInt, _>(lease.as_millis() as i64)
+        .execute(&mut conn)
+        .await?;
+    Ok(())
+}
