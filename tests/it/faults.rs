@@ -100,11 +100,13 @@ mod injected {
         assert_eq!(deposited(&url).await, 1);
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_process_asked_for_a_fault_that_does_not_exist_says_so_and_ends() {
-        let mut process = Process::start(&["openapi"], &[("FAILPOINTS".into(), "relay.after_apend=return(error)".into())]);
-        assert_eq!(process.ended().await.code(), Some(2));
-        assert!(process.log().contains("relay.after_apend"), "{}", process.log());
+    #[test]
+    fn a_process_asked_for_a_fault_that_does_not_exist_says_so_and_ends() {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_shopd"));
+        let ended = command.arg("openapi").env("FAILPOINTS", "relay.after_apend=return(error)").output().unwrap();
+        assert_eq!(ended.status.code(), Some(2));
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(said.contains("relay.after_apend"), "{said}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -164,16 +164,12 @@ impl Nemesis {
                 replica.name.clone()
             }
             Fault::Stop { .. } => {
-                let ended = replica.stop().await.map_or_else(
-                    |wrong| {
-                        self.wrong(wrong);
-                        "not".to_owned()
-                    },
-                    |status| status.to_string(),
-                );
+                if let Err(wrong) = replica.stop().await {
+                    self.wrong(wrong);
+                }
                 sleep(lasts).await;
                 replica.start("");
-                format!("{}, {ended}", replica.name)
+                replica.name.clone()
             }
             Fault::Points { points, .. } => self.with_points(replica, points, lasts).await,
             _ => {

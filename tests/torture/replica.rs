@@ -103,8 +103,8 @@ impl Replica {
         }
     }
 
-    /// SIGTERM, and its end within the bound.
-    pub async fn stop(&mut self) -> Result<ExitStatus, String> {
+    /// SIGTERM, and its clean end within the bound.
+    pub async fn stop(&mut self) -> Result<(), String> {
         self.signal(Signal::SIGTERM);
         let since = Instant::now();
         while since.elapsed() < STOP_WITHIN {
@@ -112,7 +112,8 @@ impl Replica {
                 None => return Err(format!("{} does not run", self.name)),
                 Some(Some(status)) => {
                     self.child = None;
-                    return Ok(status);
+                    let failed = || format!("{} ended after SIGTERM with {status}", self.name);
+                    return if status.success() { Ok(()) } else { Err(failed()) };
                 }
                 Some(None) => poll().await,
             }
