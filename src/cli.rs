@@ -9,7 +9,8 @@ use crate::config::Role;
 const AFTER_HELP: &str = "\
 Exit status:
   0   a clean stop, or the command did what it says
-  1   it failed, `audit` found offenders, or did not drain within shutdown.timeout_ms
+  1   it failed, `audit` found offenders, `dlq` met an unknown id or a letter that failed again, or it did not drain within
+      shutdown.timeout_ms
   2   a mistake in the command line or in the settings, each named on a line of its own; or `audit` could not check
   128 + the signal's number (130, 143): a second SIGINT or SIGTERM ended it at once
 
@@ -55,7 +56,7 @@ pub enum LogFormat {
     Json,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Subcommand)]
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
 pub enum Command {
     /// The public port, 8000: API, Swagger UI at /swagger
     Gateway,
@@ -82,6 +83,14 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// The dead letters: records that could not be applied, and what waits behind them
+    ///
+    /// A letter's id is its record's topic/partition/offset. `redrive` and `discard` only ask: whoever owns the partition does it, in
+    /// order. With --data-dir it works on what `all` keeps there. docs/DEAD_LETTERS.md says what to do with them.
+    Dlq {
+        #[command(subcommand)]
+        command: Dlq,
+    },
     /// Print the OpenAPI document
     Openapi,
     /// For containers: exit 0 when the role answers ready, else 1
@@ -92,6 +101,121 @@ pub enum Command {
         #[arg(value_enum, default_value_t = CheckedRole::Gateway)]
         role: CheckedRole,
     },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Subcommand)]
+pub enum Dlq {
+    /// List them
+    List {
+        #[command(flatten)]
+        letters: Letters,
+        /// Letters at most
+        #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
+        limit: i64,
+        /// One JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show some with their headers and values
+    Show {
+        /// topic/partition/offset
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<LetterId>,
+        /// One JSON object a line, with the whole value
+        #[arg(long)]
+        json: bool,
+    },
+    /// Try some again, each with what waits behind it, in order
+    ///
+    /// Exit status: 0 all were applied, or marked where no owner runs; 1 an id is unknown, or a letter failed again.
+    Redrive(Act),
+    /// Drop some for good; what waits behind them goes on
+    ///
+    /// Exit status: 0 all were dropped, or marked where no owner runs; 1 an id is unknown.
+    Discard(Act),
+}
+
+/// Which letters; several of these narrow it down.
+#[derive(Clone, Debug, Default, PartialEq, Eq, clap::Args)]
+#[group(skip)]
+pub struct Letters {
+    /// Of this topic
+    #[arg(long, value_name = "TOPIC")]
+    pub topic: Option<String>,
+    /// In this state
+    #[arg(long, value_name = "STATE", value_enum)]
+    pub state: Option<LetterState>,
+    /// With this text in the reason
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// With this key
+    #[arg(long, value_name = "KEY")]
+    pub key: Option<String>,
+}
+
+/// What to do it to; without any it is a mistake.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+#[command(group(clap::ArgGroup::new("which").required(true).multiple(true).args(["ids", "topic", "state", "reason", "key", "all"])))]
+pub struct Act {
+    /// topic/partition/offset
+    #[arg(value_name = "ID", conflicts_with_all = ["topic", "state", "reason", "key", "all"])]
+    pub ids: Vec<LetterId>,
+    #[command(flatten)]
+    pub letters: Letters,
+    /// All there are
+    #[arg(long, conflicts_with_all = ["topic", "state", "reason", "key"])]
+    pub all: bool,
+    /// How long to wait until the owner has done it, milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(0..=3_600_000))]
+    pub wait_ms: u64,
+    /// One JSON object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LetterState {
+    /// It cannot be decoded
+    Dead,
+    /// It keeps failing, and its key's later records wait
+    Parked,
+    /// It waits behind a parked one
+    Waiting,
+    /// It was dead, and was applied after all
+    Resolved,
+}
+
+impl LetterState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Dead => "dead",
+            Self::Parked => "parked",
+            Self::Waiting => "waiting",
+            Self::Resolved => "resolved",
+        }
+    }
+}
+
+/// `topic/partition/offset`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LetterId {
+    pub topic: String,
+    pub partition: i32,
+    pub offset: i64,
+}
+
+impl std::str::FromStr for LetterId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let id = || {
+            let mut parts = text.rsplitn(3, '/');
+            let (offset, partition) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+            let topic = parts.next().filter(|topic| !topic.is_empty())?.to_owned();
+            (offset >= 0 && partition >= 0).then_some(Self { topic, partition, offset })
+        };
+        id().ok_or_else(|| "not of the form topic/partition/offset".to_owned())
+    }
 }
 
 /// What a health check may ask. Without a name it is the gateway: the shop as its clients see it.
@@ -157,6 +281,27 @@ mod tests {
         assert_eq!(parse("shopd orders 1").unwrap_err().exit_code(), 2);
         assert_eq!(parse("shopd all --log xml").unwrap_err().exit_code(), 2);
         assert_eq!(parse("shopd --help").unwrap_err().exit_code(), 0);
+    }
+
+    #[test]
+    fn a_letter_is_named_by_its_place_and_nothing_is_done_to_all_unasked() {
+        let id = |text: &str| text.parse::<LetterId>();
+        assert_eq!(id("t/3/17"), Ok(LetterId { topic: "t".into(), partition: 3, offset: 17 }));
+        for odd in ["", "t", "t/1", "/1/2", "t/x/2", "t/-1/2", "t/1/-2", "t/1/2/"] {
+            assert!(id(odd).is_err(), "{odd}");
+        }
+        for verb in ["redrive", "discard"] {
+            for mistake in ["", "--json", "--wait-ms 5", "t/1", "t/1/2 --all", "t/1/2 --key k", "--all --key k"] {
+                assert_eq!(parse(&format!("shopd dlq {verb} {mistake}")).unwrap_err().exit_code(), 2, "{verb} {mistake}");
+            }
+            for good in ["t/1/2 t/1/3", "--all", "--key k --state parked", "--reason r --json --wait-ms 0"] {
+                assert!(parse(&format!("shopd dlq {verb} {good}")).is_ok(), "{verb} {good}");
+            }
+        }
+        assert!(parse("shopd dlq list --state parked --json").is_ok());
+        assert_eq!(parse("shopd dlq list --state lost").unwrap_err().exit_code(), 2);
+        assert_eq!(parse("shopd dlq show").unwrap_err().exit_code(), 2);
+        assert_eq!(parse("shopd dlq").unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use shopd::cli::{Cli, Command, Global};
+use shopd::cli::{Cli, Command, Dlq, Global};
 use shopd::config::{Config, Mistakes, Role, Sources, load};
 use shopd::healthcheck;
 use shopd::roles::{self, RoleError};
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         Command::All => Role::All,
         Command::Migrate => Role::Migrate,
         Command::Audit { json } => return audit(&cli.global, json),
+        Command::Dlq { command } => return dlq(&cli.global, command),
     };
     match configure(&cli.global, role, true) {
         Ok(config) => run(role, config),
@@ -68,6 +69,20 @@ fn audit(flags: &Global, json: bool) -> ExitCode {
             ExitCode::from(USAGE)
         }
         Err(_) => ExitCode::from(USAGE),
+    }
+}
+
+/// 0 all as asked for, 1 an unknown id, or one that failed again.
+fn dlq(flags: &Global, command: Dlq) -> ExitCode {
+    let config = match configure(flags, Role::Dlq, true) {
+        Ok(config) => config,
+        Err(mistakes) => return usage(&mistakes),
+    };
+    match drive(config, |config, stop| roles::dlq::run(config, command, stop)) {
+        Ok((Ok(true), _)) => ExitCode::SUCCESS,
+        Ok((Ok(false), _)) => ExitCode::from(FAILED),
+        Ok((Err(error), _)) => failed(&error),
+        Err(code) => code,
     }
 }
 
@@ -116,8 +131,8 @@ async fn dispatch(role: Role, config: Config, stop: Shutdown) -> Result<(), Role
         Role::Relay => roles::relay::run(config, stop).await,
         Role::All => roles::all::run(config, stop).await,
         Role::Migrate => roles::migrate::run(config, stop).await,
-        // Runs by `audit`, whose exit status says more.
-        Role::Audit => Ok(()),
+        // Run by functions of their own, whose exit status says more.
+        Role::Audit | Role::Dlq => Ok(()),
     }
 }
 

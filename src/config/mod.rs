@@ -31,6 +31,7 @@ pub enum Role {
     All,
     Migrate,
     Audit,
+    Dlq,
 }
 
 impl Role {
@@ -43,6 +44,7 @@ impl Role {
             Self::All => "all",
             Self::Migrate => "migrate",
             Self::Audit => "audit",
+            Self::Dlq => "dlq",
         }
     }
 }
@@ -83,7 +85,7 @@ pub struct Config {
     pub shutdown: ShutdownConfig,
     /// What `all` keeps, absolute; empty where no default could be found (no `XDG_DATA_HOME`, no `HOME`, not root).
     pub data_dir: PathBuf,
-    /// `--data-dir` was given: `migrate` and `audit` then work on what `all` keeps there.
+    /// `--data-dir` was given: `migrate`, `audit` and `dlq` then work on what `all` keeps there.
     pub data_dir_given: bool,
 }
 
@@ -174,6 +176,10 @@ pub struct ConsumerConfig {
     pub batch_records_max: usize,
     /// How long a partition stays with a consumer that says nothing.
     pub lease: Duration,
+    /// Times that a record which keeps failing is tried before it waits for an operator.
+    pub park_attempts_max: i32,
+    /// Records that wait behind a parked one of their key; at the bound the partition stops.
+    pub followers_max: i32,
 }
 
 #[derive(Clone, Debug)]
@@ -240,7 +246,12 @@ impl Config {
                 lock_timeout: Duration::from_millis(2_000),
                 idle_in_transaction_timeout: Duration::from_millis(2_000),
             },
-            consumer: ConsumerConfig { batch_records_max: 1_000, lease: Duration::from_millis(2_000) },
+            consumer: ConsumerConfig {
+                batch_records_max: 1_000,
+                lease: Duration::from_millis(2_000),
+                park_attempts_max: 5,
+                followers_max: 10_000,
+            },
             http: HttpConfig {
                 workers: 2,
                 header_timeout: Duration::from_millis(10_000),

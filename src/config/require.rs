@@ -35,8 +35,8 @@ pub(super) fn missing(config: &Config, role: Role, excused: impl Fn(&str) -> boo
         Role::Orders => &[ORDERS_DATABASE, BROKER],
         Role::Payments => &[PAYMENTS_DATABASE, BROKER],
         Role::Relay => &[ORDERS_DATABASE, PAYMENTS_DATABASE, BROKER],
-        Role::Migrate | Role::Audit if config.data_dir_given => &[],
-        Role::Migrate | Role::Audit => &[ORDERS_DATABASE, PAYMENTS_DATABASE],
+        Role::Migrate | Role::Audit | Role::Dlq if config.data_dir_given => &[],
+        Role::Migrate | Role::Audit | Role::Dlq => &[ORDERS_DATABASE, PAYMENTS_DATABASE],
     };
     for &key in needed {
         if without(key) && !excused(key) {
@@ -54,7 +54,7 @@ pub(super) fn missing(config: &Config, role: Role, excused: impl Fn(&str) -> boo
     }
     let embedded =
         (role == Role::All && orders.is_none() && payments.is_none() && !excused(ORDERS_DATABASE) && !excused(PAYMENTS_DATABASE))
-            || (matches!(role, Role::Migrate | Role::Audit) && config.data_dir_given);
+            || (matches!(role, Role::Migrate | Role::Audit | Role::Dlq) && config.data_dir_given);
     if embedded && config.data_dir.as_os_str().is_empty() && !excused("--data-dir") {
         missing.push(("--data-dir", "must be given: neither XDG_DATA_HOME nor HOME names an absolute path".into()));
     }

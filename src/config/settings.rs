@@ -75,6 +75,8 @@ settings! {
     "database.idle_in_transaction_timeout_ms" => database.idle_in_transaction_timeout, Millis(1..=HOUR_MS), "after this silence the server ends a transaction, so that a frozen process holds nobody up";
     "consumer.batch_records_max" => consumer.batch_records_max, Count(1..=100_000), "records in one transaction";
     "consumer.lease_ms" => consumer.lease, Millis(100..=HOUR_MS), "how long a partition stays with a consumer that says nothing";
+    "consumer.park_attempts_max" => consumer.park_attempts_max, Count(1..=1_000), "times that a record which keeps failing is tried before it waits for an operator";
+    "consumer.followers_max" => consumer.followers_max, Count(1..=1_000_000), "records that wait behind a parked one of their key; at this bound its partition stops";
     "http.workers" => http.workers, Count(1..=512), "worker threads of one server";
     "http.header_timeout_ms" => http.header_timeout, Millis(1..=HOUR_MS), "how long a client may take to send its request's head";
     "http.keep_alive_ms" => http.keep_alive, Millis(1..=HOUR_MS), "how long an idle connection stays open";

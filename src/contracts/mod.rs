@@ -12,8 +12,9 @@ pub use payment_status::{Outcome, PaymentStatusUpdated};
 pub const ORDER_PAYMENT_REQUESTS: &str = "order-payment-requests";
 /// Payments answers orders; keyed by order id.
 pub const PAYMENT_STATUS_UPDATES: &str = "payment-status-updates";
-/// Every topic of ours, without prefix.
-pub const TOPICS: [&str; 2] = [ORDER_PAYMENT_REQUESTS, PAYMENT_STATUS_UPDATES];
+/// Every topic of ours, without prefix; each that is read has one for its dead letters.
+pub const TOPICS: [&str; 4] =
+    [ORDER_PAYMENT_REQUESTS, PAYMENT_STATUS_UPDATES, "order-payment-requests.dlq", "payment-status-updates.dlq"];
 
 /// Why a record is none of ours: it cannot be decoded, or it breaks a rule of its payload.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,4 +35,16 @@ fn unwrap_twice_encoded(value: &[u8]) -> Result<std::borrow::Cow<'_, [u8]>, Malf
     }
     let text: String = serde_json::from_slice(value).map_err(|error| Malformed(error.to_string()))?;
     Ok(text.into_bytes().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_topic_has_one_for_its_dead_letters() {
+        for topic in [ORDER_PAYMENT_REQUESTS, PAYMENT_STATUS_UPDATES] {
+            assert!(TOPICS.contains(&topic) && TOPICS.contains(&format!("{topic}.dlq").as_str()));
+        }
+    }
 }

@@ -41,14 +41,41 @@ impl From<Error> for DbError {
                 | DatabaseErrorKind::ExclusionViolation => Self::Defect(text),
                 DatabaseErrorKind::UniqueViolation => Self::Duplicate(text),
                 _ if info.message().starts_with(FENCED) => Self::Fenced(text),
-                // Everything else the server says (shutting down, deadlock, timeout, too many connections, a schema that is
-                // not migrated yet) passes with time or with an operator's help; none of it is the client's fault.
+                DatabaseErrorKind::RestrictViolation => Self::Defect(text),
+                // The driver's own kinds for races and connections, and a statement that does not fit the schema: it is not migrated
+                // yet.
+                DatabaseErrorKind::Unknown if info.statement_position().is_none() && !passes_with_time(info.message()) => {
+                    Self::Defect(text)
+                }
                 _ => Self::Unavailable(text),
             },
             Error::BrokenTransactionManager | Error::RollbackErrorOnCommit { .. } => Self::Unavailable(text),
             _ => Self::Defect(text),
         }
     }
+}
+
+/// What the server says of itself and not of our data (shutting down, deadlock, timeout, too many connections, a full disk), and
+/// what an operator mends. The driver hides the error's code, so it is told by the text. What is not in this list, a value out of range
+/// or whatever a trigger raises, would be refused again.
+fn passes_with_time(message: &str) -> bool {
+    const BEGINNINGS: [&str; 12] = [
+        "canceling ",
+        "terminating ",
+        "could not ",
+        "cannot ",
+        "the database system is ",
+        "sorry, too many clients",
+        "remaining connection slots",
+        "too many connections",
+        "out of ",
+        "permission denied",
+        "current transaction is aborted",
+        "cached plan must not change",
+    ];
+    const PARTS: [&str; 4] = ["deadlock detected", "does not exist", "No space left", "temporary file"];
+    // `bigint out of range` is not one of them.
+    BEGINNINGS.iter().any(|known| message.starts_with(known)) || PARTS.iter().any(|known| message.contains(known))
 }
 
 /// The error's text with its detail and constraint; diesel's own leaves them out.
@@ -70,4 +97,45 @@ fn describe(error: &Error) -> String {
 /// A unique index refused a row.
 pub fn is_unique_violation(error: &Error) -> bool {
     matches!(error, Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raised(kind: DatabaseErrorKind, message: &str) -> DbError {
+        Error::DatabaseError(kind, Box::new(message.to_owned())).into()
+    }
+
+    #[test]
+    fn what_passes_with_time_is_never_a_defect() {
+        for message in [
+            "deadlock detected",
+            "canceling statement due to statement timeout",
+            "canceling statement due to lock timeout",
+            "terminating connection due to administrator command",
+            "could not extend file \"base/1/2\": No space left on device",
+            "the database system is shutting down",
+            "out of memory",
+            "out of shared memory",
+            "relation \"payment\" does not exist",
+            "current transaction is aborted, commands ignored until end of transaction block",
+        ] {
+            assert!(matches!(raised(DatabaseErrorKind::Unknown, message), DbError::Unavailable(_)), "{message}");
+        }
+        for kind in
+            [DatabaseErrorKind::SerializationFailure, DatabaseErrorKind::ClosedConnection, DatabaseErrorKind::UnableToSendCommand]
+        {
+            assert!(matches!(raised(kind, "x"), DbError::Unavailable(_)));
+        }
+    }
+
+    #[test]
+    fn what_the_database_refuses_again_and_again_is_a_defect() {
+        for message in ["bigint out of range", "payment is immutable", "invalid byte sequence for encoding \"UTF8\": 0x00"] {
+            assert!(matches!(raised(DatabaseErrorKind::Unknown, message), DbError::Defect(_)), "{message}");
+        }
+        assert!(matches!(raised(DatabaseErrorKind::CheckViolation, "x"), DbError::Defect(_)));
+        assert!(matches!(raised(DatabaseErrorKind::Unknown, "shopd_fenced: 0 of 1"), DbError::Fenced(_)));
+    }
 }

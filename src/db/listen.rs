@@ -26,7 +26,7 @@ impl Listener {
     pub fn start(db: Db, channel: &'static str, wake: Arc<Notify>, stop: Shutdown) {
         let runtime = db.runtime().clone();
         runtime.spawn(async move {
-            let mut incident = Incident::new("listening to the outbox");
+            let mut incident = Incident::new("listening for notifications");
             while !stop.is_stopping() {
                 let ended = tokio::select! {
                     ended = listen(&db, channel, &wake, &mut incident) => ended,

@@ -17,5 +17,5 @@ pub use error::{DbError, is_unique_violation};
 pub use group::{GroupCommit, Overloaded, each_for_itself};
 pub use listen::{Listener, Notifier};
 pub use migrations::{Schema, migrate, missing, pending};
-pub use pool::{Conn, Db, Pooled, in_time};
+pub use pool::{Conn, Db, Pooled, Retry, in_time};
 pub use sql::{Sql, sql};

@@ -151,6 +151,7 @@ fn overlay(derived: &mut Map<String, Value>, operation: &Operation) {
     let mut codes = operation.codes.to_vec();
     // Where the handler takes a key, what that means is the same everywhere.
     if let Some(key) = parameters.iter_mut().find(|parameter| parameter["name"] == IDEMPOTENCY_KEY) {
+        key["required"] = false.into();
         key["schema"] = json!({"type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX});
         codes.extend([Code::IdempotencyMismatch, Code::IdempotencyInProgress]);
     }

@@ -4,10 +4,10 @@
 //! every service's database. May import contracts' envelope, db and config.
 
 pub mod consumer;
-mod dead_letter;
+pub mod dead_letter;
 pub mod log;
 pub mod outbox;
 
 pub use consumer::{Consumer, Delivery, Handler, PgInbox, Position, Received, next_offsets};
-pub use dead_letter::{Poison, letters};
+pub use dead_letter::{Keys, Poison, headers_from_json, letters, shorten};
 pub use outbox::Message;

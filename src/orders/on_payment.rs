@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::contracts::{Outcome, PaymentStatusUpdated};
 use crate::db::{Conn, DbError};
-use crate::messaging::{Delivery, Handler, Poison, Received};
+use crate::messaging::{Delivery, Handler, Keys, Poison, Received};
 use async_trait::async_trait;
 
 use super::order::{FailureReason, OrderStatus};
@@ -44,6 +44,12 @@ impl Handler for OnPayment {
     fn decode(&self, delivery: &Delivery) -> Result<PaymentStatusUpdated, Poison> {
         let value = delivery.value.as_deref().ok_or_else(|| Poison("the record has no value".into()))?;
         PaymentStatusUpdated::decode(value).map_err(|error| Poison(error.to_string()))
+    }
+
+    /// The first final result of an order counts.
+    fn keys(&self, event: &PaymentStatusUpdated) -> Keys {
+        let order = event.order_id.to_string();
+        Keys { ordering: order.clone(), business: order }
     }
 
     async fn apply(&self, conn: &mut Conn, batch: &[Received<PaymentStatusUpdated>]) -> Result<(), DbError> {

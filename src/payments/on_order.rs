@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::contracts::{Outcome, PAYMENT_STATUS_UPDATES, PaymentRequested, PaymentStatusUpdated};
 use crate::db::{Conn, DbError, Notifier};
-use crate::messaging::{Delivery, Handler, Message, Poison, Received, outbox};
+use crate::messaging::{Delivery, Handler, Keys, Message, Poison, Received, outbox};
 use crate::trace::TraceContext;
 
 use super::SOURCE;
@@ -34,6 +34,11 @@ impl Handler for OnOrder {
     fn decode(&self, delivery: &Delivery) -> Result<PaymentRequested, Poison> {
         let value = delivery.value.as_deref().ok_or_else(|| Poison("the record has no value".into()))?;
         PaymentRequested::decode(value).map_err(|error| Poison(error.to_string()))
+    }
+
+    /// An account's decisions follow the log (S8); an order is decided once.
+    fn keys(&self, event: &PaymentRequested) -> Keys {
+        Keys { ordering: event.user_id.as_str().to_owned(), business: event.order_id.to_string() }
     }
 
     /// Two round trips: what is known, with the accounts locked; then all that was decided.

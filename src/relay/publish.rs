@@ -11,6 +11,7 @@ use crate::contracts::Envelope;
 use crate::db::DbError;
 use crate::messaging::log::{Log, LogError, Record};
 use crate::messaging::outbox::{Reader, Row, Source};
+use crate::messaging::{headers_from_json, shorten};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
@@ -48,13 +49,20 @@ pub async fn publish_batch<S: Source>(
         .without_max_times()
         .build();
     while let Err(error) = leased(reader, log.append(unacknowledged)).await? {
-        incident.failed(&error);
-        if let LogError::UnknownTopic(topic) = &error.cause
+        let cause = error.cause;
+        unacknowledged = error.unacknowledged;
+        if let LogError::RecordTooLarge { index, bytes, bytes_max } = cause
+            && let Some(record) = unacknowledged.get_mut(index)
+            && shorten(record, bytes, bytes_max)
+        {
+            continue;
+        }
+        incident.failed(&cause);
+        if let LogError::UnknownTopic(topic) = &cause
             && let Err(cause) = leased(reader, make(log, topic, partitions)).await?
         {
             incident.failed(&cause);
         }
-        unacknowledged = error.unacknowledged;
         let delay = delays.next().unwrap_or(Duration::from_secs(1));
         tokio::select! {
             biased;
@@ -90,11 +98,21 @@ async fn leased<S: Source, T>(reader: &mut Reader<S>, appended: impl Future<Outp
 }
 
 fn record(row: Row) -> Record {
+    if let Some(headers) = row.headers {
+        // A dead letter's copy.
+        return Record {
+            topic: Arc::from(row.topic),
+            key: row.raw_key.map(Bytes::from),
+            value: row.payload.map(Bytes::from),
+            headers: headers_from_json(&headers).into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect(),
+            timestamp: chrono::Utc::now(),
+        };
+    }
     let headers = Envelope::headers(row.event_id, &row.event_type, &row.source, row.created_at, &row.traceparent, &row.request_id);
     Record {
         topic: Arc::from(row.topic),
-        key: Bytes::from(row.key),
-        value: Bytes::from(row.payload),
+        key: Some(Bytes::from(row.key)),
+        value: row.payload.map(Bytes::from),
         headers: headers.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect(),
         timestamp: chrono::Utc::now(),
     }

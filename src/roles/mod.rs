@@ -2,6 +2,7 @@
 
 pub mod all;
 pub mod audit;
+pub mod dlq;
 pub mod gateway;
 pub mod migrate;
 pub mod openapi;

@@ -12,7 +12,7 @@ use diesel_async::RunQueryDsl;
 use shopd::config::{Config, Secret};
 use shopd::db::{self, Conn, Db, DbError, Schema, sql};
 use shopd::messaging::log::{PostgresLog, Record, SharedLog};
-use shopd::messaging::{Consumer, Delivery, Handler, Poison, Received};
+use shopd::messaging::{Consumer, Delivery, Handler, Keys, Poison, Received};
 use shopd::shutdown::Shutdown;
 
 use crate::support::books::count;
@@ -35,6 +35,10 @@ impl Handler for WriteDown {
         let value = delivery.value.as_deref().unwrap_or_default();
         let text = String::from_utf8(value.to_vec()).map_err(|error| Poison(error.to_string()))?;
         if text == "poison" { Err(Poison(text)) } else { Ok(text) }
+    }
+
+    fn keys(&self, event: &String) -> Keys {
+        Keys { ordering: event.clone(), business: event.clone() }
     }
 
     async fn apply(&self, conn: &mut Conn, batch: &[Received<String>]) -> Result<(), DbError> {
@@ -73,8 +77,8 @@ impl Bench {
     async fn append(&self, values: &[&str]) {
         let record = |value: &&str| Record {
             topic: TOPIC.into(),
-            key: Bytes::from((*value).to_owned()),
-            value: Bytes::from((*value).to_owned()),
+            key: Some(Bytes::from((*value).to_owned())),
+            value: Some(Bytes::from((*value).to_owned())),
             headers: Vec::new(),
             timestamp: Utc::now(),
         };

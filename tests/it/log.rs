@@ -38,8 +38,8 @@ pub const FETCH_WAIT: Duration = Duration::from_millis(1_500);
 pub fn record(topic: &str, key: &str, value: impl Into<Bytes>) -> Record {
     Record {
         topic: Arc::from(topic),
-        key: Bytes::copy_from_slice(key.as_bytes()),
-        value: value.into(),
+        key: Some(Bytes::copy_from_slice(key.as_bytes())),
+        value: Some(value.into()),
         headers: vec![
             (Cow::Borrowed("ce_id"), Bytes::from(format!("id of {key}"))),
             (Cow::Borrowed("binary"), Bytes::from_static(&[0, 255, 10])),

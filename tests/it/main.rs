@@ -6,6 +6,7 @@ mod command_line;
 mod consumer;
 mod contract;
 mod crash;
+mod dead_letter;
 mod embedded;
 mod failover;
 mod gateway;

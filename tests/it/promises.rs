@@ -36,14 +36,14 @@ impl Promise {
     /// A record of another producer's.
     pub async fn forge(&self, topic: &str, key: &str, value: String, headers: &[(&'static str, String)]) {
         let headers = headers.iter().map(|(name, value)| (Cow::Borrowed(*name), Bytes::from(value.clone()))).collect();
-        let (key, value) = (Bytes::from(key.to_owned()), Bytes::from(value));
+        let (key, value) = (Some(Bytes::from(key.to_owned())), Some(Bytes::from(value)));
         let record = Record { topic: Arc::from(topic), key, value, headers, timestamp: Utc::now() };
         self.log.append(vec![record]).await.expect("acknowledged");
     }
 
     /// Another producer's record with a time of its own choosing.
     async fn forge_at(&self, topic: &str, value: String, timestamp: DateTime<Utc>) {
-        let (key, value) = (Bytes::from_static(b"ann"), Bytes::from(value));
+        let (key, value) = (Some(Bytes::from_static(b"ann")), Some(Bytes::from(value)));
         let record = Record { topic: Arc::from(topic), key, value, headers: Vec::new(), timestamp };
         self.log.append(vec![record]).await.expect("acknowledged");
     }

@@ -49,8 +49,8 @@ async fn everything(p: &Promise, topic: &str) -> Vec<StoredRecord> {
 async fn again(p: &Promise, topic: &str, records: &[StoredRecord], headers: impl Fn(&StoredRecord) -> BTreeMap<String, Bytes>) {
     let record = |record: &StoredRecord| Record {
         topic: Arc::from(topic),
-        key: record.key.clone().unwrap_or_default(),
-        value: record.value.clone().unwrap_or_default(),
+        key: record.key.clone(),
+        value: record.value.clone(),
         headers: headers(record).into_iter().map(|(name, value)| (name.into(), value)).collect(),
         timestamp: chrono::Utc::now(),
     };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use shopd::db::DbError;
-use shopd::messaging::consumer::{Batch, Inbox, Owned, Standing};
+use shopd::messaging::consumer::{Batch, Committed, Inbox, Owned, Standing};
 use shopd::messaging::{Delivery, Poison, Received};
 
 use crate::postgres::{Key, Postgres, Tx};
@@ -138,14 +138,14 @@ impl<E: Effect> Inbox for ProcessInbox<E> {
         self.release(None).await
     }
 
-    async fn commit(&self, batch: &Arc<Batch<E::Event>>) -> Result<(), DbError> {
+    async fn commit(&self, batch: &Arc<Batch<E::Event>>) -> Result<Committed, DbError> {
         let mut attempt = 1;
         loop {
             match self.commit_once(batch).await {
                 Err(DbError::Duplicate(_)) if attempt < ATTEMPTS_MAX => attempt += 1,
                 Ok(()) => {
                     self.db.notify();
-                    return Ok(());
+                    return Ok(Committed::default());
                 }
                 Err(error) => return Err(error),
             }

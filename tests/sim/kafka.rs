@@ -138,12 +138,12 @@ impl Kafka {
             let event = record.headers.iter().find(|(name, _)| name == "ce_id").map(|(_, id)| id.clone());
             state.events.extend(event);
             let Some(partitions) = state.topics.get_mut(&*record.topic) else { continue };
-            let number = partition_of(&record.key, partitions.len() as i32);
+            let number = partition_of(record.key.as_deref().unwrap_or_default(), partitions.len() as i32);
             let partition = &mut partitions[number as usize];
             let mut headers: BTreeMap<String, Bytes> =
                 record.headers.iter().map(|(name, value)| (name.clone().into_owned(), value.clone())).collect();
             headers.insert(LANDED.into(), Bytes::from(landed.to_string()));
-            let (key, value) = (Some(record.key.clone()), Some(record.value.clone()));
+            let (key, value) = (record.key.clone(), record.value.clone());
             let offset = partition.end();
             partition.records.push(StoredRecord { offset, key, value, headers, timestamp: record.timestamp });
             self.world.tell(0, "record lands; partition, offset", [landed, i64::from(number), offset]);
@@ -202,7 +202,10 @@ impl Kafka {
         let mut lanes: BTreeMap<(Arc<str>, i32), Vec<usize>> = BTreeMap::new();
         for (index, record) in records.iter().enumerate() {
             let partitions = self.state().topics.get(&*record.topic).map_or(1, Vec::len);
-            lanes.entry((record.topic.clone(), partition_of(&record.key, partitions as i32))).or_default().push(index);
+            lanes
+                .entry((record.topic.clone(), partition_of(record.key.as_deref().unwrap_or_default(), partitions as i32)))
+                .or_default()
+                .push(index);
         }
         let lane = async |indexes: Vec<usize>| {
             for (n, request) in indexes.chunks(REQUEST_RECORDS_MAX).enumerate() {

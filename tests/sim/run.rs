@@ -256,8 +256,8 @@ fn forged(act: &Act) -> Record {
     };
     Record {
         topic: TOPICS[topic].into(),
-        key: Bytes::from(key),
-        value: Bytes::from(value),
+        key: Some(Bytes::from(key)),
+        value: Some(Bytes::from(value)),
         headers: Vec::new(),
         timestamp: DateTime::UNIX_EPOCH,
     }

@@ -65,11 +65,6 @@ impl<E> Batch<E> {
     }
 
     pub(super) fn committed(&self, topic: &str) {
-        for (delivery, poison) in &self.poisoned {
-            let Position { topic, partition, offset } = &delivery.position;
-            tracing::warn!(%topic, partition, offset, reason = %poison, "dead letter");
-            metrics::counter!("shopd_dead_letters_total", "topic" => topic.to_string()).increment(1);
-        }
         metrics::counter!("shopd_consumer_records_total", "topic" => topic.to_owned()).increment(self.received.len() as u64);
     }
 }

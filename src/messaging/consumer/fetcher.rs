@@ -45,6 +45,14 @@ impl Fetched {
         }
     }
 
+    /// Where it goes on from, and to.
+    pub fn span(&self) -> (i64, i64) {
+        match self {
+            Self::Records { from, next_offset, .. } => (*from, *next_offset),
+            Self::Reset { from, to, .. } => (*from, *to),
+        }
+    }
+
     /// Under which it was fetched; what an earlier owner's fetcher left is nobody's.
     pub fn epoch(&self) -> i64 {
         match self {

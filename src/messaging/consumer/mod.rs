@@ -3,23 +3,29 @@
 //! A batch's effect, its dead letters and its offsets commit together, so a record is applied exactly once however often it
 //! is read. What fails for a while is tried again with back-off for ever; a lost lease drops everything that was fetched.
 //!
-//! The loop here only chooses between stop, a new assignment and the next batch. [`Inbox`] is the seam to the database,
-//! [`keeper`] keeps the leases beside it, [`fetcher`] reads ahead.
+//! A record that keeps failing is parked and its key's later ones wait; see [`super::dead_letter`]. Where too many wait the partition
+//! stops, and goes on by itself when there is room.
+//!
+//! The loop here only chooses between stop, a new assignment, what waits beside the log, and the next batch. [`Inbox`] is the seam
+//! to the database, [`keeper`] keeps the leases beside it, [`fetcher`] reads ahead, [`holding`] knows what is being read.
 
 mod batch;
 mod delivery;
 mod fetcher;
+mod holding;
 mod inbox;
+mod isolate;
 mod keeper;
 mod offsets;
 mod postgres;
+mod queue;
+mod upkeep;
 
-use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
 
 use crate::config::ConsumerConfig;
 use crate::db::{Db, DbError};
@@ -30,16 +36,19 @@ use super::log::SharedLog;
 
 pub use batch::Batch;
 pub use delivery::{Delivery, Position, Received};
-pub use inbox::Inbox;
+pub use inbox::{Committed, Inbox, Upkeep};
 pub use keeper::share;
 pub use offsets::{Move, Owned, Standing, next_offsets};
 pub use postgres::{Handler, PgInbox};
 
-use fetcher::{Fetched, backoff, count, fetch, pause};
-use keeper::{Assignment, Keeper};
+use fetcher::{backoff, count, fetch, pause};
+use holding::Holding;
+use keeper::Keeper;
 
 /// How often the topic is asked for its number of partitions while it is not there, and a consumer that lost its lease begins anew.
 const RETRY: Duration = Duration::from_millis(500);
+/// How often what waits beside the log is looked at when nobody asks for it.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Fetched pieces that wait for the batch in hand; a fetcher with more waits itself.
 const FETCHES_WAITING_MAX: usize = 12;
 
@@ -56,16 +65,10 @@ enum Ended {
     LostLease,
 }
 
-/// A partition being fetched.
-struct Held {
-    epoch: i64,
-    fetcher: AbortHandle,
-}
-
 impl<H: Handler> Consumer<PgInbox<H>> {
     /// `owner` names this process among its replicas.
     pub fn new(db: Db, log: SharedLog, topic: &str, owner: String, config: ConsumerConfig, handler: H) -> Self {
-        Self::over(PgInbox::new(db, topic, owner, config.lease, handler), log, topic, config)
+        Self::over(PgInbox::new(db, topic, owner, &config, handler), log, topic, config)
     }
 }
 
@@ -118,10 +121,17 @@ impl<I: Inbox> Consumer<I> {
     async fn consume(&self, keeper: &Keeper, stop: &Shutdown) -> Ended {
         let (to, mut fetched) = mpsc::channel(FETCHES_WAITING_MAX);
         let mut assignments = keeper.assignments();
-        let mut holding = Holding { held: BTreeMap::new(), shed: HashSet::new(), fetchers: JoinSet::new() };
+        let mut holding = Holding::default();
         let incident = SharedIncident::new("fetching");
+        let mut upkeep = Incident::new("looking after what is parked");
         let mut waiting = Vec::new();
+        let (mut look_after, mut looked) = (false, None::<Instant>);
         loop {
+            let start = |owned: &Owned| {
+                let (log, topic, to) = (self.log.clone(), self.topic.clone(), to.clone());
+                fetch(log, topic, owned.clone(), to, incident.clone(), stop.clone())
+            };
+            let mut applied = false;
             tokio::select! {
                 biased;
                 () = stop.stopped() => return Ended::Stopping,
@@ -131,10 +141,6 @@ impl<I: Inbox> Consumer<I> {
                         return Ended::LostLease;
                     }
                     let assignment = assignments.borrow_and_update().clone();
-                    let start = |owned: &Owned| {
-                        let (log, topic, to) = (self.log.clone(), self.topic.clone(), to.clone());
-                        fetch(log, topic, owned.clone(), to, incident.clone(), stop.clone())
-                    };
                     let surplus = holding.follow(&assignment, start);
                     if !surplus.is_empty() {
                         // Asked for again with the next assignment where it fails now.
@@ -142,14 +148,13 @@ impl<I: Inbox> Consumer<I> {
                             tracing::debug!(%error, topic = %self.topic, "surplus partitions not given back");
                         }
                     }
+                    look_after |= looked.is_none_or(|at| at.elapsed() >= UPKEEP_INTERVAL);
                 }
-                Some(ended) = holding.fetchers.join_next() => {
-                    // One that was told to end is cancelled. Any other has broken down, and its partition must not wait for a restart.
-                    if !ended.as_ref().is_err_and(tokio::task::JoinError::is_cancelled) {
-                        tracing::error!(topic = %self.topic, ?ended, "a fetcher ended; taking the partitions anew");
-                        return Ended::LostLease;
-                    }
+                ended = holding.fetcher_ended() => {
+                    tracing::error!(topic = %self.topic, ?ended, "a fetcher ended; taking the partitions anew");
+                    return Ended::LostLease;
                 }
+                () = self.inbox.woken() => look_after = true,
                 first = fetched.recv() => {
                     let Some(first) = first else { return Ended::LostLease };
                     waiting.push(first);
@@ -158,106 +163,66 @@ impl<I: Inbox> Consumer<I> {
                         records += count(std::slice::from_ref(&more));
                         waiting.push(more);
                     }
-                    let ours = |one: &Fetched| holding.held.get(&one.partition()).is_some_and(|held| held.epoch == one.epoch());
-                    let batch = Batch::assemble(&*self.inbox, &self.topic, waiting.drain(..).filter(ours));
-                    if !batch.moves.is_empty() && let Some(ended) = self.apply_until_done(Arc::new(batch), stop).await {
-                        return ended;
+                    let batch = Batch::assemble(&*self.inbox, &self.topic, waiting.drain(..).filter(|one| holding.expects(one)));
+                    if !batch.moves.is_empty() {
+                        match self.apply_until_done(Arc::new(batch), stop).await {
+                            Ok(stopped) => stopped.iter().for_each(|one| holding.stop(one)),
+                            Err(ended) => return ended,
+                        }
                     }
+                    applied = true;
                 }
+                () = std::future::ready(()), if look_after => {}
+            }
+            // Between two batches, and never for long: what is left comes after the next one.
+            if look_after || (applied && holding.has_stopped()) {
+                looked = Some(Instant::now());
+                look_after = match self.inbox.maintain(&holding.owned()).await {
+                    Ok(Upkeep { again, full }) => {
+                        upkeep.recovered();
+                        holding.resume(&full, start);
+                        metrics::gauge!("shopd_consumer_partitions_stopped", "topic" => self.topic.to_string())
+                            .set(holding.stopped() as f64);
+                        again
+                    }
+                    Err(DbError::Fenced(cause)) => {
+                        tracing::warn!(topic = %self.topic, cause, "the lease is gone; nothing that is parked was tried");
+                        return Ended::LostLease;
+                    }
+                    // With the next heartbeat.
+                    Err(error) => {
+                        upkeep.failed(&format_args!("{}: {error}", self.topic));
+                        false
+                    }
+                };
             }
         }
     }
 
-    /// `None` when the batch is committed.
-    async fn apply_until_done(&self, batch: Arc<Batch<I::Event>>, stop: &Shutdown) -> Option<Ended> {
+    /// Where partitions stopped, once the batch is committed.
+    async fn apply_until_done(&self, batch: Arc<Batch<I::Event>>, stop: &Shutdown) -> Result<Vec<Owned>, Ended> {
         let mut incident = Incident::new("applying a batch");
         let mut backoff = backoff();
         loop {
             match self.inbox.commit(&batch).await {
-                Ok(()) => {
+                Ok(Committed { stopped }) => {
                     incident.recovered();
                     batch.committed(&self.topic);
-                    return None;
+                    for Owned { partition, next_offset, .. } in &stopped {
+                        tracing::error!(topic = %self.topic, partition, next_offset, "too many records wait behind a parked one; the partition stops until there is room");
+                    }
+                    return Ok(stopped);
                 }
                 Err(DbError::Fenced(cause)) => {
                     tracing::warn!(topic = %self.topic, cause, "the lease is gone; nothing of the batch was committed");
-                    return Some(Ended::LostLease);
+                    return Err(Ended::LostLease);
                 }
                 Err(error) => incident.failed(&format_args!("{}: {error}", self.topic)),
             }
             pause(backoff.next().unwrap_or(Duration::from_secs(2)), stop).await;
             if stop.is_stopping() {
-                return Some(Ended::Stopping);
+                return Err(Ended::Stopping);
             }
         }
-    }
-}
-
-/// What is being fetched.
-struct Holding {
-    held: BTreeMap<i32, Held>,
-    /// Given up for the fair share; a stale assignment that still names them starts nothing.
-    shed: HashSet<(i32, i64)>,
-    fetchers: JoinSet<()>,
-}
-
-impl Holding {
-    /// Ends what is another's, begins what is new, and returns what is above the fair share, already ended.
-    fn follow<F>(&mut self, assignment: &Assignment, start: impl Fn(&Owned) -> F) -> Vec<i32>
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let still =
-            |partition: i32, epoch: i64| assignment.owned.iter().any(|one| one.partition == partition && one.epoch == epoch);
-        self.held.retain(|partition, held| {
-            let keep = still(*partition, held.epoch);
-            if !keep {
-                held.fetcher.abort();
-            }
-            keep
-        });
-        self.shed.retain(|(partition, epoch)| still(*partition, *epoch));
-        for one in &assignment.owned {
-            if !self.held.contains_key(&one.partition) && !self.shed.contains(&(one.partition, one.epoch)) {
-                let fetcher = self.fetchers.spawn(start(one));
-                self.held.insert(one.partition, Held { epoch: one.epoch, fetcher });
-            }
-        }
-        while self.held.len() > assignment.share
-            && let Some((partition, held)) = self.held.pop_last()
-        {
-            held.fetcher.abort();
-            self.shed.insert((partition, held.epoch));
-        }
-        // Not one that came back to us meanwhile, under a new epoch.
-        self.shed.iter().map(|(partition, _)| *partition).filter(|partition| !self.held.contains_key(partition)).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn assignment(owned: &[(i32, i64)], share: usize) -> Assignment {
-        let owned = owned.iter().map(|(partition, epoch)| Owned { partition: *partition, next_offset: 0, epoch: *epoch });
-        Assignment { owned: owned.collect(), share }
-    }
-
-    #[tokio::test]
-    async fn what_is_above_the_share_is_given_back_until_it_is_gone_and_never_what_came_back_under_a_new_epoch() {
-        let mut holding = Holding { held: BTreeMap::new(), shed: HashSet::new(), fetchers: JoinSet::new() };
-        let mut follow = |owned: &[(i32, i64)], share| {
-            let surplus = holding.follow(&assignment(owned, share), |_| std::future::pending());
-            (surplus, holding.held.iter().map(|(partition, held)| (*partition, held.epoch)).collect::<Vec<_>>())
-        };
-        assert_eq!(follow(&[(0, 1), (1, 1)], 2), (vec![], vec![(0, 1), (1, 1)]));
-        assert_eq!(follow(&[(0, 1), (1, 1)], 1), (vec![1], vec![(0, 1)]));
-        // Not given back yet, or an assignment from before that: nothing of it is begun again.
-        assert_eq!(follow(&[(0, 1), (1, 1)], 2), (vec![1], vec![(0, 1)]));
-        // The heartbeat still saw it, and then it was free and taken again.
-        assert_eq!(follow(&[(0, 1), (1, 1), (1, 2)], 2), (vec![], vec![(0, 1), (1, 2)]));
-        assert_eq!(follow(&[(0, 1), (1, 2)], 2), (vec![], vec![(0, 1), (1, 2)]));
-        // Another's now.
-        assert_eq!(follow(&[(1, 2)], 2), (vec![], vec![(1, 2)]));
     }
 }

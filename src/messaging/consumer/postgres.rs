@@ -1,18 +1,30 @@
 //! The inbox in Postgres: what a service does with a batch, in the transaction that moves the offsets.
 
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::FutureExt;
+use rand::RngExt;
+use tokio::sync::Notify;
 
-use crate::db::{Conn, Db, DbError};
+use crate::config::ConsumerConfig;
+use crate::db::{Conn, Db, DbError, Listener};
+use crate::shutdown::Shutdown;
 
-use super::super::dead_letter::{self, Poison};
+use super::super::dead_letter::{self, Keep, Keys, Poison};
 use super::batch::Batch;
-use super::delivery::{Delivery, Received};
-use super::inbox::Inbox;
-use super::offsets::{self, Owned, Standing};
+use super::delivery::{Delivery, Position, Received};
+use super::inbox::{Committed, Inbox, Upkeep};
+use super::isolate::{Outcome, isolate, keeps_failing};
+use super::offsets::{self, Move, Owned, Standing};
+use super::queue::{Admission, Queues};
+use super::upkeep::Gauges;
+
+/// How long a parked record waits for its second try; each further one is waited for twice as long.
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(300);
 
 /// What a service does with a topic.
 #[async_trait]
@@ -21,6 +33,10 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Pure. A record that is refused here is a dead letter at once and holds nobody up.
     fn decode(&self, delivery: &Delivery) -> Result<Self::Event, Poison>;
+
+    /// Pure. Whose records keep their order: while one fails, the later ones of its ordering key wait. And what a repeat is known by:
+    /// of those that wait, each business key's first stands for all.
+    fn keys(&self, event: &Self::Event) -> Keys;
 
     /// Applies a batch, in log order within each partition, in the transaction that moves the offsets. Must bear the same
     /// record twice.
@@ -32,17 +48,246 @@ pub trait Handler: Send + Sync + 'static {
 
 /// A service's handler over its own database.
 pub struct PgInbox<H> {
-    db: Db,
-    topic: Arc<str>,
-    owner: String,
-    lease: Duration,
-    handler: Arc<H>,
+    pub(super) db: Db,
+    pub(super) topic: Arc<str>,
+    pub(super) owner: String,
+    pub(super) lease: Duration,
+    pub(super) limits: Limits,
+    pub(super) handler: Arc<H>,
+    /// Partitions of ours in which nothing is parked, with the epoch under which that is known: only their owner parks.
+    clear: Mutex<HashMap<i32, i64>>,
+    pub(super) gauges: Mutex<Gauges>,
+    wake: Arc<Notify>,
+    /// Ends the listening.
+    stop: Shutdown,
+}
+
+/// Bounds on what is parked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub attempts_max: i32,
+    pub followers_max: i32,
+}
+
+impl Limits {
+    pub fn room(self) -> usize {
+        usize::try_from(self.followers_max).unwrap_or_default()
+    }
+
+    /// Until the next try after so many; `None`: only an operator tries again.
+    pub fn retry_in(self, attempts: i32) -> Option<Duration> {
+        let doublings = u32::try_from(attempts - 1).unwrap_or_default().min(16);
+        let delay = (RETRY_FIRST * (1 << doublings)).min(RETRY_MAX);
+        (attempts < self.attempts_max).then(|| delay.mul_f64(rand::rng().random_range(0.75..1.25)))
+    }
+}
+
+impl<H> Drop for PgInbox<H> {
+    fn drop(&mut self) {
+        self.stop.stop();
+    }
 }
 
 impl<H: Handler> PgInbox<H> {
-    pub fn new(db: Db, topic: &str, owner: String, lease: Duration, handler: H) -> Self {
-        Self { db, topic: topic.into(), owner, lease, handler: Arc::new(handler) }
+    pub fn new(db: Db, topic: &str, owner: String, config: &ConsumerConfig, handler: H) -> Self {
+        let limits = Limits { attempts_max: config.park_attempts_max, followers_max: config.followers_max };
+        let (wake, stop) = (Arc::new(Notify::new()), Shutdown::new());
+        Listener::start(db.clone(), dead_letter::CHANNEL, wake.clone(), stop.clone());
+        Self {
+            db,
+            topic: topic.into(),
+            owner,
+            lease: config.lease,
+            limits,
+            handler: Arc::new(handler),
+            clear: Mutex::default(),
+            gauges: Mutex::default(),
+            wake,
+            stop,
+        }
     }
+
+    fn clear(&self) -> MutexGuard<'_, HashMap<i32, i64>> {
+        // A poisoned map is still a map: nothing panics in the middle of a change of it.
+        self.clear.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is parked in these partitions is not known any more.
+    pub(super) fn look_again(&self, partitions: impl Iterator<Item = i32>) {
+        let mut clear = self.clear();
+        for partition in partitions {
+            clear.remove(&partition);
+        }
+    }
+
+    async fn attempt(&self, batch: &Arc<Batch<H::Event>>, isolating: bool) -> Result<Written, DbError> {
+        let is_clear = |m: &Move| self.clear().get(&m.partition) == Some(&m.epoch);
+        let looks = isolating || !batch.moves.iter().all(is_clear);
+        if isolating {
+            // Also where the fate of its commit stays unknown.
+            self.look_again(batch.moves.iter().map(|m| m.partition));
+        }
+        let (topic, handler, batch, lease, limits) =
+            (self.topic.clone(), self.handler.clone(), batch.clone(), self.lease, self.limits);
+        let written = self.db.transaction(move |conn| {
+            let (topic, handler, batch) = (topic.clone(), handler.clone(), batch.clone());
+            async move {
+                let how = How { looks, isolating, lease, limits };
+                write(conn, &topic, &*handler, &batch, how).await
+            }
+            .boxed()
+        });
+        written.await
+    }
+
+    fn note(&self, batch: &Batch<H::Event>, written: &Written) {
+        let mut clear = self.clear();
+        for m in &batch.moves {
+            if written.occupied.contains(&m.partition) {
+                clear.remove(&m.partition);
+            } else {
+                clear.insert(m.partition, m.epoch);
+            }
+        }
+        drop(clear);
+        if written.letters.is_empty() {
+            return;
+        }
+        self.gauges.lock().unwrap_or_else(PoisonError::into_inner).changed();
+        for (state, Position { topic, partition, offset }, reason) in &written.letters {
+            match *state {
+                "waiting" => tracing::info!(%topic, partition, offset, "waits behind a parked record of its key"),
+                "parked" => tracing::error!(%topic, partition, offset, reason, "parked; the later records of its key wait"),
+                _ => tracing::warn!(%topic, partition, offset, reason, "dead letter"),
+            }
+            metrics::counter!("shopd_dead_letters_total", "topic" => topic.to_string(), "state" => *state).increment(1);
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct How {
+    /// Whether anything is parked is not known.
+    looks: bool,
+    /// A record of the batch keeps failing.
+    isolating: bool,
+    lease: Duration,
+    limits: Limits,
+}
+
+/// What a batch's transaction wrote beside its effect.
+struct Written {
+    /// Partitions in which something is parked.
+    occupied: HashSet<i32>,
+    /// State, place and reason.
+    letters: Vec<(&'static str, Position, String)>,
+    stops: HashMap<i32, i64>,
+}
+
+/// Offsets first: the fence, and the first of the locks; then the effect, then the letters.
+async fn write<H: Handler>(
+    conn: &mut Conn,
+    topic: &str,
+    handler: &H,
+    batch: &Batch<H::Event>,
+    how: How,
+) -> Result<Written, DbError> {
+    let keys: Vec<Keys> = if how.looks { batch.received.iter().map(|one| handler.keys(&one.event)).collect() } else { Vec::new() };
+    let (mut queues, mut occupied) = (Queues::default(), HashSet::new());
+    if how.looks {
+        let partitions: Vec<i32> = batch.moves.iter().map(|m| m.partition).collect();
+        let ordering: HashSet<&str> = keys.iter().map(|keys| keys.ordering.as_str()).collect();
+        let ordering: Vec<&str> = ordering.into_iter().collect();
+        let shared = &*conn;
+        // One after the other on the server, without waiting between: what is found is found under the fence.
+        let ((), heads) = tokio::try_join!(
+            offsets::advance(shared, topic, &batch.moves, how.lease),
+            dead_letter::heads(shared, topic, &partitions, &ordering),
+        )?;
+        for head in heads {
+            occupied.insert(head.partition);
+            if let Some(key) = head.ordering_key {
+                let room = how.limits.followers_max.saturating_sub(head.followers);
+                queues.open((head.partition, key), usize::try_from(room).unwrap_or_default());
+            }
+        }
+        let line = |at: usize| (batch.received[at].delivery.position.partition, keys[at].ordering.clone());
+        let asked = (0..keys.len()).filter(|at| queues.is_parked(&line(*at)));
+        let asked: Vec<(i32, Keys)> = asked.map(|at| (line(at).0, keys[at].clone())).collect();
+        for member in dead_letter::members(conn, topic, &asked).await? {
+            queues.member((member.partition, member.ordering_key), member.business_key);
+        }
+    } else {
+        offsets::advance(conn, topic, &batch.moves, how.lease).await?;
+    }
+
+    let outcomes = if how.isolating {
+        isolate(conn, handler, &batch.received, &mut queues, how.limits.room()).await?
+    } else if queues.is_empty() {
+        if !batch.received.is_empty() {
+            handler.apply(conn, &batch.received).await?;
+        }
+        Vec::new()
+    } else {
+        apply_the_others(conn, handler, batch, &keys, &mut queues).await?
+    };
+
+    let mut letters = Vec::new();
+    for (index, (one, outcome)) in batch.received.iter().zip(&outcomes).enumerate() {
+        let (delivery, keys) = (&one.delivery, || keys[index].clone());
+        letters.extend(match outcome {
+            Outcome::Failed(reason) => {
+                occupied.insert(delivery.position.partition);
+                Some(Keep::Parked { delivery, keys: keys(), reason: reason.clone(), retry_in: how.limits.retry_in(1) })
+            }
+            Outcome::Waits => Some(Keep::Waiting { delivery, keys: keys() }),
+            Outcome::Applied | Outcome::Repeat | Outcome::Beyond => None,
+        });
+    }
+    let passed = |delivery: &Delivery| queues.passes(delivery.position.partition, delivery.position.offset);
+    let dead = batch.poisoned.iter().filter(|(delivery, _)| passed(delivery));
+    letters.extend(dead.map(|(delivery, poison)| Keep::Dead { delivery, reason: poison.0.clone() }));
+    dead_letter::keep(conn, &letters).await?;
+
+    let back: Vec<Move> = batch
+        .moves
+        .iter()
+        .filter_map(|m| queues.stops().get(&m.partition).map(|stop| Move { from: m.to, to: *stop, ..m.clone() }))
+        .collect();
+    if !back.is_empty() {
+        offsets::advance(conn, topic, &back, how.lease).await?;
+    }
+    let letters =
+        letters.iter().map(|letter| (letter.state(), letter.position().clone(), letter.reason().unwrap_or("").to_owned()));
+    Ok(Written { occupied, letters: letters.collect(), stops: queues.stops().clone() })
+}
+
+/// Applies at once all that do not wait.
+async fn apply_the_others<H: Handler>(
+    conn: &mut Conn,
+    handler: &H,
+    batch: &Batch<H::Event>,
+    keys: &[Keys],
+    queues: &mut Queues,
+) -> Result<Vec<Outcome>, DbError> {
+    let mut some = Vec::new();
+    let mut outcomes = Vec::with_capacity(keys.len());
+    for (one, keys) in batch.received.iter().zip(keys) {
+        let Position { partition, offset, .. } = one.delivery.position;
+        outcomes.push(match queues.admit(&(partition, keys.ordering.clone()), &keys.business, offset) {
+            Admission::Apply => {
+                some.push(one.clone());
+                Outcome::Applied
+            }
+            Admission::Wait => Outcome::Waits,
+            Admission::Repeat => Outcome::Repeat,
+            Admission::Beyond => Outcome::Beyond,
+        });
+    }
+    if !some.is_empty() {
+        handler.apply(conn, &some).await?;
+    }
+    Ok(outcomes)
 }
 
 #[async_trait]
@@ -73,24 +318,25 @@ impl<H: Handler> Inbox for PgInbox<H> {
         offsets::leave(&self.db, &self.topic, &self.owner).await
     }
 
-    /// Offsets first: the fence, and the first of the locks; then the effect, then the dead letters.
-    async fn commit(&self, batch: &Arc<Batch<H::Event>>) -> Result<(), DbError> {
-        let (topic, handler, lease, batch) = (self.topic.clone(), self.handler.clone(), self.lease, batch.clone());
-        self.db
-            .transaction(move |conn| {
-                let (topic, handler, batch) = (topic.clone(), handler.clone(), batch.clone());
-                async move {
-                    offsets::advance(conn, &topic, &batch.moves, lease).await?;
-                    if !batch.received.is_empty() {
-                        handler.apply(conn, &batch.received).await?;
-                    }
-                    let letters: Vec<_> = batch.poisoned.iter().map(|(delivery, poison)| (delivery, poison)).collect();
-                    dead_letter::keep(conn, &letters).await
-                }
-                .boxed()
-            })
-            .await?;
+    async fn commit(&self, batch: &Arc<Batch<H::Event>>) -> Result<Committed, DbError> {
+        let written = match self.attempt(batch, false).await {
+            Err(error) if keeps_failing(&error) && !batch.received.is_empty() => self.attempt(batch, true).await?,
+            written => written?,
+        };
+        self.note(batch, &written);
         self.handler.committed();
-        Ok(())
+        let stopped = batch.moves.iter().filter_map(|m| {
+            let next_offset = *written.stops.get(&m.partition)?;
+            Some(Owned { partition: m.partition, next_offset, epoch: m.epoch })
+        });
+        Ok(Committed { stopped: stopped.collect() })
+    }
+
+    async fn maintain(&self, owned: &[Owned]) -> Result<Upkeep, DbError> {
+        self.step(owned).await
+    }
+
+    async fn woken(&self) {
+        self.wake.notified().await;
     }
 }

@@ -31,12 +31,20 @@ use chrono::{DateTime, Utc};
 pub struct Record {
     /// The logical name, without any prefix.
     pub topic: Arc<str>,
-    pub key: Bytes,
-    pub value: Bytes,
+    /// Without one the record goes where its value would.
+    pub key: Option<Bytes>,
+    pub value: Option<Bytes>,
     /// Names are unique; where one comes twice the last counts.
     pub headers: Vec<(Cow<'static, str>, Bytes)>,
     /// Kept in milliseconds.
     pub timestamp: DateTime<Utc>,
+}
+
+impl Record {
+    /// What chooses its partition.
+    fn partition_key(&self) -> &[u8] {
+        self.key.as_deref().or(self.value.as_deref()).unwrap_or_default()
+    }
 }
 
 /// A record as it lies on the log; it may be any other producer's.

@@ -15,7 +15,7 @@ mod unsent;
 
 use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
@@ -60,8 +60,9 @@ pub struct Row {
     pub topic: String,
     #[diesel(sql_type = Text)]
     pub key: String,
-    #[diesel(sql_type = Binary)]
-    pub payload: Vec<u8>,
+    /// `None` only in a copy.
+    #[diesel(sql_type = Nullable<Binary>)]
+    pub payload: Option<Vec<u8>>,
     #[diesel(sql_type = Text)]
     pub event_type: String,
     #[diesel(sql_type = Text)]
@@ -72,6 +73,39 @@ pub struct Row {
     pub request_id: String,
     #[diesel(sql_type = Timestamptz)]
     pub created_at: DateTime<Utc>,
+    /// Of a copy: its key.
+    #[diesel(sql_type = Nullable<Binary>)]
+    pub raw_key: Option<Vec<u8>>,
+    /// Of a copy: all its headers, as JSON.
+    #[diesel(sql_type = Nullable<Text>)]
+    pub headers: Option<String>,
+}
+
+/// A record that goes out as it came, with headers of its own.
+#[derive(Clone, Debug)]
+pub struct Copy<'r> {
+    pub topic: String,
+    pub key: Option<&'r [u8]>,
+    pub value: Option<&'r [u8]>,
+    /// JSON, as dead letters keep theirs.
+    pub headers: String,
+}
+
+/// Writes copies in the caller's transaction, in one statement.
+pub async fn append_copies(mut conn: &Conn, copies: &[Copy<'_>]) -> Result<(), DbError> {
+    if copies.is_empty() {
+        return Ok(());
+    }
+    sql("insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at, raw_key, headers)
+         select unnest($1), unnest($2), '', unnest($3), '', '', '', '', clock_timestamp(), unnest($4), unnest($5)::jsonb")
+    .bind::<Array<SqlUuid>, _>(copies.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(copies.iter().map(|c| c.topic.as_str()).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Binary>>, _>(copies.iter().map(|c| c.value).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Binary>>, _>(copies.iter().map(|c| c.key).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(copies.iter().map(|c| c.headers.as_str()).collect::<Vec<_>>())
+    .execute(&mut conn)
+    .await?;
+    Ok(())
 }
 
 /// Writes messages in the caller's transaction, in one statement.

@@ -126,7 +126,8 @@ impl Session for Conn {
     }
 
     async fn late_rows(&mut self, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
-        let rows = sql("select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at
+        let rows = sql("select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at,
+                                raw_key, headers::text as headers
                           from outbox
                          where xid = any($1) and (xid, id) > ($2, $3) and pg_visible_in_snapshot(xid, $4::pg_snapshot)
                          order by outbox.xid, outbox.id limit $5")
@@ -141,7 +142,8 @@ impl Session for Conn {
     }
 
     async fn fresh_rows(&mut self, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
-        let rows = sql("select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at
+        let rows = sql("select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at,
+                                raw_key, headers::text as headers
                           from outbox
                          where (xid, id) > ($1, $2) and xid < pg_snapshot_xmax($3::pg_snapshot)
                            and pg_visible_in_snapshot(xid, $3::pg_snapshot)

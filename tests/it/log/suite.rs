@@ -14,6 +14,7 @@ macro_rules! contract {
     ($subject:path) => {
         crate::log::suite::contract! { $subject:
             records_of_a_key_lie_in_its_partition_in_order_and_whole
+            a_record_without_a_key_or_a_value_comes_back_without
             appenders_side_by_side_leave_no_holes_for_a_tailing_reader
             a_record_appended_twice_is_there_twice
             a_waiting_fetch_is_woken_by_another_process
@@ -38,6 +39,17 @@ macro_rules! contract {
 }
 pub(crate) use contract;
 
+pub async fn a_record_without_a_key_or_a_value_comes_back_without(subject: Subject) {
+    let log = subject.open();
+    log.create_topics(&["events"], 1).await.unwrap();
+    let keyless = Record { key: None, ..record("events", "", "a value") };
+    let empty = Record { value: None, ..keyless.clone() };
+    log.append(vec![keyless, empty]).await.unwrap();
+    let stored = read(&*log, "events", 0, 0, 2).await;
+    assert_eq!((&stored[0].key, stored[0].value.as_deref()), (&None, Some(&b"a value"[..])));
+    assert_eq!((&stored[1].key, &stored[1].value), (&None, &None));
+}
+
 pub async fn records_of_a_key_lie_in_its_partition_in_order_and_whole(subject: Subject) {
     let log = subject.open();
     log.create_topics(&["events"], 3).await.unwrap();
@@ -48,15 +60,15 @@ pub async fn records_of_a_key_lie_in_its_partition_in_order_and_whole(subject: S
 
     let mut of_partition: HashMap<i32, Vec<&Record>> = HashMap::new();
     for record in &appended {
-        of_partition.entry(partition_of(&record.key, 3)).or_default().push(record);
+        of_partition.entry(partition_of(record.key.as_ref().expect("a key"), 3)).or_default().push(record);
     }
     assert!(of_partition.len() > 1, "these keys are spread");
     for (partition, expected) in of_partition {
         let stored = read(&*log, "events", partition, 0, expected.len()).await;
         assert_eq!(offsets(&stored), (0..expected.len() as i64).collect::<Vec<_>>());
         for (stored, expected) in stored.iter().zip(expected) {
-            assert_eq!(stored.key.as_ref(), Some(&expected.key));
-            assert_eq!(stored.value.as_ref(), Some(&expected.value));
+            assert_eq!(stored.key, expected.key);
+            assert_eq!(stored.value, expected.value);
             assert_eq!(stored.timestamp, expected.timestamp);
             assert_eq!(stored.headers.len(), expected.headers.len());
             for (name, value) in &expected.headers {

@@ -188,11 +188,13 @@ fn row(xid: u64, id: i64, message: Message) -> Row {
         event_id: message.event_id,
         topic: message.topic.into(),
         key: message.key,
-        payload: message.payload,
+        payload: Some(message.payload),
         event_type: message.kind.into(),
         source: message.source.into(),
         traceparent: message.traceparent,
         request_id: message.request_id,
         created_at: message.created_at,
+        raw_key: None,
+        headers: None,
     }
 }

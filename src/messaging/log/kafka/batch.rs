@@ -16,7 +16,8 @@ const HEADER_HEAD_BYTES: usize = 5 + 5;
 /// At most so many bytes does `record` take in an uncompressed batch.
 pub(super) fn record_bytes(record: &Record) -> usize {
     let headers: usize = record.headers.iter().map(|(name, value)| HEADER_HEAD_BYTES + name.len() + value.len()).sum();
-    RECORD_HEAD_BYTES + record.key.len() + record.value.len() + headers
+    let sized = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
+    RECORD_HEAD_BYTES + sized(&record.key) + sized(&record.value) + headers
 }
 
 /// At most so many bytes does a batch of one such record take.

@@ -93,7 +93,7 @@ impl KafkaLog {
                 Ok(partitions) => {
                     let mut by_partition: BTreeMap<i32, Vec<usize>> = BTreeMap::new();
                     for index in indexes {
-                        by_partition.entry(partition_of(&records[index].key, partitions)).or_default().push(index);
+                        by_partition.entry(partition_of(records[index].partition_key(), partitions)).or_default().push(index);
                     }
                     let new = by_partition.into_iter();
                     lanes.extend(new.map(|(partition, indexes)| Lane { topic: topic.clone(), partition, indexes }));
@@ -214,8 +214,8 @@ impl From<LogError> for Refused {
 
 fn to_kafka(record: &Record) -> rskafka::record::Record {
     rskafka::record::Record {
-        key: Some(record.key.to_vec()),
-        value: Some(record.value.to_vec()),
+        key: record.key.as_ref().map(|key| key.to_vec()),
+        value: record.value.as_ref().map(|value| value.to_vec()),
         headers: record.headers.iter().map(|(name, value)| (name.to_string(), value.to_vec())).collect(),
         timestamp: record.timestamp,
     }

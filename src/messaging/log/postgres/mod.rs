@@ -135,7 +135,7 @@ impl PostgresLog {
         let mut by_place: BTreeMap<Place, Vec<&Record>> = BTreeMap::new();
         for record in records {
             if let Some(topic) = topics.get(&*record.topic) {
-                by_place.entry((topic.id, partition_of(&record.key, topic.partitions))).or_default().push(record);
+                by_place.entry((topic.id, partition_of(record.partition_key(), topic.partitions))).or_default().push(record);
             }
         }
         let mut columns = Columns::default();
@@ -145,8 +145,8 @@ impl PostgresLog {
                 columns.partitions.push(*partition);
                 // From the partition's end on, which is added once it is locked.
                 columns.offsets.push(index as i64);
-                columns.keys.push(record.key.to_vec());
-                columns.values.push(record.value.to_vec());
+                columns.keys.push(record.key.as_ref().map(|key| key.to_vec()));
+                columns.values.push(record.value.as_ref().map(|value| value.to_vec()));
                 columns.headers.push(headers::encode(record.headers.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))));
                 columns.timestamps.push(record.timestamp.trunc_subsecs(3));
             }
@@ -198,7 +198,8 @@ impl PostgresLog {
 
 fn record_bytes(record: &Record) -> usize {
     let headers: usize = record.headers.iter().map(|(name, value)| 8 + name.len() + value.len()).sum();
-    record.key.len() + record.value.len() + headers
+    let sized = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+    sized(&record.key) + sized(&record.value) + headers
 }
 
 /// The record of a row, if it has one.

@@ -63,8 +63,8 @@ pub(super) struct Columns {
     pub topic_ids: Vec<i32>,
     pub partitions: Vec<i32>,
     pub offsets: Vec<i64>,
-    pub keys: Vec<Vec<u8>>,
-    pub values: Vec<Vec<u8>>,
+    pub keys: Vec<Option<Vec<u8>>>,
+    pub values: Vec<Option<Vec<u8>>>,
     pub headers: Vec<Vec<u8>>,
     pub timestamps: Vec<DateTime<Utc>>,
 }
@@ -115,8 +115,8 @@ pub(super) async fn insert(conn: &mut Conn, ends: &[End], columns: &Columns) -> 
     .bind::<Array<Integer>, _>(&columns.topic_ids)
     .bind::<Array<Integer>, _>(&columns.partitions)
     .bind::<Array<BigInt>, _>(&columns.offsets)
-    .bind::<Array<Binary>, _>(&columns.keys)
-    .bind::<Array<Binary>, _>(&columns.values)
+    .bind::<Array<Nullable<Binary>>, _>(&columns.keys)
+    .bind::<Array<Nullable<Binary>>, _>(&columns.values)
     .bind::<Array<Binary>, _>(&columns.headers)
     .bind::<Array<Timestamptz>, _>(&columns.timestamps)
     .execute(conn)

@@ -1,0 +1,257 @@
+//! What an owner does beside the log: tries again what is parked, and does what operators asked for, in batches of their own that are
+//! fenced like any other (S12). A queue is replayed from its head on, in log order (S8).
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use diesel::sql_types::{Array, BigInt, Integer, Text};
+use diesel_async::RunQueryDsl;
+use futures::FutureExt;
+
+use crate::db::{Conn, DbError, sql};
+
+use super::super::dead_letter::{self, Fate, Keys, Row, Stored};
+use super::delivery::Received;
+use super::inbox::Upkeep;
+use super::isolate::{Outcome, isolate};
+use super::offsets::{self, Move, Owned};
+use super::postgres::{Handler, Limits, PgInbox};
+use super::queue::{Line, Queues};
+
+/// How often letters are counted for the gauges, at most.
+const COUNT_INTERVAL: Duration = Duration::from_secs(5);
+const STATES: [&str; 3] = ["dead", "parked", "waiting"];
+
+/// When the gauges were last brought up to date.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    counted: Option<Instant>,
+    of: Vec<i32>,
+    changed: bool,
+}
+
+impl Gauges {
+    pub fn changed(&mut self) {
+        self.changed = true;
+    }
+
+    /// Whether to count now.
+    fn is_due(&mut self, partitions: &[i32]) -> bool {
+        if self.of != partitions {
+            (self.of, self.changed) = (partitions.to_vec(), true);
+        }
+        let due = self.changed && self.counted.is_none_or(|at| at.elapsed() >= COUNT_INTERVAL);
+        if due {
+            (self.counted, self.changed) = (Some(Instant::now()), false);
+        }
+        due
+    }
+}
+
+/// What one step did.
+#[derive(Debug, Default)]
+struct Done {
+    discarded: Vec<Row>,
+    tried: Vec<(Stored, Fate)>,
+}
+
+impl<H: Handler> PgInbox<H> {
+    pub(super) async fn step(&self, owned: &[Owned]) -> Result<Upkeep, DbError> {
+        if owned.is_empty() {
+            return Ok(Upkeep::default());
+        }
+        let partitions: Vec<i32> = owned.iter().map(|one| one.partition).collect();
+        let mut conn = self.db.get().await?;
+        let pending = dead_letter::pending(&mut conn, &self.topic, &partitions, self.limits.followers_max).await?;
+        if self.gauges.lock().unwrap_or_else(PoisonError::into_inner).is_due(&partitions) {
+            gauge(&mut conn, &self.topic, &partitions).await?;
+        }
+        drop(conn);
+        let full = pending.iter().filter(|one| one.full).map(|one| one.partition).collect();
+        let is_due = |one: &&Owned| pending.iter().any(|found| found.due && found.partition == one.partition);
+        let due: Vec<Owned> = owned.iter().filter(is_due).cloned().collect();
+        if due.is_empty() {
+            return Ok(Upkeep { again: false, full });
+        }
+        let (topic, handler, lease, limits) = (self.topic.clone(), self.handler.clone(), self.lease, self.limits);
+        let of = due.clone();
+        let done = self.db.transaction(move |conn| {
+            let (topic, handler, due) = (topic.clone(), handler.clone(), of.clone());
+            async move { work(conn, &topic, &*handler, &due, lease, limits).await }.boxed()
+        });
+        // Before its fate is known: what is parked may be another by now.
+        self.look_again(due.iter().map(|one| one.partition));
+        let done = done.await?;
+        self.handler.committed();
+        self.gauges.lock().unwrap_or_else(PoisonError::into_inner).changed();
+        tell(&self.topic, &done);
+        Ok(Upkeep { again: !(done.discarded.is_empty() && done.tried.is_empty()), full })
+    }
+}
+
+/// Everything under the fence: nobody else applies anything of these partitions.
+async fn work<H: Handler>(
+    conn: &mut Conn,
+    topic: &Arc<str>,
+    handler: &H,
+    due: &[Owned],
+    lease: Duration,
+    limits: Limits,
+) -> Result<Done, DbError> {
+    fence(conn, topic, due, lease).await?;
+    let partitions: Vec<i32> = due.iter().map(|one| one.partition).collect();
+    let discarded = dead_letter::discarded(conn, topic, &partitions).await?;
+    let mut lines: HashSet<Line> = discarded.iter().filter_map(line_of).collect();
+    if !discarded.is_empty() {
+        // What is left of their queues comes in the next step.
+        dead_letter::settle(conn, topic, &Vec::from_iter(lines)).await?;
+        return Ok(Done { discarded, tried: Vec::new() });
+    }
+
+    let rows = dead_letter::due(conn, topic, &partitions).await?;
+    let (heads, dead): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.state == "parked");
+    lines.extend(heads.iter().filter_map(line_of));
+    let followers = dead_letter::followers(conn, topic, &Vec::from_iter(lines.clone())).await?;
+    let mut queues = Queues::default();
+    let (mut received, mut stored, mut undecoded) = (Vec::new(), Vec::new(), Vec::new());
+    for row in heads.into_iter().chain(followers).chain(dead) {
+        let delivery = row.delivery(topic);
+        let decoded = handler.decode(&delivery);
+        let keys = decoded.as_ref().map_or_else(|_| row.keys(), |event| Some(handler.keys(event)));
+        let letter =
+            Stored { delivery, attempts: row.attempts, undecodable: row.undecodable, waited: row.state == "waiting", keys };
+        match decoded {
+            Ok(event) => {
+                received.push(Received { event, delivery: letter.delivery.clone() });
+                stored.push(letter);
+            }
+            Err(poison) => {
+                let is_dead = row.state == "dead";
+                if !is_dead && let Some(line) = line_of(&row) {
+                    // Once it could be read; whatever waits behind it still does.
+                    queues.park(line, "", usize::MAX);
+                }
+                let retry_in = limits.retry_in(letter.attempts + 1).filter(|_| !is_dead);
+                undecoded.push((letter, Fate::Failed { reason: poison.0, retry_in }));
+            }
+        }
+    }
+    join_queues(conn, topic, &stored, &lines, &mut queues).await?;
+    let outcomes = isolate(conn, handler, &received, &mut queues, usize::MAX).await?;
+    let mut tried: Vec<(Stored, Fate)> =
+        stored.into_iter().zip(outcomes).map(|(letter, outcome)| fate(letter, outcome, limits)).collect();
+    tried.extend(undecoded);
+    lines.extend(tried.iter().filter_map(|(letter, _)| {
+        let keys = letter.keys.as_ref()?;
+        Some((letter.delivery.position.partition, keys.ordering.clone()))
+    }));
+    dead_letter::record(conn, topic, &tried).await?;
+    dead_letter::settle(conn, topic, &Vec::from_iter(lines)).await?;
+    Ok(Done { discarded: Vec::new(), tried })
+}
+
+fn fate(letter: Stored, outcome: Outcome, limits: Limits) -> (Stored, Fate) {
+    let fate = match outcome {
+        Outcome::Applied => Fate::Applied,
+        Outcome::Failed(reason) => Fate::Failed { reason, retry_in: limits.retry_in(letter.attempts + 1) },
+        Outcome::Waits | Outcome::Beyond => Fate::Behind,
+        // Of those that wait already each business key is there once; another one asks for nothing more.
+        Outcome::Repeat if letter.undecodable && !letter.waited => Fate::Repeat,
+        Outcome::Repeat => Fate::Behind,
+    };
+    (letter, fate)
+}
+
+/// Dead letters that can be read now wait, too, where their key's head is not among those that are tried.
+async fn join_queues(
+    conn: &mut Conn,
+    topic: &str,
+    stored: &[Stored],
+    tried: &HashSet<Line>,
+    queues: &mut Queues,
+) -> Result<(), DbError> {
+    let new = stored.iter().filter(|letter| letter.undecodable && !letter.waited);
+    let asked: Vec<(i32, Keys)> =
+        new.filter_map(|letter| Some((letter.delivery.position.partition, letter.keys.clone()?))).collect();
+    if asked.is_empty() {
+        return Ok(());
+    }
+    let partitions: HashSet<i32> = asked.iter().map(|(partition, _)| *partition).collect();
+    let keys: Vec<&str> = asked.iter().map(|(_, keys)| keys.ordering.as_str()).collect();
+    for head in dead_letter::heads(conn, topic, &Vec::from_iter(partitions), &keys).await? {
+        let line = head.ordering_key.map(|key| (head.partition, key));
+        if let Some(line) = line.filter(|line| !tried.contains(line)) {
+            queues.open(line, usize::MAX);
+        }
+    }
+    for member in dead_letter::members(conn, topic, &asked).await? {
+        queues.member((member.partition, member.ordering_key), member.business_key);
+    }
+    Ok(())
+}
+
+/// Holds the partitions, as their owner, from here to the end of the transaction.
+async fn fence(conn: &mut Conn, topic: &str, due: &[Owned], lease: Duration) -> Result<(), DbError> {
+    let rows: Vec<Owned> = sql("select partition, next_offset, epoch from consumer_offset
+                                 where topic = $1 and partition = any($2) order by partition for update")
+    .bind::<Text, _>(topic)
+    .bind::<Array<Integer>, _>(due.iter().map(|one| one.partition).collect::<Vec<_>>())
+    .load(conn)
+    .await?;
+    let at: HashMap<i32, i64> = rows.into_iter().map(|row| (row.partition, row.next_offset)).collect();
+    let still = |one: &Owned| {
+        let at = at.get(&one.partition).copied().unwrap_or(one.next_offset);
+        Move { partition: one.partition, from: at, to: at, epoch: one.epoch }
+    };
+    offsets::advance(conn, topic, &due.iter().map(still).collect::<Vec<_>>(), lease).await
+}
+
+fn line_of(row: &Row) -> Option<Line> {
+    Some((row.partition, row.ordering_key.clone()?))
+}
+
+/// Says what was done; what is discarded is gone, so all of it is said.
+fn tell(topic: &str, done: &Done) {
+    for row in &done.discarded {
+        let Row { partition, log_offset: offset, reason, attempts, state, headers, .. } = row;
+        let (key, value) = (dead_letter::shown(row.key.as_deref()), dead_letter::shown(row.value.as_deref()));
+        tracing::warn!(topic, partition, offset, state, reason, attempts, %key, %value, headers, "discarded, as an operator asked");
+        metrics::counter!("shopd_dead_letters_discarded_total", "topic" => topic.to_owned()).increment(1);
+    }
+    for (letter, fate) in &done.tried {
+        let (partition, offset) = (letter.delivery.position.partition, letter.delivery.position.offset);
+        match fate {
+            Fate::Applied => {
+                tracing::info!(topic, partition, offset, attempts = letter.attempts, "a letter was applied");
+                metrics::counter!("shopd_dead_letters_applied_total", "topic" => topic.to_owned()).increment(1);
+            }
+            Fate::Failed { reason, retry_in } => {
+                let retry_ms = retry_in.map(crate::telemetry::millis);
+                tracing::warn!(topic, partition, offset, attempts = letter.attempts + 1, reason, retry_ms, "a letter failed again");
+            }
+            Fate::Behind | Fate::Repeat => {}
+        }
+    }
+}
+
+async fn gauge(conn: &mut Conn, topic: &str, partitions: &[i32]) -> Result<(), DbError> {
+    #[derive(diesel::QueryableByName)]
+    struct Count {
+        #[diesel(sql_type = Text)]
+        state: String,
+        #[diesel(sql_type = BigInt)]
+        n: i64,
+    }
+    let counts: Vec<Count> =
+        sql("select state, count(*) as n from dead_letter where topic = $1 and partition = any($2) group by state")
+            .bind::<Text, _>(topic)
+            .bind::<Array<Integer>, _>(partitions)
+            .load(conn)
+            .await?;
+    for state in STATES {
+        let n = counts.iter().find(|count| count.state == state).map_or(0, |count| count.n);
+        metrics::gauge!("shopd_dead_letters", "topic" => topic.to_owned(), "state" => state).set(n as f64);
+    }
+    Ok(())
+}
