@@ -39,6 +39,7 @@ impl Sum {
         sum.ledger += one.ledger;
         sum.conflicts += one.conflicts;
         sum.foreign += one.foreign;
+        sum.mismatches += one.mismatches;
         self.calls += outcome.calls;
         self.audits[0] += outcome.audits.iter().filter(|code| **code == 0).count();
         self.audits[1] += outcome.audits.iter().filter(|code| **code == 2).count();
@@ -67,8 +68,8 @@ impl Sum {
 
 fn checked(checked: &Checked) -> String {
     format!(
-        "{} finished; {} deposits, {} ledger entries, {} foreign debits, {} reads, {} conflicts checked",
-        checked.finished, checked.deposits, checked.ledger, checked.foreign, checked.reads, checked.conflicts
+        "{} finished; {} deposits, {} ledger entries, {} foreign debits, {} reads, {} conflicts, {} reused keys checked",
+        checked.finished, checked.deposits, checked.ledger, checked.foreign, checked.reads, checked.conflicts, checked.mismatches
     )
 }
 
@@ -83,7 +84,7 @@ fn spread(times: &[Duration]) -> String {
 pub fn print(setting: &Setting, outcome: &Outcome, every_fault: bool) {
     let Checked { orders, .. } = outcome.checked;
     println!(
-        "seed {} for {} s: {orders} orders in {:.0} s, {}; {} faults; ready {:.1} s after the last, quiet {:.1} s; audits {:?}; deposits {}",
+        "seed {} for {} s: {orders} orders in {:.0} s, {}; {} faults; ready {:.1} s after the last, quiet {:.1} s; audits {:?}",
         setting.seed,
         setting.length.as_secs(),
         outcome.took.as_secs_f64(),
@@ -92,7 +93,6 @@ pub fn print(setting: &Setting, outcome: &Outcome, every_fault: bool) {
         outcome.ready_after.as_secs_f64(),
         outcome.quiet_after.as_secs_f64(),
         outcome.audits,
-        if outcome.keys { "with keys" } else { "without keys" },
     );
     if every_fault || !outcome.violations.is_empty() {
         for fault in &outcome.faults {
