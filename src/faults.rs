@@ -11,7 +11,6 @@
 //! | `drop_ack` | [`POINTS`] after an effect | the same, after it: it happened, and whoever asked hears that it did not |
 //! | `crash` | [`POINTS`] | SIGKILL to itself: nothing is unwound, nothing is flushed |
 //! | `duplicate` | [`REPEATS`] | the effect happens twice |
-//! | `off` | [`GUARDS`] | a guard does not guard, for a test that shows what it is for |
 
 /// Where a process may be made to wait, fail or die.
 pub const POINTS: [&str; 24] = [
@@ -42,8 +41,6 @@ pub const POINTS: [&str; 24] = [
 ];
 /// What may happen twice.
 pub const REPEATS: [&str; 1] = ["log.produce"];
-/// What may be turned off.
-pub const GUARDS: [&str; 0] = [];
 
 /// A failure that a fault point made; without the feature there is none.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -81,23 +78,7 @@ macro_rules! repeat {
     }};
 }
 
-/// `if !off!("guard.name")`: the guard guards.
-#[allow(unused_macros, reason = "guards are turned off where a test shows what they are for")]
-macro_rules! off {
-    ($name:literal) => {{
-        #[cfg(feature = "faults")]
-        {
-            $crate::faults::is_asked($name, $crate::faults::Action::Off)
-        }
-        #[cfg(not(feature = "faults"))]
-        {
-            false
-        }
-    }};
-}
-
-#[allow(unused_imports, reason = "as above")]
-pub(crate) use {off, point, repeat};
+pub(crate) use {point, repeat};
 
 #[cfg(feature = "faults")]
 pub use injected::{Action, at, begin, is_asked};
@@ -106,7 +87,7 @@ pub use injected::{Action, at, begin, is_asked};
 mod injected {
     use std::time::Duration;
 
-    use super::{GUARDS, Injected, POINTS, REPEATS};
+    use super::{Injected, POINTS, REPEATS};
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Action {
@@ -114,7 +95,6 @@ mod injected {
         Error,
         Crash,
         Duplicate,
-        Off,
     }
 
     impl Action {
@@ -123,7 +103,6 @@ mod injected {
                 "error" | "drop_ack" => Some(Self::Error),
                 "crash" => Some(Self::Crash),
                 "duplicate" => Some(Self::Duplicate),
-                "off" => Some(Self::Off),
                 _ => Some(Self::Delay(Duration::from_millis(text.strip_prefix("delay:")?.parse().ok()?))),
             }
         }
@@ -133,7 +112,6 @@ mod injected {
             match self {
                 Self::Delay(_) | Self::Error | Self::Crash => &POINTS,
                 Self::Duplicate => &REPEATS,
-                Self::Off => &GUARDS,
             }
         }
     }
@@ -148,7 +126,7 @@ mod injected {
             let (name, terms) = entry.split_once('=').ok_or_else(|| bad("NAME=ACTION was expected"))?;
             let actions = terms.split("->").map(|term| {
                 let asked = term.split_once("return(").and_then(|(_, rest)| Action::parse(rest.strip_suffix(')')?));
-                asked.ok_or_else(|| bad("return(delay:MS | error | drop_ack | crash | duplicate | off) was expected"))
+                asked.ok_or_else(|| bad("return(delay:MS | error | drop_ack | crash | duplicate) was expected"))
             });
             for action in actions {
                 if !action?.places().contains(&name) {
@@ -166,7 +144,7 @@ mod injected {
             Some(Action::Delay(time)) => tokio::time::sleep(time).await,
             Some(Action::Error) => return Err(Injected::At(name)),
             Some(Action::Crash) => crash(name),
-            Some(Action::Duplicate | Action::Off) | None => {}
+            Some(Action::Duplicate) | None => {}
         }
         Ok(())
     }
@@ -203,7 +181,7 @@ mod injected {
                 "db.before_commit=panic",
                 "db.before_commit=return(delay:soon)",
                 "db.before_commit=often%return(error)",
-                "db.before_commit=return(error)->return(off)",
+                "db.before_commit=return(error)->return(duplicate)",
             ] {
                 assert!(begin(wrong).is_err(), "{wrong}");
             }
@@ -227,13 +205,6 @@ mod injected {
             let since = Instant::now();
             let all = futures::future::join_all((0..50).map(|_| at("of_the_test.delay"))).await;
             assert!(all.iter().all(Result::is_ok) && since.elapsed() < Duration::from_secs(2));
-        }
-
-        #[test]
-        fn a_guard_guards_until_it_is_turned_off() {
-            assert!(!crate::faults::off!("of_the_test.guard"));
-            fail::cfg("of_the_test.guard", "return(off)").unwrap();
-            assert!(crate::faults::off!("of_the_test.guard"));
         }
     }
 }

@@ -221,10 +221,9 @@ impl One<'_> {
             Err(_) => Outcome::Indefinite("no answer in time".into()),
             Ok(Err(error)) if error.is_connect() => Outcome::NotSent,
             Ok(Err(error)) => Outcome::Indefinite(error.to_string()),
-            // The server had given the connection up, unused for too long, when the request came: it was not looked at.
-            Ok(Ok(answer)) if answer.status == 408 && answer.text.is_empty() => Outcome::NotSent,
-            // These two are sent where a request met a fault that it did not make; whether it had an effect is open.
-            Ok(Ok(answer)) if matches!(answer.status, 502..=504) || answer.text.contains("idempotency_in_progress") => {
+            // These are sent where a request met a fault that it did not make; whether it had an effect is open. 408 is what a frozen
+            // server says when it goes on and finds that the request's head took too long.
+            Ok(Ok(answer)) if matches!(answer.status, 408 | 502..=504) || answer.text.contains("idempotency_in_progress") => {
                 Outcome::Indefinite(answer.text)
             }
             Ok(Ok(answer)) => Outcome::Answered(read(&asked, &answer)),

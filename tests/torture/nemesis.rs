@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use diesel_async::SimpleAsyncConnection;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use shopd::messaging::log::{KafkaLog, Log};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -133,6 +134,7 @@ impl Nemesis {
                 self.in_session(self.url(*service), some, Duration::ZERO).await;
                 format!("{service:?}")
             }
+            Fault::RecordsLost { topic } => format!("{topic}, {} offsets", self.lose(topic).await?),
             Fault::TransactionHeld { service } => {
                 let url = self.postgres(*service).lock().await.server.url("postgres").expose().to_owned();
                 let held = "begin; create table if not exists held (n int); insert into held values (1)";
@@ -200,6 +202,18 @@ impl Nemesis {
         replica.kill();
         replica.start("");
         format!("{} {points}, {crashes} crashes", replica.name)
+    }
+
+    /// How many offsets of a topic are no more; `None` where the broker is away.
+    async fn lose(&self, topic: &str) -> Option<i64> {
+        let log = KafkaLog::new(&self.cluster.kafka);
+        let mut lost = 0;
+        for partition in 0..log.partitions(topic).await.ok()? {
+            let (start, end) = log.bounds(topic, partition).await.ok()?;
+            log.delete_records_before(topic, partition, end).await.ok()?;
+            lost += end - start;
+        }
+        Some(lost)
     }
 
     async fn end_server(&self, service: Service, signal: Signal) {

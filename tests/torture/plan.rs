@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-use super::cluster::REPLICAS;
+use super::cluster::{REPLICAS, REQUESTS, RESULTS};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
@@ -30,6 +30,10 @@ pub enum Fault {
     },
     BrokerKill,
     BrokerPause,
+    /// What a topic holds is removed, read or not, as by its retention.
+    RecordsLost {
+        topic: &'static str,
+    },
     /// SIGQUIT to the server, which ends without a word, and again at once.
     PostgresRestart {
         services: Vec<Service>,
@@ -77,6 +81,7 @@ impl Fault {
             Self::Stop { .. } => "replica stopped cleanly",
             Self::BrokerKill => "broker killed",
             Self::BrokerPause => "broker paused",
+            Self::RecordsLost { .. } => "records lost by retention",
             Self::PostgresRestart { .. } => "postgres immediate restart",
             Self::PostgresKill { .. } => "postgres killed",
             Self::PostgresFreeze { .. } => "postgres frozen",
@@ -139,7 +144,7 @@ pub fn plan(seed: u64, length: Duration, gap: Duration, lease: Duration) -> Vec<
     while at < length {
         if deck.is_empty() {
             // Every kind comes once before any comes again.
-            deck = vec![0, 0, 0, 1, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 11, 12, 12, 13, 14, 15];
+            deck = vec![0, 0, 0, 1, 1, 2, 3, 4, 5, 5, 6, 7, 8, 9, 10, 11, 11, 12, 12, 13, 14, 15, 16, 16];
             deck.shuffle(&mut rng);
         }
         let (fault, millis) = fault(deck.pop().unwrap_or_default(), &mut rng, lease);
@@ -172,6 +177,7 @@ fn fault(kind: usize, rng: &mut StdRng, lease: Duration) -> (Fault, u64) {
         8 => (Fault::TransactionHeld { service }, rng.random_range(1_500..6_000)),
         9 => (Fault::RowLocked, rng.random_range(300..3_000)),
         10 => (Fault::PostgresFreeze { service }, rng.random_range(500..5_000)),
+        16 => (Fault::RecordsLost { topic: if rng.random_bool(0.5) { REQUESTS } else { RESULTS } }, 0),
         _ => (points(kind, rng, lease), rng.random_range(1_500..5_000)),
     }
 }

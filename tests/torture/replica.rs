@@ -14,6 +14,9 @@ use super::support::shop::poll;
 /// SIGTERM to the end of the process: `shutdown.timeout_ms` and what a busy machine adds.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 
+/// From a process's start until it catches signals, on a busy machine.
+const BEGUN_WITHIN: Duration = Duration::from_secs(3);
+
 /// The program: cargo's own build, or another one that knows fault points.
 pub fn shopd() -> String {
     std::env::var("TORTURE_SHOPD").unwrap_or_else(|_| env!("CARGO_BIN_EXE_shopd").to_owned())
@@ -24,9 +27,6 @@ pub fn knows_fault_points() -> bool {
     let asked = Command::new(shopd()).arg("openapi").env("FAILPOINTS", "no.such.point=return(error)").output();
     asked.is_ok_and(|output| output.status.code() == Some(2))
 }
-
-/// So soon after its start a process may not yet have come to where it catches signals.
-const UNBORN_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
@@ -54,7 +54,7 @@ pub struct Replica {
     env: Vec<(String, String)>,
     log: PathBuf,
     child: Option<Child>,
-    started: Instant,
+    since: Instant,
     /// It may end by itself: it was asked to crash.
     mortal: bool,
 }
@@ -65,7 +65,7 @@ impl Replica {
         let mut env = env.to_vec();
         env.push((format!("SHOPD__{}__LISTEN", role.as_str().to_uppercase()), format!("127.0.0.1:{port}")));
         let (name, address) = (format!("{}/{n}", role.as_str()), format!("http://127.0.0.1:{port}"));
-        Self { name, address, role, env, log, child: None, started: Instant::now(), mortal: false }
+        Self { name, address, role, env, log, child: None, since: Instant::now(), mortal: false }
     }
 
     /// Starts it, with these fault points.
@@ -77,7 +77,7 @@ impl Replica {
         command.env("FAILPOINTS", failpoints).current_dir(self.log.parent().expect("a directory"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(log));
         self.child = Some(command.spawn().expect("shopd starts"));
-        self.started = Instant::now();
+        self.since = Instant::now();
         self.mortal = failpoints.contains("crash");
     }
 
@@ -119,8 +119,8 @@ impl Replica {
                 Some(Some(status)) => {
                     self.child = None;
                     let failed = || format!("{} ended after SIGTERM with {status}", self.name);
-                    // A signal that comes before the process has asked for signals ends it as it ends any program.
-                    let unborn = self.started.elapsed() < UNBORN_MAX && status.signal() == Some(Signal::SIGTERM as i32);
+                    // One that has only just begun has nothing to drain yet, and does not catch the signal.
+                    let unborn = status.signal() == Some(Signal::SIGTERM as i32) && self.since.elapsed() < BEGUN_WITHIN;
                     return if status.success() || unborn { Ok(()) } else { Err(failed()) };
                 }
                 Some(None) => poll().await,
