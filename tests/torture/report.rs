@@ -54,10 +54,7 @@ impl Sum {
         println!("\n{} rounds in {:.0} s, {} failed", self.rounds, self.took.as_secs_f64(), self.failed.len());
         println!("  {} orders ({rate:.0}/s), {}", self.checked.orders, checked(&self.checked));
         println!("  {} calls, {} of them indefinite", self.calls, self.checked.indefinite);
-        println!(
-            "  audits during faults: {} true, {} could not check; at the end of each round: true",
-            self.audits[0], self.audits[1]
-        );
+        println!("  audits during faults: {} true, {} could not check", self.audits[0], self.audits[1]);
         println!("  ready after the last fault: {}; everything quiet: {}", spread(&self.ready_after), spread(&self.quiet_after));
         println!("  {faults} faults of {} kinds:", self.faults.len());
         self.faults.iter().for_each(|(kind, n)| println!("    {n:>6}  {kind}"));
