@@ -1,7 +1,7 @@
 # What one does with this project every day. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test compose-test bench lint fmt
+.PHONY: help run test torture compose-test bench lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -13,6 +13,11 @@ run: ## build, then run the whole shop on this machine (ARGS='--data-dir DIR' an
 test: ## formatting, lints, every test; with a database server and a broker of its own
 	@scripts/test.sh
 
+torture: ## break everything at random, round after round, for MINUTES (5); SEED=n: that one round again, or with MINUTES from there on
+	@scripts/need.sh test
+	@scripts/kafka/kafka jars >/dev/null
+	TORTURE_MINUTES=$(or $(MINUTES),$(if $(SEED),,5)) TORTURE_SEED=$(SEED) cargo test --locked --features faults --test torture
+
 compose-test: ## the containers: build the image, start compose.yaml, ask it for a paid order, take it away; needs Docker
 	@scripts/compose-test.sh
 
@@ -22,7 +27,7 @@ bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCH
 
 lint: ## formatting and lints only
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --all-targets --features faults -- -D warnings
 
 fmt: ## format the source
 	cargo fmt

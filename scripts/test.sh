@@ -15,7 +15,8 @@ phase() { # NAME COMMAND…
 phase 'what it needs' scripts/need.sh test
 phase "Kafka's jars" scripts/kafka/kafka jars
 phase 'formatting' cargo fmt --check
-phase 'lints' cargo clippy --locked --all-targets -- -D warnings
-phase 'building the tests' cargo test --locked --no-run
+phase 'lints' cargo clippy --locked --all-targets --features faults -- -D warnings
+phase 'lints of what is served: without fault points' cargo clippy --locked --lib --bins -- -D warnings
+phase 'building the tests' cargo test --locked --features faults --no-run
 echo "== tests" >&2
-exec cargo test --locked --no-fail-fast "$@"
+exec cargo test --locked --features faults --no-fail-fast "$@"

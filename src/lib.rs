@@ -14,6 +14,7 @@
 //! - [`gateway`]: the public port: routes, merges documents, names what is down.
 //! - [`embedded`]: the Postgres server that `shopd all` brings along.
 //! - [`roles`]: composition only; one file a role.
+//! - [`faults`]: places where a test may make a process wait, fail or die; compiled in with the feature `faults` only.
 //! - [`cli`], [`telemetry`], [`shutdown`], [`healthcheck`]: the process around a role: flags, logs, signals, the question whether it is ready.
 
 pub mod audit;
@@ -22,6 +23,7 @@ pub mod config;
 pub mod contracts;
 pub mod db;
 pub mod embedded;
+pub mod faults;
 pub mod gateway;
 pub mod healthcheck;
 pub mod http;

@@ -20,6 +20,11 @@ fn main() -> ExitCode {
         complain(&problem);
         return ExitCode::from(USAGE);
     }
+    #[cfg(feature = "faults")]
+    if let Err(problem) = shopd::faults::begin(&std::env::var("FAILPOINTS").unwrap_or_default()) {
+        complain(&problem);
+        return ExitCode::from(USAGE);
+    }
     let role = match cli.command {
         Command::Openapi => return done(roles::openapi::run()),
         Command::Healthcheck { role } => {

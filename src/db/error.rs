@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use diesel::result::{DatabaseErrorKind, Error};
 
+use crate::faults::Injected;
+
 /// Why the database did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DbError {
@@ -28,6 +30,12 @@ impl DbError {
     /// The same call may succeed later without anybody's help.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Fenced(_) | Self::Duplicate(_))
+    }
+}
+
+impl From<Injected> for DbError {
+    fn from(injected: Injected) -> Self {
+        Self::Unavailable(injected.to_string())
     }
 }
 

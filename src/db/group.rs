@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::error::DbError;
+use crate::faults;
 
 /// Requests in one batch at most.
 const BATCH_MAX: usize = 256;
@@ -76,8 +77,15 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
                     continue;
                 }
                 let (requests, answers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
+                // Their answers are dropped, so whoever waits hears that it failed.
+                if faults::point!("group.before_commit").is_err() {
+                    continue;
+                }
                 // In a task of its own: should it panic, its own requests fail and the committer lives.
                 let Ok(done) = tokio::spawn(commit(requests)).await else { continue };
+                if faults::point!("group.after_commit").is_err() {
+                    continue;
+                }
                 for (answer, to) in done.into_iter().zip(answers) {
                     // A client that went away does not read its answer; its effect stands.
                     let _ = to.send(answer);

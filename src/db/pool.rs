@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 
 use crate::config::{DatabaseConfig, Secret};
+use crate::faults;
 
 use super::error::{DbError, is_readable, messages_are_foreign};
 use super::sql::sql;
@@ -139,7 +140,16 @@ impl Db {
             let mut attempt = 1;
             loop {
                 let mut conn = db.get().await?;
-                match conn.transaction(async |conn| work(conn).await).await {
+                let done = conn.transaction(async |conn| {
+                    let done = work(conn).await?;
+                    faults::point!("db.before_commit").map_err(DbError::from)?;
+                    Ok(done)
+                });
+                let done: Result<R, E> = done.await;
+                if done.is_ok() {
+                    faults::point!("db.after_commit").map_err(DbError::from)?;
+                }
+                match done {
                     Err(error) if attempt < ATTEMPTS_MAX && error.lost_a_race() => attempt += 1,
                     other => return other,
                 }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::contracts::Envelope;
 use crate::db::DbError;
+use crate::faults;
 use crate::messaging::log::{Log, LogError, Record};
 use crate::messaging::outbox::{Reader, Row, Source};
 use crate::messaging::{headers_from_json, shorten};
@@ -48,6 +49,7 @@ pub async fn publish_batch<S: Source>(
         .with_jitter()
         .without_max_times()
         .build();
+    faults::point!("relay.before_append")?;
     while let Err(error) = leased(reader, log.append(unacknowledged)).await? {
         let cause = error.cause;
         unacknowledged = error.unacknowledged;
@@ -73,7 +75,9 @@ pub async fn publish_batch<S: Source>(
         reader.renew().await?;
     }
     incident.recovered();
+    faults::point!("relay.after_append")?;
     reader.published(page).await?;
+    faults::point!("relay.after_cursor")?;
     Ok(Step::Published(rows))
 }
 

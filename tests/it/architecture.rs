@@ -3,22 +3,23 @@
 use std::path::{Path, PathBuf};
 
 /// A module, and what of ours it may import beside itself.
-const MAY_IMPORT: [(&str, &[&str]); 18] = [
+const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("money", &[]),
     ("user_id", &[]),
     ("trace", &[]),
     ("json", &[]),
+    ("faults", &[]),
     ("shutdown", &[]),
     ("contracts", &["money", "user_id", "trace", "json"]),
     ("config", &["cli"]),
     ("telemetry", &["cli"]),
-    ("db", &["config", "shutdown", "telemetry"]),
+    ("db", &["config", "shutdown", "telemetry", "faults"]),
     ("http", &["config", "db", "shutdown", "telemetry", "trace", "money", "user_id", "json"]),
-    ("messaging", &["contracts", "db", "config", "shutdown", "telemetry"]),
-    ("orders", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db", "shutdown", "telemetry"]),
-    ("payments", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db"]),
+    ("messaging", &["contracts", "db", "config", "shutdown", "telemetry", "faults"]),
+    ("orders", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db", "shutdown", "telemetry", "faults"]),
+    ("payments", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db", "faults"]),
     ("audit", &["orders", "payments", "messaging", "contracts", "db"]),
-    ("relay", &["messaging", "contracts", "db", "config", "shutdown", "telemetry"]),
+    ("relay", &["messaging", "contracts", "db", "config", "shutdown", "telemetry", "faults"]),
     ("gateway", &["http", "config", "shutdown", "trace", "money", "user_id", "json", "telemetry"]),
     ("healthcheck", &["cli", "config"]),
     ("embedded", &["config", "db", "shutdown"]),

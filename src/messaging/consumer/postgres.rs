@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use crate::config::ConsumerConfig;
 use crate::db::{Conn, Db, DbError, Listener};
+use crate::faults;
 use crate::shutdown::Shutdown;
 
 use super::super::dead_letter::{self, Keep, Keys, Poison};
@@ -303,15 +304,24 @@ impl<H: Handler> Inbox for PgInbox<H> {
     }
 
     async fn heartbeat(&self) -> Result<Standing, DbError> {
-        offsets::heartbeat(&self.db, &self.topic, &self.owner, self.lease).await
+        faults::point!("lease.before_heartbeat")?;
+        let standing = offsets::heartbeat(&self.db, &self.topic, &self.owner, self.lease).await?;
+        faults::point!("lease.after_heartbeat")?;
+        Ok(standing)
     }
 
     async fn acquire(&self, partitions: i32, at_most: usize) -> Result<Vec<Owned>, DbError> {
-        offsets::acquire(&self.db, &self.topic, &self.owner, self.lease, partitions, at_most).await
+        faults::point!("lease.before_acquire")?;
+        let owned = offsets::acquire(&self.db, &self.topic, &self.owner, self.lease, partitions, at_most).await?;
+        faults::point!("lease.after_acquire")?;
+        Ok(owned)
     }
 
     async fn release(&self, partitions: Option<&[i32]>) -> Result<(), DbError> {
-        offsets::release(&self.db, &self.topic, &self.owner, partitions).await
+        faults::point!("lease.before_release")?;
+        offsets::release(&self.db, &self.topic, &self.owner, partitions).await?;
+        faults::point!("lease.after_release")?;
+        Ok(())
     }
 
     async fn leave(&self) -> Result<(), DbError> {
@@ -319,10 +329,12 @@ impl<H: Handler> Inbox for PgInbox<H> {
     }
 
     async fn commit(&self, batch: &Arc<Batch<H::Event>>) -> Result<Committed, DbError> {
+        faults::point!("consumer.before_commit")?;
         let written = match self.attempt(batch, false).await {
             Err(error) if keeps_failing(&error) && !batch.received.is_empty() => self.attempt(batch, true).await?,
             written => written?,
         };
+        faults::point!("consumer.after_commit")?;
         self.note(batch, &written);
         self.handler.committed();
         let stopped = batch.moves.iter().filter_map(|m| {

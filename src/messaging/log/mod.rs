@@ -26,6 +26,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+use crate::faults::Injected;
+
 /// A record to append.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
@@ -101,6 +103,12 @@ impl LogError {
     /// Whether the same call may succeed later.
     pub fn is_transient(&self) -> bool {
         matches!(self, LogError::Unavailable(_))
+    }
+}
+
+impl From<Injected> for LogError {
+    fn from(injected: Injected) -> Self {
+        LogError::Unavailable(injected.to_string())
     }
 }
 

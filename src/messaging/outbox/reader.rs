@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::db::types::Xid;
 use crate::db::{Db, DbError};
+use crate::faults;
 
 use super::Row;
 use super::cursor::{Cursor, Look, Snapshot};
@@ -37,7 +38,9 @@ impl<S: Source> Reader<S> {
     /// Transaction ids do not survive dump and restore: where the cluster is another one, the rows are stamped anew and the
     /// cursor begins again, before anything is read. Consumers know repeats, so publishing some again is harmless.
     pub async fn acquire(db: &S, owner: &str, lease: Duration) -> Result<Option<Self>, DbError> {
+        faults::point!("outbox.before_acquire")?;
         let Some(Claim { session, cursor, epoch }) = db.claim(owner, lease).await? else { return Ok(None) };
+        faults::point!("outbox.after_acquire")?;
         Ok(Some(Self { db: db.clone(), session, owner: owner.to_owned(), lease, epoch, saved: cursor.clone(), cursor }))
     }
 
@@ -114,9 +117,11 @@ impl<S: Source> Reader<S> {
     }
 
     async fn save(&mut self) -> Result<(), DbError> {
+        faults::point!("outbox.before_save")?;
         if !self.session.save(self.epoch, &self.cursor, self.lease).await? {
             return Err(DbError::Fenced("another relay has the outbox".into()));
         }
+        faults::point!("outbox.after_save")?;
         self.saved = self.cursor.clone();
         Ok(())
     }
@@ -132,6 +137,7 @@ impl<S: Source> Reader<S> {
         if self.saved != self.cursor {
             self.save().await?;
         }
+        faults::point!("outbox.before_purge")?;
         self.db.purge(self.epoch, &self.cursor.snapshot, rows_max).await
     }
 }

@@ -57,6 +57,11 @@ impl Broker {
         assert_eq!(self.run("start", &[]).await, self.bootstrap);
     }
 
+    /// Where its data lies.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// SIGTERM: a clean stop.
     pub async fn stop(&self) {
         self.run("stop", &[]).await;

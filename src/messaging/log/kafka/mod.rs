@@ -26,6 +26,7 @@ use self::connections::{Connections, Loan, Use, bounded, meaning};
 use super::partitioner::partition_of;
 use super::{AppendError, Fetched, Log, LogError, Record};
 use crate::config::KafkaConfig;
+use crate::faults;
 
 /// Partitions that one `append` writes to at once.
 const PARTITIONS_AT_ONCE_MAX: usize = 64;
@@ -139,12 +140,17 @@ impl KafkaLog {
     }
 
     async fn produce(&self, records: &[Record], lane: &Lane, range: Range<usize>, bytes: usize) -> Result<(), Refused> {
-        let batch = lane.indexes[range].iter().map(|index| to_kafka(&records[*index])).collect();
+        let batch: Vec<_> = lane.indexes[range].iter().map(|index| to_kafka(&records[*index])).collect();
         let compression = if bytes < COMPRESSED_BYTES_MIN { Compression::NoCompression } else { Compression::Lz4 };
         let loan = self.connections.lend(Use::Produce, &self.name(&lane.topic), lane.partition).await?;
+        faults::point!("log.before_produce").map_err(LogError::from)?;
+        if faults::repeat!("log.produce") {
+            let _ = bounded(self.request_timeout, "producing", loan.client.produce(batch.clone(), compression)).await;
+        }
         match bounded(self.request_timeout, "producing", loan.client.produce(batch, compression)).await {
             Ok(Ok(_offsets)) => {
                 self.connections.give_back(loan);
+                faults::point!("log.after_produce").map_err(LogError::from)?;
                 Ok(())
             }
             Ok(Err(Error::ServerError {
@@ -275,7 +281,10 @@ impl Log for KafkaLog {
     }
 
     async fn fetch(&self, topic: &str, partition: i32, from: i64, bytes_max: i32) -> Result<Fetched, LogError> {
-        self.read(topic, partition, from, bytes_max).await
+        faults::point!("log.before_fetch")?;
+        let fetched = self.read(topic, partition, from, bytes_max).await?;
+        faults::point!("log.after_fetch")?;
+        Ok(fetched)
     }
 
     async fn bounds(&self, topic: &str, partition: i32) -> Result<(i64, i64), LogError> {
