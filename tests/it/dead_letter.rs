@@ -1,5 +1,8 @@
 //! Dead letters on a real database and the log in Postgres: what keeps failing holds up its own key, in order, and nobody else.
 
+mod races;
+mod shop;
+
 use std::collections::HashMap;
 use std::process::Output;
 use std::sync::Arc;

@@ -13,7 +13,8 @@ use crate::messaging::outbox::{self, Copy};
 
 use super::copy::{self, SUFFIX};
 use super::headers::to_json;
-use super::reason_text;
+use super::replay::settle;
+use super::{Row, reason_text, row_columns};
 
 /// Of a decoded record: whose order is kept, and what a repeat is known by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,11 +87,13 @@ struct Kept {
 }
 
 /// Writes the letters in one statement, and the copies of those that failed into the outbox. One that is there already stays as it is.
-pub async fn keep(mut conn: &Conn, letters: &[Keep<'_>]) -> Result<(), DbError> {
+/// Returns those that lay at the place of another record: of a topic that was deleted and made anew. They are gone.
+pub async fn keep(mut conn: &Conn, letters: &[Keep<'_>]) -> Result<Vec<Row>, DbError> {
     fn column<'k, T>(letters: &'k [Keep<'k>], field: impl Fn(&'k Keep<'k>) -> T) -> Vec<T> {
         letters.iter().map(field).collect()
     }
-    let Some(first) = letters.first() else { return Ok(()) };
+    let Some(first) = letters.first() else { return Ok(Vec::new()) };
+    let displaced = displace(conn, letters).await?;
     let kept: Vec<Kept> =
         sql("insert into dead_letter (topic, partition, log_offset, key, value, headers, reason, attempts, state,
                                   undecodable, ordering_key, business_key, published_at, received_at, next_attempt_at)
@@ -131,8 +134,30 @@ pub async fn keep(mut conn: &Conn, letters: &[Keep<'_>]) -> Result<(), DbError> 
         .execute(&mut conn)
         .await?;
     }
+    let lines: Vec<(i32, String)> = displaced.iter().filter_map(|row| Some((row.partition, row.ordering_key.clone()?))).collect();
+    settle(conn, &first.delivery().position.topic, &lines).await?;
     let failed = letters.iter().filter_map(|letter| Some((letter.delivery(), letter.reason()?)));
-    send_copies(conn, failed, 1).await
+    send_copies(conn, failed, 1).await?;
+    Ok(displaced)
+}
+
+/// Removes the letters whose place another record has now: its time on the log tells.
+async fn displace(mut conn: &Conn, letters: &[Keep<'_>]) -> Result<Vec<Row>, DbError> {
+    let Some(first) = letters.first() else { return Ok(Vec::new()) };
+    let rows = sql(concat!(
+        "delete from dead_letter d
+          using (select unnest($2) as partition, unnest($3) as log_offset, unnest($4) as published_at) now
+          where d.topic = $1 and d.partition = now.partition and d.log_offset = now.log_offset and d.published_at <> now.published_at
+      returning ",
+        row_columns!()
+    ))
+    .bind::<Text, _>(&*first.delivery().position.topic)
+    .bind::<Array<Integer>, _>(letters.iter().map(|k| k.position().partition).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(letters.iter().map(|k| k.position().offset).collect::<Vec<_>>())
+    .bind::<Array<Timestamptz>, _>(letters.iter().map(|k| k.delivery().published_at).collect::<Vec<_>>())
+    .load(&mut conn)
+    .await?;
+    Ok(rows)
 }
 
 /// The reason of what was not tried yet.

@@ -49,12 +49,19 @@ const REASON_CHARS_MAX: usize = 1_000;
 const SHOWN_BYTES_MAX: usize = 64 * 1024;
 
 /// Of a key or a value, for a log line: the text, else base64; nothing where there is none.
-pub fn shown(bytes: Option<&[u8]>) -> String {
+fn shown(bytes: Option<&[u8]>) -> String {
     let bytes = bytes.unwrap_or_default();
     match headers::bytes_json(&bytes[..bytes.len().min(SHOWN_BYTES_MAX)]) {
         serde_json::Value::String(text) => text,
         encoded => encoded.to_string(),
     }
+}
+
+/// Says all of a letter that is gone.
+pub fn tell_gone(row: &Row, why: &str) {
+    let Row { topic, partition, log_offset: offset, reason, attempts, state, headers, .. } = row;
+    let (key, value) = (shown(row.key.as_deref()), shown(row.value.as_deref()));
+    tracing::warn!(topic, partition, offset, state, reason, attempts, %key, %value, headers, "{why}");
 }
 
 /// As Postgres can hold it, and no longer than anybody reads.
