@@ -308,6 +308,10 @@ impl<H: Handler> Inbox for PgInbox<H> {
         offsets::ensure(&self.db, &self.topic, partitions).await
     }
 
+    async fn partitions_in_use(&self) -> Result<i32, DbError> {
+        dead_letter::partitions_in_use(&mut *self.db.get().await?, &self.topic).await
+    }
+
     async fn heartbeat(&self) -> Result<Standing, DbError> {
         faults::point!("lease.before_heartbeat")?;
         let standing = offsets::heartbeat(&self.db, &self.topic, &self.owner, self.lease).await?;

@@ -148,6 +148,21 @@ impl Row {
     }
 }
 
+/// One more than the highest partition of `topic` with a letter that somebody must be able to act on.
+pub async fn partitions_in_use(conn: &mut Conn, topic: &str) -> Result<i32, DbError> {
+    #[derive(QueryableByName)]
+    struct Highest {
+        #[diesel(sql_type = Integer)]
+        partitions: i32,
+    }
+    let highest: Highest = sql("select coalesce((select partition + 1 from dead_letter where topic = $1 and state <> 'resolved'
+                                                 order by partition desc, log_offset desc limit 1), 0) as partitions")
+    .bind::<Text, _>(topic)
+    .get_result(conn)
+    .await?;
+    Ok(highest.partitions)
+}
+
 /// The values of the letters of `topic` under these keys.
 pub async fn letters(conn: &mut Conn, topic: &str, keys: &[&str]) -> Result<Vec<Vec<u8>>, DbError> {
     #[derive(QueryableByName)]

@@ -1,6 +1,7 @@
 //! Letters whose record, place or fate changes while somebody looks at them.
 
 use serde_json::json;
+use shopd::messaging::log::partitioner::partition_of;
 
 use super::{Bench, end, lines};
 use crate::support::books::count;
@@ -72,5 +73,37 @@ async fn a_letter_that_is_being_applied_cannot_be_discarded_any_more() {
     assert_eq!((redriven.status.code(), &lines(&redriven)[0]["outcome"]), (Some(0), &json!("applied")));
     assert!(lines(&discarded).is_empty(), "it was applied: {discarded:?}");
     assert_eq!(bench.applied("ann").await, ["ann:0"]);
+    end(consumer).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn letters_of_a_partition_that_is_no_more_can_still_be_redriven_and_discarded() {
+    let mut bench = Bench::new().await;
+    bench.config.consumer.park_attempts_max = 1;
+    // Of the last partition, and of the only one that is left.
+    let of = |partition: i32| move |key: &String| partition_of(key.as_bytes(), super::PARTITIONS) == partition;
+    let key = |partition: i32| (0..).map(|n| format!("key{n}")).find(of(partition)).unwrap();
+    let (gone, here) = (key(super::PARTITIONS - 1), key(0));
+    let value = |name: &str| format!("{gone}:{name}");
+    bench.run(&format!("insert into refused values ('{}')", value("0"))).await;
+    let consumer = bench.consume("one", 0);
+    bench.append(&[&value("0"), &value("1"), &gone]).await;
+    bench.until("select count(*) as n from dead_letter", 3).await;
+    end(consumer).await;
+    bench
+        .run(
+            "delete from shopd_log.record; update shopd_log.topic set partitions = 1; delete from shopd_log.partition where partition > 0;
+             delete from refused;",
+        )
+        .await;
+    let consumer = bench.consume("two", 0);
+    bench.append(&[&format!("{here}:0")]).await;
+    bench.until("select count(*) as n from applied", 1).await;
+    let redriven = bench.dlq(&["redrive", "--state", "parked", "--json"]).await;
+    assert_eq!((redriven.status.code(), &lines(&redriven)[0]["outcome"]), (Some(0), &json!("applied")));
+    let discarded = bench.dlq(&["discard", "--state", "dead", "--json"]).await;
+    assert_eq!((discarded.status.code(), &lines(&discarded)[0]["outcome"]), (Some(0), &json!("discarded")));
+    bench.until("select count(*) as n from dead_letter", 0).await;
+    assert_eq!(bench.applied(&gone).await, [value("0"), value("1")]);
     end(consumer).await;
 }
