@@ -52,7 +52,7 @@ mod injected {
     use crate::support::shop::{Client, Process, poll};
     use crate::support::{kafka, postgres};
 
-    /// `payments` alone, with a database of its own and no broker.
+    /// `payments` alone, with a database of its own, where ann has an account; the faults come after that.
     async fn payments(failpoints: &str) -> (Process, Client, String) {
         let (orders, payments) = (postgres::database("orders").await, postgres::database("payments").await);
         let mut env: Vec<(String, String)> = [
@@ -64,11 +64,17 @@ mod injected {
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec();
         assert!(Process::start(&["migrate"], &env).ended().await.success());
-        env.push(("FAILPOINTS".into(), failpoints.into()));
-        let process = Process::start(&["payments"], &env);
-        let client = Client::new(process.address("payments").await);
-        client.ready().await;
+        let start = async |env: &[(String, String)]| {
+            let process = Process::start(&["payments"], env);
+            let client = Client::new(process.address("payments").await);
+            client.ready().await;
+            (process, client)
+        };
+        let (mut process, client) = start(&env).await;
         client.send("POST", "/api/Account/ann", &[], None).await.unwrap().expect(200);
+        process.kill().await;
+        env.push(("FAILPOINTS".into(), failpoints.into()));
+        let (process, client) = start(&env).await;
         (process, client, payments)
     }
 
@@ -79,16 +85,14 @@ mod injected {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn an_error_before_the_commit_has_no_effect_and_a_dropped_acknowledgement_has() {
         for (point, happened) in [
-            ("group.before_commit=1*return(error)", 0),
-            ("db.before_commit=1*return(error)", 0),
-            ("db.after_commit=1*return(drop_ack)", 1),
-            ("group.after_commit=1*return(drop_ack)", 1),
+            ("group.before_commit=return(error)", 0),
+            ("db.before_commit=return(error)", 0),
+            ("db.after_commit=return(drop_ack)", 1),
+            ("group.after_commit=return(drop_ack)", 1),
         ] {
             let (_process, client, url) = payments(point).await;
             client.post("/api/Account/ann/deposit", "5").await.expect(503);
             assert_eq!(deposited(&url).await, happened, "{point}");
-            client.post("/api/Account/ann/deposit", "5").await.expect(200);
-            assert_eq!(deposited(&url).await, happened + 1, "{point}");
         }
     }
 

@@ -30,8 +30,6 @@ pub struct Load {
     pub opened: usize,
     /// No two deposits of a round are of the same amount.
     next_deposit: AtomicI64,
-    /// Whether the service knows Idempotency-Key on deposits: else one that is indefinite is not tried again.
-    pub keys: bool,
     pub stop: AtomicBool,
     /// Orders that somebody saw ended, for the forger.
     pub ended: std::sync::Mutex<Vec<Order>>,
@@ -48,35 +46,20 @@ impl Load {
             users: (0..count + 4).map(|n| format!("u{n}")).collect(),
             opened: count,
             next_deposit: AtomicI64::new(6_000),
-            keys: false,
             stop: AtomicBool::new(false),
             ended: std::sync::Mutex::default(),
         }
     }
 
     /// Opens the first accounts, each with something in it, while nothing is broken.
-    pub async fn begin(&mut self, history: &mut Vec<Call>) {
+    pub async fn begin(&self, history: &mut Vec<Call>) {
         let one = One { load: self, rng: StdRng::seed_from_u64(0), history: Vec::new(), recent: Vec::new() };
         let mut calls = Vec::new();
         for user in &self.users[..self.opened] {
             calls.push(one.call(0, Asked::Open { user: user.clone() }, PATIENCE).await);
             calls.push(one.call(0, one.deposit_of(user, None), PATIENCE).await);
         }
-        // One key, two bodies: where keys are known the second is refused.
-        let keyed = [(); 2].map(|()| one.deposit_of(&self.users[0], Some("probe".into())));
-        let [first, second] = keyed;
-        calls.push(one.call(0, first, PATIENCE).await);
-        calls.push(one.call(0, second, PATIENCE).await);
-        let keys = calls.last().and_then(Call::answer).is_some_and(|answer| answer.status == 422);
-        if !keys {
-            for call in &mut calls {
-                if let Asked::Deposit { key, .. } = &mut call.asked {
-                    *key = None;
-                }
-            }
-        }
         history.extend(calls);
-        self.keys = keys;
     }
 }
 
@@ -180,9 +163,10 @@ impl One<'_> {
         self.once(Asked::Place { id, fields }).await;
     }
 
+    /// Under a key until an answer says what became of it; without one it is asked for once, and its fate may stay open.
     async fn deposit(&mut self) {
         let user = self.user();
-        let key = self.load.keys.then(|| Uuid::new_v4().to_string());
+        let key = self.rng.random_bool(0.8).then(|| Uuid::from_u128(self.rng.random()).to_string());
         let asked = self.deposit_of(&user, key.clone());
         if key.is_none() {
             return self.once(asked).await;

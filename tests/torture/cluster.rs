@@ -14,6 +14,7 @@ use shopd::embedded::{self, Server};
 use shopd::messaging::log::{KafkaLog, Log};
 use tokio::sync::Mutex;
 
+use super::plan::sweeps;
 use super::replica::{Replica, Role, shopd};
 use super::support::kafka::Broker;
 use super::support::postgres;
@@ -104,8 +105,7 @@ impl Cluster {
             ("SHOPD__RELAY__LEASE_MS", lease.as_millis().to_string()),
             ("SHOPD__GATEWAY__ORDERS_URLS", direct_orders.join(",")),
             ("SHOPD__GATEWAY__PAYMENTS_URLS", direct_payments.join(",")),
-            // What lost records cost in time; the bound on quietness is for what hangs.
-            ("SHOPD__ORDERS__SWEEP_AFTER_MS", "2000".into()),
+            ("SHOPD__ORDERS__SWEEP_AFTER_MS", if sweeps(seed) { "2000" } else { "3600000" }.into()),
             ("SHOPD__HTTP__WORKERS", "1".into()),
             ("RUST_BACKTRACE", "1".into()),
         ]

@@ -19,6 +19,8 @@ pub struct Checked {
     pub reads: usize,
     pub ledger: usize,
     pub conflicts: usize,
+    /// Keys used again for another body, and refused.
+    pub mismatches: usize,
     pub foreign: usize,
 }
 
@@ -67,6 +69,7 @@ fn answers(history: &History, verdict: &mut Verdict) {
             (Asked::Deposit { key: Some(_), .. }, 422, "idempotency_mismatch") => true,
             _ => false,
         };
+        verdict.checked.mismatches += usize::from(answer.status == 422);
         if !known {
             verdict.wrong("contract", format!("{:?} was answered {} {}", call.asked, answer.status, answer.code));
         }

@@ -1,7 +1,6 @@
 //! One process of `shopd`, at an address that it keeps, started and ended as a fault wants it.
 
 use std::fs::File;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -14,8 +13,8 @@ use super::support::shop::poll;
 /// SIGTERM to the end of the process: `shutdown.timeout_ms` and what a busy machine adds.
 const STOP_WITHIN: Duration = Duration::from_secs(15);
 
-/// From a process's start until it catches signals, on a busy machine.
-const BEGUN_WITHIN: Duration = Duration::from_secs(3);
+/// From the start of a process until it listens, on a machine that does much else.
+const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 
 /// The program: cargo's own build, or another one that knows fault points.
 pub fn shopd() -> String {
@@ -54,7 +53,6 @@ pub struct Replica {
     env: Vec<(String, String)>,
     log: PathBuf,
     child: Option<Child>,
-    since: Instant,
     /// It may end by itself: it was asked to crash.
     mortal: bool,
 }
@@ -65,7 +63,7 @@ impl Replica {
         let mut env = env.to_vec();
         env.push((format!("SHOPD__{}__LISTEN", role.as_str().to_uppercase()), format!("127.0.0.1:{port}")));
         let (name, address) = (format!("{}/{n}", role.as_str()), format!("http://127.0.0.1:{port}"));
-        Self { name, address, role, env, log, child: None, since: Instant::now(), mortal: false }
+        Self { name, address, role, env, log, child: None, mortal: false }
     }
 
     /// Starts it, with these fault points.
@@ -77,7 +75,6 @@ impl Replica {
         command.env("FAILPOINTS", failpoints).current_dir(self.log.parent().expect("a directory"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::from(log));
         self.child = Some(command.spawn().expect("shopd starts"));
-        self.since = Instant::now();
         self.mortal = failpoints.contains("crash");
     }
 
@@ -109,8 +106,14 @@ impl Replica {
         }
     }
 
-    /// SIGTERM, and its clean end within the bound.
+    /// SIGTERM, and its clean end within the bound. A process that does not listen yet may not have asked for signals yet, and
+    /// ends as any program does; it is waited for.
     pub async fn stop(&mut self) -> Result<(), String> {
+        let begun = Instant::now();
+        let listens = || std::net::TcpStream::connect(self.address.trim_start_matches("http://")).is_ok();
+        while !listens() && begun.elapsed() < LISTENS_WITHIN {
+            poll().await;
+        }
         self.signal(Signal::SIGTERM);
         let since = Instant::now();
         while since.elapsed() < STOP_WITHIN {
@@ -119,9 +122,7 @@ impl Replica {
                 Some(Some(status)) => {
                     self.child = None;
                     let failed = || format!("{} ended after SIGTERM with {status}", self.name);
-                    // One that has only just begun has nothing to drain yet, and does not catch the signal.
-                    let unborn = status.signal() == Some(Signal::SIGTERM as i32) && self.since.elapsed() < BEGUN_WITHIN;
-                    return if status.success() || unborn { Ok(()) } else { Err(failed()) };
+                    return if status.success() { Ok(()) } else { Err(failed()) };
                 }
                 Some(None) => poll().await,
             }

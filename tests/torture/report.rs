@@ -39,6 +39,7 @@ impl Sum {
         sum.ledger += one.ledger;
         sum.conflicts += one.conflicts;
         sum.foreign += one.foreign;
+        sum.mismatches += one.mismatches;
         self.calls += outcome.calls;
         self.audits[0] += outcome.audits.iter().filter(|code| **code == 0).count();
         self.audits[1] += outcome.audits.iter().filter(|code| **code == 2).count();
@@ -53,10 +54,7 @@ impl Sum {
         println!("\n{} rounds in {:.0} s, {} failed", self.rounds, self.took.as_secs_f64(), self.failed.len());
         println!("  {} orders ({rate:.0}/s), {}", self.checked.orders, checked(&self.checked));
         println!("  {} calls, {} of them indefinite", self.calls, self.checked.indefinite);
-        println!(
-            "  audits during faults: {} true, {} could not check; at the end of each round: true",
-            self.audits[0], self.audits[1]
-        );
+        println!("  audits during faults: {} true, {} could not check", self.audits[0], self.audits[1]);
         println!("  ready after the last fault: {}; everything quiet: {}", spread(&self.ready_after), spread(&self.quiet_after));
         println!("  {faults} faults of {} kinds:", self.faults.len());
         self.faults.iter().for_each(|(kind, n)| println!("    {n:>6}  {kind}"));
@@ -67,8 +65,8 @@ impl Sum {
 
 fn checked(checked: &Checked) -> String {
     format!(
-        "{} finished; {} deposits, {} ledger entries, {} foreign debits, {} reads, {} conflicts checked",
-        checked.finished, checked.deposits, checked.ledger, checked.foreign, checked.reads, checked.conflicts
+        "{} finished; {} deposits, {} ledger entries, {} foreign debits, {} reads, {} conflicts, {} reused keys checked",
+        checked.finished, checked.deposits, checked.ledger, checked.foreign, checked.reads, checked.conflicts, checked.mismatches
     )
 }
 
@@ -83,7 +81,7 @@ fn spread(times: &[Duration]) -> String {
 pub fn print(setting: &Setting, outcome: &Outcome, every_fault: bool) {
     let Checked { orders, .. } = outcome.checked;
     println!(
-        "seed {} for {} s: {orders} orders in {:.0} s, {}; {} faults; ready {:.1} s after the last, quiet {:.1} s; audits {:?}; deposits {}",
+        "seed {} for {} s: {orders} orders in {:.0} s, {}; {} faults; ready {:.1} s after the last, quiet {:.1} s; audits {:?}",
         setting.seed,
         setting.length.as_secs(),
         outcome.took.as_secs_f64(),
@@ -92,7 +90,6 @@ pub fn print(setting: &Setting, outcome: &Outcome, every_fault: bool) {
         outcome.ready_after.as_secs_f64(),
         outcome.quiet_after.as_secs_f64(),
         outcome.audits,
-        if outcome.keys { "with keys" } else { "without keys" },
     );
     if every_fault || !outcome.violations.is_empty() {
         for fault in &outcome.faults {

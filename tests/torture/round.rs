@@ -45,7 +45,6 @@ pub struct Outcome {
     pub forged: Forged,
     pub checked: Checked,
     pub calls: usize,
-    pub keys: bool,
     /// Exit statuses of the audits during faults.
     pub audits: Vec<i32>,
     /// From the end of the last fault.
@@ -60,9 +59,8 @@ pub async fn round(stores: &Arc<Stores>, setting: Setting, dir: &Path) -> Outcom
     let cluster = Arc::new(Cluster::start(stores, setting.seed, dir).await);
     let mut rng = StdRng::seed_from_u64(setting.seed ^ 0x0c11e175);
     let mut history = History::default();
-    let mut load = Load::new(&cluster, &mut rng);
+    let load = Load::new(&cluster, &mut rng);
     load.begin(&mut history.calls).await;
-    outcome.keys = load.keys;
     let load = Arc::new(load);
 
     let mut running = JoinSet::new();
