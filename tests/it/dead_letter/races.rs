@@ -1,6 +1,9 @@
 //! Letters whose record, place or fate changes while somebody looks at them.
 
+use std::sync::Arc;
+
 use serde_json::json;
+use shopd::messaging::log::PostgresLog;
 use shopd::messaging::log::partitioner::partition_of;
 
 use super::{Bench, end, lines};
@@ -96,6 +99,9 @@ async fn letters_of_a_partition_that_is_no_more_can_still_be_redriven_and_discar
              delete from refused;",
         )
         .await;
+    // As after a restart: the log as the new process finds it.
+    bench.log = Arc::new(PostgresLog::new(bench.db.clone(), &bench.config.log, bench.config.kafka.fetch_wait));
+    assert_eq!(bench.log.partitions(super::TOPIC).await, Ok(1));
     let consumer = bench.consume("two", 0);
     bench.append(&[&format!("{here}:0")]).await;
     bench.until("select count(*) as n from applied", 1).await;
