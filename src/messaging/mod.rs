@@ -9,5 +9,5 @@ pub mod log;
 pub mod outbox;
 
 pub use consumer::{Consumer, Delivery, Handler, PgInbox, Position, Received, next_offsets};
-pub use dead_letter::{Keys, Poison, headers_from_json, letters, shorten};
+pub use dead_letter::{Keys, Poison, headers_from_json, is_copy, letters, shorten};
 pub use outbox::Message;

@@ -12,9 +12,12 @@ use crate::db::DbError;
 use crate::faults;
 use crate::messaging::log::{Log, LogError, Record};
 use crate::messaging::outbox::{Reader, Row, Source};
-use crate::messaging::{headers_from_json, shorten};
+use crate::messaging::{headers_from_json, is_copy, shorten};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
+
+/// About 15 s. A topic for dead letters that refuses them must not hold up what is to be paid.
+const COPY_TRIES_MAX: u32 = 20;
 
 /// The relay ends its turn for a reason of the database's; the log being away never ends it.
 pub type RelayError = DbError;
@@ -31,7 +34,7 @@ pub enum Step {
 
 /// Publishes one page. While the log is away it tries again with back-off, keeping its lease; the cursor moves only when every
 /// row is acknowledged (S13), so a row may be there twice and never not at all. A topic that somebody deleted is made anew, with
-/// `partitions`.
+/// `partitions`. Copies of dead letters alone are given up in the end, where the log answers and refuses them: the letters are kept.
 pub async fn publish_batch<S: Source>(
     reader: &mut Reader<S>,
     log: &dyn Log,
@@ -49,6 +52,7 @@ pub async fn publish_batch<S: Source>(
         .with_jitter()
         .without_max_times()
         .build();
+    let mut tries = 0;
     faults::point!("relay.before_append")?;
     while let Err(error) = leased(reader, log.append(unacknowledged)).await? {
         let cause = error.cause;
@@ -64,6 +68,12 @@ pub async fn publish_batch<S: Source>(
             && let Err(cause) = leased(reader, make(log, topic, partitions)).await?
         {
             incident.failed(&cause);
+        }
+        tries += 1;
+        if tries >= COPY_TRIES_MAX && unacknowledged.iter().all(is_copy) && log.ping().await.is_ok() {
+            tracing::error!(copies = unacknowledged.len(), %cause, "copies of dead letters are refused and given up; the letters are kept");
+            metrics::counter!("shopd_dead_letter_copies_dropped_total").increment(unacknowledged.len() as u64);
+            break;
         }
         let delay = delays.next().unwrap_or(Duration::from_secs(1));
         tokio::select! {

@@ -78,6 +78,9 @@ async fn list(databases: &[Db], filter: &Filter, limit: i64, as_json: bool) -> R
     let mut said = String::new();
     if as_json {
         rows.iter().for_each(|row| said.push_str(&format!("{}\n", summary(row))));
+        if more {
+            drop(writeln!(std::io::stderr(), "shopd: there are more; see --limit ({limit})"));
+        }
     } else {
         let mut table = table(["id", "state", "key", "reason", "attempts", "waiting", "at"]);
         for row in &rows {

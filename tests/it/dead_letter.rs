@@ -1,5 +1,9 @@
 //! Dead letters on a real database and the log in Postgres: what keeps failing holds up its own key, in order, and nobody else.
 
+mod copies;
+mod races;
+mod shop;
+
 use std::collections::HashMap;
 use std::process::Output;
 use std::sync::Arc;
@@ -470,39 +474,6 @@ async fn the_commands_list_show_redrive_and_discard() {
     bench.until("select count(*) as n from dead_letter where state <> 'resolved'", 0).await;
     assert_eq!(bench.applied("eve").await, Vec::<String>::new());
     end(consumer).await;
-}
-
-/// What a topic that was deleted and made anew leaves behind: its offsets come again.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_letter_of_a_topic_that_was_made_anew_takes_no_queue_its_head() {
-    let partition_of = |key: &str| shopd::messaging::log::partitioner::partition_of(key.as_bytes(), PARTITIONS);
-    for (old, taken) in
-        [("'dead', true, null, null", false), ("'resolved', true, null, null", false), ("'parked', false, 'zed', 'z'", true)]
-    {
-        let bench = Bench::new().await;
-        bench
-            .run(&format!(
-                "insert into refused values ('ann:0');
-                 insert into dead_letter (topic, partition, log_offset, value, headers, reason, attempts, state, undecodable, ordering_key, business_key)
-                 values ('{TOPIC}', {}, 0, 'old', '{{}}', 'old', 1, {old})",
-                partition_of("ann")
-            ))
-            .await;
-        bench.append(&["ann:0", "ann:1", "ann:2"]).await;
-        let consumer = bench.consume("one", 0);
-        if taken {
-            // Both cannot be kept; what comes behind goes on.
-            bench.until("select count(*) as n from applied", 2).await;
-            assert_eq!(bench.applied("ann").await, ["ann:1", "ann:2"]);
-        } else {
-            bench.until("select count(*) as n from dead_letter where state = 'parked' and followers = 2", 1).await;
-            bench.run("delete from refused").await;
-            bench.until("select count(*) as n from applied", 3).await;
-            assert_eq!(bench.applied("ann").await, ["ann:0", "ann:1", "ann:2"]);
-        }
-        bench.until("select count(*) as n from dead_letter where state = 'waiting'", 0).await;
-        end(consumer).await;
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -40,6 +40,11 @@ pub trait Inbox: Send + Sync + 'static {
     /// Makes a row for every partition that has none.
     async fn ensure(&self, partitions: i32) -> Result<(), DbError>;
 
+    /// One more than the highest partition in which something waits beside the log: the topic may have been made anew with fewer.
+    async fn partitions_in_use(&self) -> Result<i32, DbError> {
+        Ok(0)
+    }
+
     /// Counts this replica among the topic's and renews its leases, also those that expired and nobody took.
     async fn heartbeat(&self) -> Result<Standing, DbError>;
 

@@ -113,6 +113,9 @@ impl<I: Inbox> Consumer<I> {
             () = stop.stopped() => return Ok(None),
             partitions = self.log.partitions(&self.topic) => partitions.map_err(|error| error.to_string())?,
         };
+        // Letters need an owner, also those of partitions that are no more.
+        let in_use = self.inbox.partitions_in_use().await.map_err(|error| error.to_string())?;
+        let partitions = partitions.max(in_use);
         self.inbox.ensure(partitions).await.map_err(|error| error.to_string())?;
         Ok(Some(partitions))
     }

@@ -155,6 +155,9 @@ impl<H: Handler> PgInbox<H> {
             return;
         }
         self.gauges.lock().unwrap_or_else(PoisonError::into_inner).changed();
+        for row in &written.displaced {
+            dead_letter::tell_gone(row, "the topic was made anew, and another record has this letter's place");
+        }
         for (state, Position { topic, partition, offset }, reason) in &written.letters {
             match *state {
                 "waiting" => tracing::info!(%topic, partition, offset, "waits behind a parked record of its key"),
@@ -182,6 +185,8 @@ struct Written {
     occupied: HashSet<i32>,
     /// State, place and reason.
     letters: Vec<(&'static str, Position, String)>,
+    /// Letters of a topic that is no more.
+    displaced: Vec<dead_letter::Row>,
     stops: HashMap<i32, i64>,
 }
 
@@ -248,7 +253,7 @@ async fn write<H: Handler>(
     let passed = |delivery: &Delivery| queues.passes(delivery.position.partition, delivery.position.offset);
     let dead = batch.poisoned.iter().filter(|(delivery, _)| passed(delivery));
     letters.extend(dead.map(|(delivery, poison)| Keep::Dead { delivery, reason: poison.0.clone() }));
-    dead_letter::keep(conn, &letters).await?;
+    let displaced = dead_letter::keep(conn, &letters).await?;
 
     let back: Vec<Move> = batch
         .moves
@@ -260,7 +265,7 @@ async fn write<H: Handler>(
     }
     let letters =
         letters.iter().map(|letter| (letter.state(), letter.position().clone(), letter.reason().unwrap_or("").to_owned()));
-    Ok(Written { occupied, letters: letters.collect(), stops: queues.stops().clone() })
+    Ok(Written { occupied, letters: letters.collect(), displaced, stops: queues.stops().clone() })
 }
 
 /// Applies at once all that do not wait.
@@ -301,6 +306,10 @@ impl<H: Handler> Inbox for PgInbox<H> {
 
     async fn ensure(&self, partitions: i32) -> Result<(), DbError> {
         offsets::ensure(&self.db, &self.topic, partitions).await
+    }
+
+    async fn partitions_in_use(&self) -> Result<i32, DbError> {
+        dead_letter::partitions_in_use(&mut *self.db.get().await?, &self.topic).await
     }
 
     async fn heartbeat(&self) -> Result<Standing, DbError> {

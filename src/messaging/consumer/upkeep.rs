@@ -110,12 +110,17 @@ async fn work<H: Handler>(
     }
 
     let rows = dead_letter::due(conn, topic, &partitions).await?;
-    let (heads, dead): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.state == "parked");
-    lines.extend(heads.iter().filter_map(line_of));
+    lines.extend(rows.iter().filter(|row| row.state == "parked").filter_map(line_of));
     let followers = dead_letter::followers(conn, topic, &Vec::from_iter(lines.clone())).await?;
+    // Locked from here on. What an operator discarded since the look above is not applied.
+    let is_discarded = |row: &Row| row.requested.as_deref() == Some("discard");
+    let (discarded, rows): (Vec<Row>, Vec<Row>) = rows.into_iter().chain(followers).partition(is_discarded);
+    dead_letter::forget(conn, topic, &discarded.iter().map(|row| (row.partition, row.log_offset)).collect::<Vec<_>>()).await?;
+    // Heads before those that wait behind them.
+    let (dead, rows): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.state == "dead");
     let mut queues = Queues::default();
     let (mut received, mut stored, mut undecoded) = (Vec::new(), Vec::new(), Vec::new());
-    for row in heads.into_iter().chain(followers).chain(dead) {
+    for row in rows.into_iter().chain(dead) {
         let delivery = row.delivery(topic);
         let decoded = handler.decode(&delivery);
         let keys = decoded.as_ref().map_or_else(|_| row.keys(), |event| Some(handler.keys(event)));
@@ -148,7 +153,7 @@ async fn work<H: Handler>(
     }));
     dead_letter::record(conn, topic, &tried).await?;
     dead_letter::settle(conn, topic, &Vec::from_iter(lines)).await?;
-    Ok(Done { discarded: Vec::new(), tried })
+    Ok(Done { discarded, tried })
 }
 
 fn fate(letter: Stored, outcome: Outcome, limits: Limits) -> (Stored, Fate) {
@@ -214,9 +219,7 @@ fn line_of(row: &Row) -> Option<Line> {
 /// Says what was done; what is discarded is gone, so all of it is said.
 fn tell(topic: &str, done: &Done) {
     for row in &done.discarded {
-        let Row { partition, log_offset: offset, reason, attempts, state, headers, .. } = row;
-        let (key, value) = (dead_letter::shown(row.key.as_deref()), dead_letter::shown(row.value.as_deref()));
-        tracing::warn!(topic, partition, offset, state, reason, attempts, %key, %value, headers, "discarded, as an operator asked");
+        dead_letter::tell_gone(row, "discarded, as an operator asked");
         metrics::counter!("shopd_dead_letters_discarded_total", "topic" => topic.to_owned()).increment(1);
     }
     for (letter, fate) in &done.tried {

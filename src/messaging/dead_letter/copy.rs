@@ -31,11 +31,15 @@ pub fn headers(delivery: &Delivery, reason: &str, attempts: i32) -> Headers {
     headers
 }
 
+/// Whether this is a dead letter's copy, and no producer's own record.
+pub fn is_copy(record: &Record) -> bool {
+    record.topic.ends_with(SUFFIX) && record.headers.iter().any(|(name, _)| name == TOPIC)
+}
+
 /// Makes the copy of a dead letter smaller, because the log refused it with `bytes` above `bytes_max`; false where `record` is no
 /// such copy or cannot become smaller. The letter itself is whole in the database.
 pub fn shorten(record: &mut Record, bytes: usize, bytes_max: usize) -> bool {
-    let is_copy = record.topic.ends_with(SUFFIX) && record.headers.iter().any(|(name, _)| name == TOPIC);
-    if !is_copy {
+    if !is_copy(record) {
         return false;
     }
     if let Some(value) = record.value.as_mut().filter(|value| !value.is_empty()) {

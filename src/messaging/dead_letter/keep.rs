@@ -1,6 +1,6 @@
 //! Writing letters down, in the transaction that passes them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use diesel::prelude::*;
@@ -13,8 +13,8 @@ use crate::messaging::outbox::{self, Copy};
 
 use super::copy::{self, SUFFIX};
 use super::headers::to_json;
-use super::reason_text;
 use super::replay::settle;
+use super::{Row, reason_text, row_columns};
 
 /// Of a decoded record: whose order is kept, and what a repeat is known by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,22 +82,43 @@ struct Kept {
     state: String,
     #[diesel(sql_type = Integer)]
     partition: i32,
-    #[diesel(sql_type = BigInt)]
-    log_offset: i64,
     #[diesel(sql_type = Nullable<Text>)]
     ordering_key: Option<String>,
 }
 
 /// Writes the letters in one statement, and the copies of those that failed into the outbox. One that is there already stays as it is.
-pub async fn keep(conn: &Conn, letters: &[Keep<'_>]) -> Result<(), DbError> {
-    let Some(first) = letters.first() else { return Ok(()) };
-    let mut kept = insert(conn, letters).await?;
-    let mut headless = Vec::new();
-    if kept.len() < letters.len() {
-        kept.extend(replace(conn, &missing(letters, &kept)).await?);
-        let line = |letter: Keep<'_>| Some((letter.position().partition, letter.keys()?.ordering.clone()));
-        headless.extend(missing(letters, &kept).into_iter().filter_map(line));
+/// Returns those that lay at the place of another record: of a topic that was deleted and made anew. They are gone.
+pub async fn keep(mut conn: &Conn, letters: &[Keep<'_>]) -> Result<Vec<Row>, DbError> {
+    fn column<'k, T>(letters: &'k [Keep<'k>], field: impl Fn(&'k Keep<'k>) -> T) -> Vec<T> {
+        letters.iter().map(field).collect()
     }
+    let Some(first) = letters.first() else { return Ok(Vec::new()) };
+    let displaced = displace(conn, letters).await?;
+    let kept: Vec<Kept> =
+        sql("insert into dead_letter (topic, partition, log_offset, key, value, headers, reason, attempts, state,
+                                  undecodable, ordering_key, business_key, published_at, received_at, next_attempt_at)
+         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6)::jsonb, unnest($7), unnest($8), unnest($9),
+                unnest($10), unnest($11), unnest($12), unnest($13), unnest($14),
+                clock_timestamp() + unnest($15) * interval '1 millisecond'
+         on conflict do nothing
+         returning state, partition, ordering_key")
+        .bind::<Array<Text>, _>(column(letters, |k| &*k.delivery().position.topic))
+        .bind::<Array<Integer>, _>(column(letters, |k| k.delivery().position.partition))
+        .bind::<Array<BigInt>, _>(column(letters, |k| k.delivery().position.offset))
+        .bind::<Array<Nullable<Binary>>, _>(column(letters, |k| k.delivery().key.as_deref()))
+        .bind::<Array<Nullable<Binary>>, _>(column(letters, |k| k.delivery().value.as_deref()))
+        .bind::<Array<Text>, _>(column(letters, |k| to_json(&k.delivery().headers).to_string()))
+        .bind::<Array<Text>, _>(column(letters, |k| k.reason().map_or_else(|| WAITING.to_owned(), reason_text)))
+        .bind::<Array<Integer>, _>(column(letters, |k| i32::from(k.reason().is_some())))
+        .bind::<Array<Text>, _>(column(letters, Keep::state))
+        .bind::<Array<Bool>, _>(column(letters, |k| k.keys().is_none()))
+        .bind::<Array<Nullable<Text>>, _>(column(letters, |k| k.keys().map(|keys| keys.ordering.as_str())))
+        .bind::<Array<Nullable<Text>>, _>(column(letters, |k| k.keys().map(|keys| keys.business.as_str())))
+        .bind::<Array<Timestamptz>, _>(column(letters, |k| k.delivery().published_at))
+        .bind::<Array<Timestamptz>, _>(column(letters, |k| k.delivery().received_at))
+        .bind::<Array<Nullable<BigInt>>, _>(column(letters, |k| k.retry_in().map(|delay| delay.as_millis() as i64)))
+        .load(&mut conn)
+        .await?;
     let mut more: HashMap<(i32, String), i32> = HashMap::new();
     for one in kept.into_iter().filter(|one| one.state == "waiting") {
         *more.entry((one.partition, one.ordering_key.unwrap_or_default())).or_default() += 1;
@@ -110,69 +131,33 @@ pub async fn keep(conn: &Conn, letters: &[Keep<'_>]) -> Result<(), DbError> {
         .bind::<Array<Integer>, _>(more.keys().map(|(partition, _)| *partition).collect::<Vec<_>>())
         .bind::<Array<Text>, _>(more.keys().map(|(_, key)| key.as_str()).collect::<Vec<_>>())
         .bind::<Array<Integer>, _>(more.values().copied().collect::<Vec<_>>())
-        .execute(&mut &*conn)
+        .execute(&mut conn)
         .await?;
     }
-    if !headless.is_empty() {
-        tracing::error!(letters = headless.len(), "not kept: others that wait have their places; the next of their keys goes on");
-        settle(conn, &first.delivery().position.topic, &headless).await?;
-    }
+    let lines: Vec<(i32, String)> = displaced.iter().filter_map(|row| Some((row.partition, row.ordering_key.clone()?))).collect();
+    settle(conn, &first.delivery().position.topic, &lines).await?;
     let failed = letters.iter().filter_map(|letter| Some((letter.delivery(), letter.reason()?)));
-    send_copies(conn, failed, 1).await
+    send_copies(conn, failed, 1).await?;
+    Ok(displaced)
 }
 
-fn missing<'d>(letters: &[Keep<'d>], kept: &[Kept]) -> Vec<Keep<'d>> {
-    let kept: HashSet<(i32, i64)> = kept.iter().map(|one| (one.partition, one.log_offset)).collect();
-    letters.iter().filter(|letter| !kept.contains(&(letter.position().partition, letter.position().offset))).cloned().collect()
-}
-
-/// A topic that was made anew gives its offsets again, so a place may be taken by a letter of the old one. Where that one holds nobody
-/// up it gives way: a queue without its head would wait for ever.
-async fn replace(mut conn: &Conn, letters: &[Keep<'_>]) -> Result<Vec<Kept>, DbError> {
+/// Removes the letters whose place another record has now: its time on the log tells.
+async fn displace(mut conn: &Conn, letters: &[Keep<'_>]) -> Result<Vec<Row>, DbError> {
     let Some(first) = letters.first() else { return Ok(Vec::new()) };
-    let gone = sql("delete from dead_letter d
-                     using (select unnest($2) as partition, unnest($3) as log_offset, unnest($4) as decoded) l
-                     where d.topic = $1 and d.partition = l.partition and d.log_offset = l.log_offset
-                       and (d.state = 'resolved' or d.state = 'dead' and l.decoded)")
-    .bind::<Text, _>(&*first.position().topic)
+    let rows = sql(concat!(
+        "delete from dead_letter d
+          using (select unnest($2) as partition, unnest($3) as log_offset, unnest($4) as published_at) now
+          where d.topic = $1 and d.partition = now.partition and d.log_offset = now.log_offset and d.published_at <> now.published_at
+      returning ",
+        row_columns!()
+    ))
+    .bind::<Text, _>(&*first.delivery().position.topic)
     .bind::<Array<Integer>, _>(letters.iter().map(|k| k.position().partition).collect::<Vec<_>>())
     .bind::<Array<BigInt>, _>(letters.iter().map(|k| k.position().offset).collect::<Vec<_>>())
-    .bind::<Array<Bool>, _>(letters.iter().map(|k| k.keys().is_some()).collect::<Vec<_>>())
-    .execute(&mut conn)
-    .await?;
-    if gone > 0 { insert(conn, letters).await } else { Ok(Vec::new()) }
-}
-
-/// Returns those that were not there.
-async fn insert(mut conn: &Conn, letters: &[Keep<'_>]) -> Result<Vec<Kept>, DbError> {
-    fn column<'k, T>(letters: &'k [Keep<'k>], field: impl Fn(&'k Keep<'k>) -> T) -> Vec<T> {
-        letters.iter().map(field).collect()
-    }
-    let kept = sql("insert into dead_letter (topic, partition, log_offset, key, value, headers, reason, attempts, state,
-                                  undecodable, ordering_key, business_key, published_at, received_at, next_attempt_at)
-         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6)::jsonb, unnest($7), unnest($8), unnest($9),
-                unnest($10), unnest($11), unnest($12), unnest($13), unnest($14),
-                clock_timestamp() + unnest($15) * interval '1 millisecond'
-         on conflict do nothing
-         returning state, partition, log_offset, ordering_key")
-    .bind::<Array<Text>, _>(column(letters, |k| &*k.delivery().position.topic))
-    .bind::<Array<Integer>, _>(column(letters, |k| k.delivery().position.partition))
-    .bind::<Array<BigInt>, _>(column(letters, |k| k.delivery().position.offset))
-    .bind::<Array<Nullable<Binary>>, _>(column(letters, |k| k.delivery().key.as_deref()))
-    .bind::<Array<Nullable<Binary>>, _>(column(letters, |k| k.delivery().value.as_deref()))
-    .bind::<Array<Text>, _>(column(letters, |k| to_json(&k.delivery().headers).to_string()))
-    .bind::<Array<Text>, _>(column(letters, |k| k.reason().map_or_else(|| WAITING.to_owned(), reason_text)))
-    .bind::<Array<Integer>, _>(column(letters, |k| i32::from(k.reason().is_some())))
-    .bind::<Array<Text>, _>(column(letters, Keep::state))
-    .bind::<Array<Bool>, _>(column(letters, |k| k.keys().is_none()))
-    .bind::<Array<Nullable<Text>>, _>(column(letters, |k| k.keys().map(|keys| keys.ordering.as_str())))
-    .bind::<Array<Nullable<Text>>, _>(column(letters, |k| k.keys().map(|keys| keys.business.as_str())))
-    .bind::<Array<Timestamptz>, _>(column(letters, |k| k.delivery().published_at))
-    .bind::<Array<Timestamptz>, _>(column(letters, |k| k.delivery().received_at))
-    .bind::<Array<Nullable<BigInt>>, _>(column(letters, |k| k.retry_in().map(|delay| delay.as_millis() as i64)))
+    .bind::<Array<Timestamptz>, _>(letters.iter().map(|k| k.delivery().published_at).collect::<Vec<_>>())
     .load(&mut conn)
     .await?;
-    Ok(kept)
+    Ok(rows)
 }
 
 /// The reason of what was not tried yet.

@@ -29,7 +29,7 @@ use crate::db::{Conn, DbError, sql};
 
 use super::consumer::{Delivery, Position};
 
-pub use copy::shorten;
+pub use copy::{is_copy, shorten};
 pub use headers::{bytes_json, from_json as headers_from_json, to_json as headers_json};
 pub use keep::{Keep, Keys, heads, keep, members};
 pub use replay::{Fate, Stored, discarded, due, followers, forget, pending, record, settle};
@@ -49,12 +49,19 @@ const REASON_CHARS_MAX: usize = 1_000;
 const SHOWN_BYTES_MAX: usize = 64 * 1024;
 
 /// Of a key or a value, for a log line: the text, else base64; nothing where there is none.
-pub fn shown(bytes: Option<&[u8]>) -> String {
+fn shown(bytes: Option<&[u8]>) -> String {
     let bytes = bytes.unwrap_or_default();
     match headers::bytes_json(&bytes[..bytes.len().min(SHOWN_BYTES_MAX)]) {
         serde_json::Value::String(text) => text,
         encoded => encoded.to_string(),
     }
+}
+
+/// Says all of a letter that is gone.
+pub fn tell_gone(row: &Row, why: &str) {
+    let Row { topic, partition, log_offset: offset, reason, attempts, state, headers, .. } = row;
+    let (key, value) = (shown(row.key.as_deref()), shown(row.value.as_deref()));
+    tracing::warn!(topic, partition, offset, state, reason, attempts, %key, %value, headers, "{why}");
 }
 
 /// As Postgres can hold it, and no longer than anybody reads.
@@ -139,6 +146,21 @@ impl Row {
     pub fn keys(&self) -> Option<Keys> {
         Some(Keys { ordering: self.ordering_key.clone()?, business: self.business_key.clone()? })
     }
+}
+
+/// One more than the highest partition of `topic` with a letter that somebody must be able to act on.
+pub async fn partitions_in_use(conn: &mut Conn, topic: &str) -> Result<i32, DbError> {
+    #[derive(QueryableByName)]
+    struct Highest {
+        #[diesel(sql_type = Integer)]
+        partitions: i32,
+    }
+    let highest: Highest = sql("select coalesce((select partition + 1 from dead_letter where topic = $1 and state <> 'resolved'
+                                                 order by partition desc, log_offset desc limit 1), 0) as partitions")
+    .bind::<Text, _>(topic)
+    .get_result(conn)
+    .await?;
+    Ok(highest.partitions)
 }
 
 /// The values of the letters of `topic` under these keys.

@@ -110,7 +110,7 @@ struct Marked {
     ordering_key: Option<String>,
 }
 
-/// Asks the owners of these letters for something, and wakes them; returns which letters there are. What waits is redriven by its
+/// Asks the owners of these letters for something, and wakes them; returns which letters there are, in their order. What waits is redriven by its
 /// key's head.
 pub async fn mark(conn: &mut Conn, which: &Which, request: Request) -> Result<Vec<Place>, DbError> {
     let marked: Vec<Marked> = match which {
@@ -155,7 +155,9 @@ pub async fn mark(conn: &mut Conn, which: &Which, request: Request) -> Result<Ve
         .await?;
     }
     sql("select pg_notify($1, '')").bind::<Text, _>(CHANNEL).execute(conn).await?;
-    Ok(marked.into_iter().map(|one| (one.topic, one.partition, one.log_offset)).collect())
+    let mut places: Vec<Place> = marked.into_iter().map(|one| (one.topic, one.partition, one.log_offset)).collect();
+    places.sort_unstable();
+    Ok(places)
 }
 
 /// What became of what was asked for, in the order of `places`.

@@ -76,7 +76,7 @@ pub async fn discarded(mut conn: &Conn, topic: &str, partitions: &[i32]) -> Resu
     Ok(rows)
 }
 
-/// Heads that are due or redriven, and dead ones that are redriven, some of them.
+/// Heads that are due or redriven, and dead ones that are redriven, some of them, locked: a discard that comes later finds them gone.
 pub async fn due(mut conn: &Conn, topic: &str, partitions: &[i32]) -> Result<Vec<Row>, DbError> {
     let rows = sql(concat!(
         "select ",
@@ -87,7 +87,7 @@ pub async fn due(mut conn: &Conn, topic: &str, partitions: &[i32]) -> Result<Vec
                            and (d.requested is not null or d.next_attempt_at is not null)
                            and d.state in ('parked', 'dead')
                            and (d.requested = 'redrive' or d.next_attempt_at <= clock_timestamp())
-                         order by d.partition, d.log_offset limit $3) d) d
+                         order by d.partition, d.log_offset limit $3 for update) d) d
           where d.bytes <= $4 or d.bytes = coalesce(octet_length(d.value), 0)
           order by d.partition, d.log_offset"
     ))
@@ -100,7 +100,7 @@ pub async fn due(mut conn: &Conn, topic: &str, partitions: &[i32]) -> Result<Vec
     Ok(rows)
 }
 
-/// The first that wait behind these heads, in log order: of each key a beginning of its queue.
+/// The first that wait behind these heads, in log order and locked: of each key a beginning of its queue.
 pub async fn followers(mut conn: &Conn, topic: &str, lines: &[(i32, String)]) -> Result<Vec<Row>, DbError> {
     if lines.is_empty() {
         return Ok(Vec::new());
@@ -113,7 +113,7 @@ pub async fn followers(mut conn: &Conn, topic: &str, lines: &[(i32, String)]) ->
                           cross join lateral (select w.* from dead_letter w
                                                where w.topic = $1 and w.partition = line.partition
                                                  and w.ordering_key = line.ordering_key and w.state = 'waiting'
-                                               order by w.log_offset limit $4) d
+                                               order by w.log_offset limit $4 for update) d
                          order by d.partition, d.log_offset limit $4) d) d
           where d.bytes <= $5
           order by d.partition, d.log_offset"

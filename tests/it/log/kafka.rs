@@ -113,10 +113,24 @@ async fn a_large_append_is_cut_into_batches_that_the_broker_takes() {
     }
 }
 
+/// A copy of what a broker took must fit, too, however small our own batches are.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_record_as_large_as_a_broker_takes_by_default_is_appended_whole() {
+    let config = kafka::config(&kafka::shared().await);
+    assert!(config.batch_bytes_max < 1_000_000);
+    let log = KafkaLog::new(&config);
+    log.create_topics(&["events"], 1).await.unwrap();
+    let records =
+        [record("events", "key", "before"), record("events", "key", noise(1_048_000, 1)), record("events", "key", "after")];
+    log.append(records.to_vec()).await.unwrap();
+    let stored = read(&log, "events", 0, 0, 3).await;
+    assert!(stored.iter().zip(&records).all(|(stored, record)| stored.value == record.value));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_can_never_be_appended_is_named() {
     // Refused by us, and refused by the broker.
-    for (batch_bytes_max, size) in [(10_000, 20_000), (9_000_000, 2_000_000)] {
+    for (batch_bytes_max, size) in [(10_000, 1_050_000), (9_000_000, 2_000_000)] {
         let config = KafkaConfig { batch_bytes_max, ..kafka::config(&kafka::shared().await) };
         let log = KafkaLog::new(&config);
         log.create_topics(&["events", "others"], 1).await.unwrap();

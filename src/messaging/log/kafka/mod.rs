@@ -32,6 +32,8 @@ use crate::faults;
 const PARTITIONS_AT_ONCE_MAX: usize = 64;
 /// Below this compressing a batch costs more than it saves.
 const COMPRESSED_BYTES_MIN: usize = 2_048;
+/// Kafka's own default of `max.message.bytes`.
+const BROKER_BYTES_MAX: usize = 1_048_588;
 const PING_WAIT: Duration = Duration::from_millis(1_000);
 /// Kafka's word for "the broker's default".
 const REPLICATION_OF_THE_BROKER: i16 = -1;
@@ -121,7 +123,8 @@ impl KafkaLog {
         while let Some(range) = batches.pop_front() {
             let bytes = batch::alone_bytes(sizes[range.clone()].iter().sum());
             let too_large = LogError::RecordTooLarge { index: lane.indexes[range.start], bytes, bytes_max: self.batch_bytes_max };
-            if bytes > self.batch_bytes_max {
+            // Only one record can be above our own limit, which keeps a distance to the broker's: that says whether it takes it.
+            if bytes > self.batch_bytes_max.max(BROKER_BYTES_MAX) {
                 return Err(too_large);
             }
             match self.produce(records, lane, range.clone(), bytes).await {
