@@ -31,7 +31,7 @@ impl Raw {
     }
 
     /// A comma-separated text or an array; the items trimmed, none of them empty.
-    fn items(&self) -> Result<Vec<&str>, String> {
+    pub(super) fn items(&self) -> Result<Vec<&str>, String> {
         let items: Vec<&str> = match self {
             Self::List(items) => items.iter().map(|item| item.trim()).collect(),
             Self::Text(_) | Self::Other(_) => self.text()?.split(',').map(str::trim).collect(),

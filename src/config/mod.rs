@@ -3,6 +3,7 @@
 //! Owns the settings' names, limits and defaults (`settings.rs` is the one table of them; docs/SETTINGS.md is compared with it).
 //! Reads the files in `--config DIR` and those that `SHOPD__…_FILE` variables name; writes nothing. May import nothing of ours.
 
+mod edge;
 mod kinds;
 mod layers;
 mod load;
@@ -13,8 +14,11 @@ mod settings;
 mod tests;
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use ipnet::IpNet;
 
 pub use load::{Sources, load};
 pub use mistakes::Mistakes;
@@ -99,6 +103,26 @@ pub struct GatewayConfig {
     pub payments_urls: Vec<String>,
     /// From a request's arrival to its answer, other replicas included; past it the answer is 504.
     pub upstream_timeout: Duration,
+    /// Requests to the services under way at once; further ones wait their turn.
+    pub in_flight_max: usize,
+    /// How long one may wait its turn while that is a burst; longer, or where the queue does not empty any more, it is shed.
+    pub queue_time_max: Duration,
+    /// Each route once; empty: none.
+    pub rate_limits: Vec<RateLimit>,
+    /// Whose `X-Forwarded-For` says who the client is.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Web pages that may ask, `*` for all; empty: none but our own.
+    pub cors_origins: Vec<String>,
+}
+
+/// How often one client may ask for one route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// `POST /api/OrdersProxy`, or `*` for each route that has no limit of its own.
+    pub route: String,
+    /// Requests in one `window`; so many may come at once.
+    pub count: NonZeroU32,
+    pub window: Duration,
 }
 
 /// Orders and payments have the same settings.
@@ -219,6 +243,11 @@ impl Config {
                 orders_urls: vec!["http://127.0.0.1:8082".into()],
                 payments_urls: vec!["http://127.0.0.1:8080".into()],
                 upstream_timeout: Duration::from_millis(10_000),
+                in_flight_max: 1_024,
+                queue_time_max: Duration::from_millis(500),
+                rate_limits: Vec::new(),
+                trusted_proxies: Vec::new(),
+                cors_origins: Vec::new(),
             },
             orders: ServiceConfig { listen: any(8082), database_url: None },
             payments: ServiceConfig { listen: any(8080), database_url: None },

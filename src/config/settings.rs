@@ -1,5 +1,6 @@
 //! The one table of settings: key, field, kind, meaning. Everything else (loading, the names of variables, docs/SETTINGS.md) follows it.
 
+use super::edge::{Networks, Origins, RateLimits};
 use super::kinds::{Brokers, Count, DatabaseUrl, Kind, Listen, Millis, Raw, Replicas, TopicPrefix};
 use super::{Config, Role};
 
@@ -50,6 +51,11 @@ settings! {
     "gateway.orders_urls" => gateway.orders_urls, Replicas, "replicas of orders";
     "gateway.payments_urls" => gateway.payments_urls, Replicas, "replicas of payments";
     "gateway.upstream_timeout_ms" => gateway.upstream_timeout, Millis(1..=HOUR_MS), "bound on one request to a service, other replicas included";
+    "gateway.in_flight_max" => gateway.in_flight_max, Count(1..=100_000), "requests to the services under way at once, event streams and waits on purpose aside; further ones wait their turn";
+    "gateway.queue_time_max_ms" => gateway.queue_time_max, Millis(1..=HOUR_MS), "how long one may wait its turn in a burst; in a queue that does not empty it is shed much sooner";
+    "gateway.rate_limits" => gateway.rate_limits, RateLimits, "how often one client may ask for one route";
+    "gateway.trusted_proxies" => gateway.trusted_proxies, Networks, "proxies in front, whose X-Forwarded-For says who the client is";
+    "gateway.cors_origins" => gateway.cors_origins, Origins, "web pages of other origins that may use the API";
     "orders.listen" => orders.listen, Listen, "where orders listens; port 0 picks one and logs it";
     "orders.database_url" => orders.database_url, DatabaseUrl, "database of orders, Postgres 15 or later; a secret";
     "orders.sweep_after_ms" => sweep.after, Millis(100..=HOUR_MS), "an order without a result after this is asked for again";

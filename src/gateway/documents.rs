@@ -46,7 +46,7 @@ impl Documents {
 
 async fn fetch(worker: &Worker, context: &RequestContext, service: ServiceName) -> Option<Value> {
     let deadline = Instant::now() + FETCH_TIME_MAX;
-    match worker.get(service, "/openapi.json".to_owned(), context, deadline).await {
+    match worker.get(service, "/openapi.json", context, deadline).await {
         Ok(answer) if answer.status.is_success() => match answer.body {
             AnswerBody::Whole(bytes) => serde_json::from_slice::<Value>(&bytes).ok().filter(Value::is_object),
             AnswerBody::Stream { .. } => None,

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-use crate::http::{PREFIX_HEADER, REQUEST_ID_HEADER};
+use super::routes::ServiceName;
+use crate::http::{IDEMPOTENCY_KEY_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, STAMP_HEADER};
 
 /// Every header that only the gateway may set begins so; those of clients are dropped, those of services stay inside.
 const INNER: &str = "x-shopd-";
@@ -21,41 +22,51 @@ const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
-/// What is about one connection and never passes, beside what `Connection` names.
-const HOP_BY_HOP: [&str; 9] = [
-    "connection",
-    "keep-alive",
-    "proxy-connection",
-    "proxy-authenticate",
-    "proxy-authorization",
-    "te",
-    "trailer",
-    "transfer-encoding",
-    "upgrade",
-];
+/// By which way a request came: the same for all requests of a connection, so it is written once.
+#[derive(Debug)]
+pub struct Way {
+    pub peer: Option<IpAddr>,
+    /// As the client gave it.
+    pub host: String,
+    forwarded: Option<HeaderValue>,
+    forwarded_for: Option<HeaderValue>,
+    forwarded_host: Option<HeaderValue>,
+    scheme: &'static str,
+}
+
+impl Way {
+    pub fn new(peer: Option<IpAddr>, host: &str, scheme: &'static str) -> Self {
+        // Text that no header can hold is left out.
+        let value = |text: &str| HeaderValue::from_str(text).ok();
+        Self {
+            peer,
+            forwarded: value(&forwarded(peer, host, scheme)),
+            forwarded_for: peer.and_then(|peer| value(&peer.to_string())),
+            forwarded_host: value(host),
+            host: host.to_owned(),
+            scheme,
+        }
+    }
+}
 
 /// What the gateway itself says about a request.
 pub struct Hop<'a> {
-    pub peer: Option<IpAddr>,
-    /// As the client gave it.
-    pub host: &'a str,
-    pub scheme: &'a str,
-    pub prefix: &'a str,
-    pub request_id: &'a str,
-    pub traceparent: &'a str,
+    pub way: &'a Way,
+    pub service: ServiceName,
+    pub request_id: HeaderValue,
+    pub traceparent: HeaderValue,
+    /// Of a request that has an effect: names it over all its tries, and is its key where the client sent none.
+    pub stamp: Option<HeaderValue>,
 }
 
 /// The headers under which a request goes on. The body's framing and `Host` are the client library's to write; `Expect` was met
 /// by the server already.
 pub fn request(incoming: &HeaderMap, hop: &Hop<'_>) -> HeaderMap {
     let dropped = named_by_connection(incoming);
-    let mut headers = HeaderMap::with_capacity(incoming.len() + 8);
+    let mut headers = HeaderMap::with_capacity(incoming.len() + 10);
     for (name, value) in incoming {
         let text = name.as_str();
-        let own = [header::HOST, header::CONTENT_LENGTH, header::EXPECT].contains(name)
-            || text == REQUEST_ID_HEADER
-            || text == TRACEPARENT
-            || text.starts_with(INNER);
+        let own = matches!(text, "host" | "content-length" | "expect" | REQUEST_ID_HEADER | TRACEPARENT) || text.starts_with(INNER);
         if !own && !is_hop_by_hop(text, &dropped) {
             headers.append(name.clone(), value.clone());
         }
@@ -64,35 +75,41 @@ pub fn request(incoming: &HeaderMap, hop: &Hop<'_>) -> HeaderMap {
     if !incoming.contains_key(TRACEPARENT) {
         headers.remove(TRACESTATE);
     }
-    set(&mut headers, HeaderName::from_static(PREFIX_HEADER), hop.prefix);
-    set(&mut headers, HeaderName::from_static(REQUEST_ID_HEADER), hop.request_id);
-    set(&mut headers, HeaderName::from_static(TRACEPARENT), hop.traceparent);
-    join(&mut headers, header::VIA, VIA);
-    join(&mut headers, header::FORWARDED, &forwarded(hop));
-    if let Some(peer) = hop.peer {
-        join(&mut headers, FORWARDED_FOR, &peer.to_string());
+    headers.insert(HeaderName::from_static(PREFIX_HEADER), HeaderValue::from_static(hop.service.public_prefix()));
+    headers.insert(HeaderName::from_static(REQUEST_ID_HEADER), hop.request_id.clone());
+    headers.insert(HeaderName::from_static(TRACEPARENT), hop.traceparent.clone());
+    if let Some(stamp) = &hop.stamp {
+        headers.insert(HeaderName::from_static(STAMP_HEADER), stamp.clone());
+        if !headers.contains_key(IDEMPOTENCY_KEY_HEADER) {
+            headers.insert(HeaderName::from_static(IDEMPOTENCY_KEY_HEADER), stamp.clone());
+        }
+    }
+    join(&mut headers, header::VIA, &HeaderValue::from_static(VIA));
+    if let Some(forwarded) = &hop.way.forwarded {
+        join(&mut headers, header::FORWARDED, forwarded);
+    }
+    if let Some(peer) = &hop.way.forwarded_for {
+        join(&mut headers, FORWARDED_FOR, peer);
     }
     // A proxy in front of us saw the client; what it says is kept.
-    for (name, value) in [(FORWARDED_HOST, hop.host), (FORWARDED_PROTO, hop.scheme)] {
-        if !headers.contains_key(&name) {
-            set(&mut headers, name, value);
-        }
+    if let Some(host) = hop.way.forwarded_host.as_ref().filter(|_| !headers.contains_key(FORWARDED_HOST)) {
+        headers.insert(FORWARDED_HOST, host.clone());
+    }
+    if !headers.contains_key(FORWARDED_PROTO) {
+        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(hop.way.scheme));
     }
     headers
 }
 
-/// The headers under which an answer goes back. The ids are the gateway's own layer's to write, the framing the server's.
-pub fn answer(given: &HeaderMap) -> HeaderMap {
-    let dropped = named_by_connection(given);
-    let mut headers = HeaderMap::with_capacity(given.len() + 1);
-    for (name, value) in given {
-        let text = name.as_str();
-        let own = name == header::CONTENT_LENGTH || text == REQUEST_ID_HEADER || text.starts_with(INNER);
-        if !own && !is_hop_by_hop(text, &dropped) {
-            headers.append(name.clone(), value.clone());
-        }
+/// The headers under which an answer goes back, in the map they came in. The ids are the gateway's own layer's to write, the framing
+/// the server's.
+pub fn answer(mut headers: HeaderMap) -> HeaderMap {
+    for name in named_by_connection(&headers) {
+        headers.remove(name);
     }
-    join(&mut headers, header::VIA, VIA);
+    let is_own = |name: &str| matches!(name, "content-length" | REQUEST_ID_HEADER) || name.starts_with(INNER);
+    headers.retain(|name, _| !is_own(name.as_str()) && !is_hop_by_hop(name.as_str(), &[]));
+    join(&mut headers, header::VIA, &HeaderValue::from_static(VIA));
     headers
 }
 
@@ -104,38 +121,52 @@ pub fn wait(headers: &HeaderMap) -> Option<Duration> {
     seconds.trim().trim_matches('"').parse().ok().map(Duration::from_secs).map(|wait| wait.min(WAIT_MAX))
 }
 
+/// What is about one connection and never passes, beside what `Connection` names.
 fn is_hop_by_hop(name: &str, named: &[String]) -> bool {
-    HOP_BY_HOP.contains(&name) || named.iter().any(|other| other == name)
+    let fixed = matches!(
+        name,
+        "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    );
+    fixed || named.iter().any(|other| other == name)
 }
 
+/// In lower case; nearly always none.
 fn named_by_connection(headers: &HeaderMap) -> Vec<String> {
     let values = headers.get_all(header::CONNECTION).filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(|name| name.trim().to_ascii_lowercase()).collect()
+    let names = values.flat_map(|value| value.split(',')).map(str::trim);
+    let beside = |name: &&str| !["keep-alive", "close"].iter().any(|usual| name.eq_ignore_ascii_case(usual));
+    names.filter(beside).map(str::to_ascii_lowercase).collect()
 }
 
-fn forwarded(hop: &Hop<'_>) -> String {
-    let node = match hop.peer {
+fn forwarded(peer: Option<IpAddr>, host: &str, scheme: &str) -> String {
+    let node = match peer {
         Some(IpAddr::V4(peer)) => peer.to_string(),
         Some(IpAddr::V6(peer)) => format!("\"[{peer}]\""),
         None => "unknown".to_owned(),
     };
-    let host = hop.host.replace('\\', "\\\\").replace('"', "\\\"");
-    format!("for={node};host=\"{host}\";proto={}", hop.scheme)
-}
-
-/// Sets a header; text that no header can hold is left out.
-fn set(headers: &mut HeaderMap, name: HeaderName, text: &str) {
-    match HeaderValue::from_str(text) {
-        Ok(value) => drop(headers.insert(name, value)),
-        Err(_) => drop(headers.remove(name)),
-    }
+    let host = host.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("for={node};host=\"{host}\";proto={scheme}")
 }
 
 /// Appends to a header that is a list, as one line.
-fn join(headers: &mut HeaderMap, name: HeaderName, text: &str) {
-    let before: Vec<&str> = headers.get_all(&name).filter_map(|value| value.to_str().ok()).collect();
-    let all = before.into_iter().chain([text]).collect::<Vec<_>>().join(", ");
-    set(headers, name, &all);
+fn join(headers: &mut HeaderMap, name: HeaderName, value: &HeaderValue) {
+    if !headers.contains_key(&name) {
+        headers.insert(name, value.clone());
+        return;
+    }
+    let before = headers.get_all(&name).chain([value]).filter_map(|value| value.to_str().ok());
+    let all = before.collect::<Vec<_>>().join(", ");
+    if let Ok(all) = HeaderValue::from_str(&all) {
+        headers.insert(name, all);
+    }
 }
 
 #[cfg(test)]
@@ -150,15 +181,21 @@ mod tests {
         map
     }
 
-    fn hop() -> Hop<'static> {
-        Hop {
-            peer: Some(IpAddr::from([10, 0, 0, 7])),
-            host: "shop.example:8000",
-            scheme: "http",
-            prefix: "/api/OrdersProxy",
-            request_id: "r-1",
-            traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-        }
+    const STAMP: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+
+    fn sent_from(incoming: &HeaderMap, peer: IpAddr, stamp: Option<&'static str>) -> HeaderMap {
+        let hop = Hop {
+            way: &Way::new(Some(peer), "shop.example:8000", "http"),
+            service: ServiceName::Orders,
+            request_id: HeaderValue::from_static("r-1"),
+            traceparent: HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+            stamp: stamp.map(HeaderValue::from_static),
+        };
+        request(incoming, &hop)
+    }
+
+    fn passed(incoming: &HeaderMap) -> HeaderMap {
+        sent_from(incoming, IpAddr::from([10, 0, 0, 7]), None)
     }
 
     fn text<'a>(headers: &'a HeaderMap, name: &str) -> Vec<&'a str> {
@@ -183,14 +220,14 @@ mod tests {
             ("accept", "text/plain"),
             ("idempotency-key", "k"),
         ]);
-        let sent = request(&incoming, &hop());
+        let sent = passed(&incoming);
         for gone in ["connection", "x-private", "x-other", "keep-alive", "te", "transfer-encoding", "upgrade", "expect", "host"] {
             assert!(!sent.contains_key(gone), "{gone}");
         }
         assert!(!sent.contains_key("content-length"));
         assert_eq!(text(&sent, "accept"), ["application/json", "text/plain"]);
         assert_eq!(text(&sent, "idempotency-key"), ["k"]);
-        let back = answer(&map(&[("connection", "x-private"), ("x-private", "1"), ("etag", "\"1\""), ("trailer", "x")]));
+        let back = answer(map(&[("connection", "x-private"), ("x-private", "1"), ("etag", "\"1\""), ("trailer", "x")]));
         assert!(["connection", "x-private", "trailer"].iter().all(|gone| !back.contains_key(*gone)));
         assert_eq!(text(&back, "etag"), ["\"1\""]);
         assert_eq!(text(&back, "via"), ["1.1 shopd"]);
@@ -207,12 +244,23 @@ mod tests {
     #[test]
     fn inner_headers_are_the_gateways_alone() {
         let incoming = map(&[("x-shopd-prefix", "/evil"), ("x-shopd-key", "1"), ("x-request-id", "theirs"), ("tracestate", "a=1")]);
-        let sent = request(&incoming, &hop());
+        let sent = passed(&incoming);
         assert_eq!(text(&sent, "x-shopd-prefix"), ["/api/OrdersProxy"]);
         assert!(!sent.contains_key("x-shopd-key"));
         assert!(!sent.contains_key("tracestate"));
         assert_eq!(text(&sent, "x-request-id"), ["r-1"]);
-        assert!(!answer(&map(&[("x-shopd-anything", "1")])).contains_key("x-shopd-anything"));
+        assert!(!answer(map(&[("x-shopd-anything", "1")])).contains_key("x-shopd-anything"));
+    }
+
+    #[test]
+    fn a_request_with_an_effect_gets_a_stamp_and_a_key_where_it_has_none() {
+        let peer = IpAddr::from([10, 0, 0, 7]);
+        let headers = sent_from(&map(&[("x-shopd-stamp", "theirs")]), peer, Some(STAMP));
+        assert_eq!((text(&headers, "x-shopd-stamp"), text(&headers, "idempotency-key")), (vec![STAMP], vec![STAMP]));
+        let headers = sent_from(&map(&[("idempotency-key", "mine")]), peer, Some(STAMP));
+        assert_eq!((text(&headers, "x-shopd-stamp"), text(&headers, "idempotency-key")), (vec![STAMP], vec!["mine"]));
+        let headers = passed(&map(&[("x-shopd-stamp", "theirs"), ("x-shopd-deadline-ms", "1")]));
+        assert!(["x-shopd-stamp", "x-shopd-deadline-ms", "idempotency-key"].iter().all(|name| !headers.contains_key(*name)));
     }
 
     #[test]
@@ -223,13 +271,13 @@ mod tests {
             ("forwarded", "for=1.2.3.4;proto=https"),
             ("via", "1.0 front"),
         ]);
-        let sent = request(&incoming, &hop());
+        let sent = passed(&incoming);
         assert_eq!(text(&sent, "x-forwarded-for"), ["1.2.3.4, 10.0.0.7"]);
         assert_eq!(text(&sent, "x-forwarded-proto"), ["https"]);
         assert_eq!(text(&sent, "x-forwarded-host"), ["shop.example:8000"]);
         assert_eq!(text(&sent, "forwarded"), ["for=1.2.3.4;proto=https, for=10.0.0.7;host=\"shop.example:8000\";proto=http"]);
         assert_eq!(text(&sent, "via"), ["1.0 front, 1.1 shopd"]);
-        let v6 = Hop { peer: Some("::1".parse().unwrap()), ..hop() };
-        assert!(text(&request(&HeaderMap::new(), &v6), "forwarded")[0].starts_with("for=\"[::1]\";"));
+        let v6 = sent_from(&HeaderMap::new(), "::1".parse().unwrap(), None);
+        assert!(text(&v6, "forwarded")[0].starts_with("for=\"[::1]\";"));
     }
 }

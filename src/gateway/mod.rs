@@ -3,11 +3,16 @@
 //! Owns nothing but connections and the last good OpenAPI documents. Reads and writes no database. May import http, config and
 //! the values; never a service.
 
+mod admission;
+mod body;
 mod documents;
 mod forward;
 mod health;
+mod limits;
+mod live;
 mod openapi;
 mod replicas;
+mod respond;
 mod routes;
 mod summary;
 mod swagger_ui;
@@ -20,12 +25,17 @@ pub use routes::ServiceName;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::http::header::LOCATION;
+use actix_web::http::header::{ALLOW, HeaderName, LOCATION};
 use actix_web::{Error, HttpRequest, HttpResponse, web};
+use futures::future::join;
+use tokio::sync::SemaphorePermit;
 
 use crate::config::GatewayConfig;
 use crate::http::{Code, MethodNotAllowed, Problem, Readiness, RequestContext, Routes};
+use crate::shutdown::Shutdown;
+use admission::Admission;
 use documents::Documents;
+use limits::Limits;
 use replicas::Replicas;
 use routes::{Refusal, Target};
 use worker::Worker;
@@ -35,21 +45,54 @@ use worker::Worker;
 pub struct Gateway(Arc<Inner>);
 
 struct Inner {
-    orders: Replicas,
-    payments: Replicas,
+    orders: Service,
+    payments: Service,
+    limits: Limits,
     upstream_timeout: Duration,
     documents: Documents,
+    cors_origins: Vec<String>,
+    stop: Shutdown,
+}
+
+struct Service {
+    replicas: Replicas,
+    admission: Admission,
+}
+
+/// A setting that only the gateway can judge.
+#[derive(Debug, thiserror::Error)]
+#[error("{key}: {problem}")]
+pub struct GatewayError {
+    key: &'static str,
+    problem: String,
 }
 
 impl Gateway {
-    /// Takes the addresses of the services from `config`; asks nobody yet.
-    pub fn new(config: &GatewayConfig) -> Self {
-        Self(Arc::new(Inner {
-            orders: Replicas::new(&config.orders_urls),
-            payments: Replicas::new(&config.payments_urls),
+    /// Takes the addresses of the services from `config`; asks nobody yet. What streams ends with `stop`.
+    ///
+    /// # Errors
+    /// A rate limit for a route that there is not, or an address that is none.
+    pub fn new(config: &GatewayConfig, stop: Shutdown) -> Result<Self, GatewayError> {
+        let service = |urls: &[String], key| {
+            let replicas = Replicas::new(urls).map_err(|error| GatewayError { key, problem: error.to_string() })?;
+            Ok(Service { replicas, admission: Admission::new(config.in_flight_max, config.queue_time_max) })
+        };
+        let limits = Limits::new(&config.rate_limits, &config.trusted_proxies);
+        Ok(Self(Arc::new(Inner {
+            orders: service(&config.orders_urls, "gateway.orders_urls")?,
+            payments: service(&config.payments_urls, "gateway.payments_urls")?,
+            limits: limits.map_err(|problem| GatewayError { key: "gateway.rate_limits", problem })?,
             upstream_timeout: config.upstream_timeout,
             documents: Documents::default(),
-        }))
+            cors_origins: config.cors_origins.clone(),
+            stop,
+        })))
+    }
+
+    /// Asks every replica whether it is alive, again and again, until the gateway stops.
+    pub async fn run_checks(self) {
+        let Inner { orders, payments, stop, .. } = &*self.0;
+        join(replicas::watch(&orders.replicas, stop), replicas::watch(&payments.replicas, stop)).await;
     }
 
     /// Everything the gateway serves beside health and metrics.
@@ -72,15 +115,30 @@ impl Gateway {
         let gateway = self.clone();
         Readiness::new(move || {
             let gateway = gateway.clone();
-            async move { health::missing(&gateway.0.orders, &gateway.0.payments).await }
+            async move { health::missing(&gateway.0.orders.replicas, &gateway.0.payments.replicas).await }
         })
     }
 
-    fn replicas(&self, service: ServiceName) -> &Replicas {
+    fn service(&self, service: ServiceName) -> &Service {
         match service {
             ServiceName::Orders => &self.0.orders,
             ServiceName::Payments => &self.0.payments,
         }
+    }
+
+    fn replicas(&self, service: ServiceName) -> &Replicas {
+        &self.service(service).replicas
+    }
+
+    /// A place among the requests under way at `service`.
+    ///
+    /// # Errors
+    /// `unavailable` where it would wait too long.
+    async fn enter(&self, service: ServiceName) -> Result<SemaphorePermit<'_>, Problem> {
+        self.service(service).admission.enter().await.map_err(|shed| {
+            metrics::counter!("shopd_gateway_shed_total", "service" => service.as_str()).increment(1);
+            Problem::unavailable(format_args!("{}: {shed}", service.as_str()))
+        })
     }
 
     fn upstream_timeout(&self) -> Duration {
@@ -96,19 +154,32 @@ async fn handle(
     body: web::Payload,
 ) -> Result<HttpResponse, Error> {
     let not_found = || Problem::new(Code::RouteNotFound, "There is no such route.");
-    let target = routes::resolve(req.method(), req.uri().path()).map_err(|refusal| match refusal {
+    let path = req.uri().path();
+    let target = routes::resolve(req.method(), path).map_err(|refusal| match refusal {
         Refusal::NotFound => Error::from(not_found()),
         Refusal::MethodNotAllowed { allow } => Error::from(MethodNotAllowed { allow: allow.to_owned() }),
     })?;
-    match target {
-        Target::Proxy { service, rest } => Ok(worker.proxy(service, rest, &req, &context, body).await?),
-        Target::Summary { user } => Ok(summary::summary(&worker, user, &context).await?),
-        Target::Root => Ok(HttpResponse::Found().insert_header((LOCATION, "/swagger")).finish()),
-        Target::SwaggerPage => Ok(swagger_ui::page()),
-        Target::SwaggerAsset(name) => {
-            let asset = swagger_ui::asset(name).map_err(Problem::internal)?;
-            Ok(asset.ok_or_else(not_found)?)
+    let limits = &worker.gateway.0.limits;
+    let left = match routes::pattern(path).filter(|_| limits.is_any() && !matches!(target, Target::Options { .. })) {
+        Some(pattern) => limits.check(req.method(), pattern, req.peer_addr().map(|peer| peer.ip()), req.headers())?,
+        None => None,
+    };
+    let response = match target {
+        Target::Proxy { service, rest } => worker.proxy(service, rest, &req, &context, body).await?,
+        Target::Socket { rest } => live::socket(&worker, rest, &req, &context, body).await?,
+        Target::Summary { user } => summary::summary(&worker, user, &context).await?,
+        Target::Timeline { order } => {
+            worker.proxy(ServiceName::Orders, &format!("/{order}/timeline"), &req, &context, body).await?
         }
-        Target::SwaggerDocument => Ok(HttpResponse::Ok().json(worker.gateway.0.documents.current(&worker, &context).await)),
+        Target::Options { allow } => HttpResponse::NoContent().insert_header((ALLOW, allow)).finish(),
+        Target::Root => HttpResponse::Found().insert_header((LOCATION, "/swagger")).finish(),
+        Target::SwaggerPage => swagger_ui::page(),
+        Target::SwaggerAsset(name) => swagger_ui::asset(name).map_err(Problem::internal)?.ok_or_else(not_found)?,
+        Target::SwaggerDocument => HttpResponse::Ok().json(worker.gateway.0.documents.current(&worker, &context).await),
+    };
+    let mut response = respond::compress(&req, response);
+    for (name, value) in left.iter().flat_map(limits::Left::headers) {
+        response.headers_mut().insert(HeaderName::from_static(name), value);
     }
+    Ok(response)
 }

@@ -47,8 +47,20 @@ pub enum Target<'a> {
         service: ServiceName,
         rest: &'a str,
     },
+    /// A WebSocket that is fed from `events` of the orders service; `rest` as above, without its last segment.
+    Socket {
+        rest: &'a str,
+    },
     Summary {
         user: &'a str,
+    },
+    /// Both services' part of one order's way.
+    Timeline {
+        order: &'a str,
+    },
+    /// `OPTIONS` of a known route; `allow` is the header's text.
+    Options {
+        allow: &'static str,
     },
     Root,
     SwaggerPage,
@@ -65,9 +77,9 @@ pub enum Refusal {
     },
 }
 
-const GET: &str = "GET, HEAD";
-const POST: &str = "POST";
-const GET_POST: &str = "GET, HEAD, POST";
+const GET: &str = "GET, HEAD, OPTIONS";
+const POST: &str = "POST, OPTIONS";
+const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
 
 /// Every route as a pattern, for the framework's router and the metrics' labels; [`resolve`] alone decides.
 pub const PATTERNS: &[&str] = &[
@@ -78,17 +90,47 @@ pub const PATTERNS: &[&str] = &[
     "/swagger/v1/swagger.json",
     "/api/users/{userId}/summary",
     "/api/OrdersProxy",
+    "/api/OrdersProxy/events",
     "/api/OrdersProxy/{id}",
+    "/api/OrdersProxy/{id}/events",
+    "/api/OrdersProxy/{id}/ws",
+    "/api/OrdersProxy/{id}/timeline",
     "/api/PaymentsProxy/{userId}",
     "/api/PaymentsProxy/{userId}/deposit",
     "/api/PaymentsProxy/{userId}/balance",
     "/api/PaymentsProxy/{userId}/transactions",
 ];
 
-/// Decides by the raw path and the method; `HEAD` is allowed wherever `GET` is.
+/// The routes of the API, whose clients may be limited.
+pub fn limited() -> impl Iterator<Item = (Method, &'static str)> {
+    let api = PATTERNS.iter().filter(|pattern| pattern.starts_with("/api/"));
+    api.flat_map(|pattern| {
+        let allow = find(pattern).map_or("", |(_, allow)| allow);
+        [Method::GET, Method::POST].into_iter().filter(|method| allows(allow, method)).map(|method| (method, *pattern))
+    })
+}
+
+/// The pattern of a path that [`resolve`] has a target for; a limit's and a metric's name for it.
+pub fn pattern(path: &str) -> Option<&'static str> {
+    let fits = |pattern: &&&str| {
+        let mut segments = path.split('/');
+        pattern.split('/').all(|part| segments.next().is_some_and(|segment| part.starts_with('{') || part == segment))
+            && segments.next().is_none()
+    };
+    PATTERNS.iter().find(fits).copied()
+}
+
+/// Decides by the raw path and the method; `HEAD` is allowed wherever `GET` is, and `OPTIONS` everywhere.
 pub fn resolve<'a>(method: &Method, path: &'a str) -> Result<Target<'a>, Refusal> {
     let (target, allow) = find(path).ok_or(Refusal::NotFound)?;
-    if allow.split(", ").any(|name| name == method.as_str()) { Ok(target) } else { Err(Refusal::MethodNotAllowed { allow }) }
+    if method == Method::OPTIONS {
+        return Ok(Target::Options { allow });
+    }
+    if allows(allow, method) { Ok(target) } else { Err(Refusal::MethodNotAllowed { allow }) }
+}
+
+fn allows(allow: &str, method: &Method) -> bool {
+    allow.split(", ").any(|name| name == method.as_str())
 }
 
 fn find(path: &str) -> Option<(Target<'_>, &'static str)> {
@@ -102,14 +144,16 @@ fn find(path: &str) -> Option<(Target<'_>, &'static str)> {
         return (!asset.contains('/')).then_some((Target::SwaggerAsset(asset), GET));
     }
     if let Some(rest) = path.strip_prefix("/api/users") {
-        let [user, "summary"] = segments(rest)?[..] else { return None };
+        let [user, "summary"] = *Segments::of(rest)?.as_slice() else { return None };
         return Some((Target::Summary { user }, GET));
     }
     ServiceName::ALL.into_iter().find_map(|service| {
         let rest = path.strip_prefix(service.public_prefix())?;
-        let allow = match (service, &segments(rest)?[..]) {
+        let allow = match (service, Segments::of(rest)?.as_slice()) {
             (ServiceName::Orders, []) => GET_POST,
-            (ServiceName::Orders, [_id]) => GET,
+            (ServiceName::Orders, [_id] | [_id, "events"]) => GET,
+            (ServiceName::Orders, &[order, "timeline"]) => return Some((Target::Timeline { order }, GET)),
+            (ServiceName::Orders, [_id, "ws"]) => return Some((Target::Socket { rest: rest.strip_suffix("/ws")? }, GET)),
             (ServiceName::Payments, [_user] | [_user, "deposit"]) => POST,
             (ServiceName::Payments, [_user, "balance" | "transactions"]) => GET,
             _ => return None,
@@ -118,13 +162,31 @@ fn find(path: &str) -> Option<(Target<'_>, &'static str)> {
     })
 }
 
-/// The segments after a prefix; `None` where the prefix ends inside a segment or a segment is empty.
-fn segments(rest: &str) -> Option<Vec<&str>> {
-    if rest.is_empty() {
-        return Some(Vec::new());
+/// No route of a service has more segments after its prefix.
+const SEGMENTS_MAX: usize = 2;
+
+/// The segments after a prefix, without a heap for them.
+struct Segments<'a> {
+    found: [&'a str; SEGMENTS_MAX],
+    count: usize,
+}
+
+impl<'a> Segments<'a> {
+    /// `None` where the prefix ends inside a segment, a segment is empty or there are too many.
+    fn of(rest: &'a str) -> Option<Self> {
+        let mut segments = Self { found: [""; SEGMENTS_MAX], count: 0 };
+        if !rest.is_empty() {
+            for segment in rest.strip_prefix('/')?.split('/') {
+                *segments.found.get_mut(segments.count).filter(|_| !segment.is_empty())? = segment;
+                segments.count += 1;
+            }
+        }
+        Some(segments)
     }
-    let segments: Vec<&str> = rest.strip_prefix('/')?.split('/').collect();
-    segments.iter().all(|segment| !segment.is_empty()).then_some(segments)
+
+    fn as_slice(&self) -> &[&'a str] {
+        &self.found[..self.count]
+    }
 }
 
 #[cfg(test)]
@@ -143,6 +205,8 @@ mod tests {
             (Method::GET, "/api/OrdersProxy", Orders, ""),
             (Method::HEAD, "/api/OrdersProxy", Orders, ""),
             (Method::GET, "/api/OrdersProxy/1", Orders, "/1"),
+            (Method::GET, "/api/OrdersProxy/events", Orders, "/events"),
+            (Method::GET, "/api/OrdersProxy/1/events", Orders, "/1/events"),
             (Method::POST, "/api/PaymentsProxy/u1", Payments, "/u1"),
             (Method::POST, "/api/PaymentsProxy/u1/deposit", Payments, "/u1/deposit"),
             (Method::GET, "/api/PaymentsProxy/u1/balance", Payments, "/u1/balance"),
@@ -151,20 +215,42 @@ mod tests {
             assert_eq!(resolve(&method, path), proxied(service, rest), "{method} {path}");
         }
         assert_eq!(resolve(&Method::GET, "/api/users/u1/summary"), Ok(Target::Summary { user: "u1" }));
+        assert_eq!(resolve(&Method::GET, "/api/OrdersProxy/1/ws"), Ok(Target::Socket { rest: "/1" }));
+        assert_eq!(resolve(&Method::GET, "/api/OrdersProxy/ws/ws"), Ok(Target::Socket { rest: "/ws" }));
+        assert_eq!(resolve(&Method::GET, "/api/OrdersProxy/%2F/timeline"), Ok(Target::Timeline { order: "%2F" }));
+    }
+
+    #[test]
+    fn a_path_has_the_pattern_of_its_route() {
+        for (path, expected) in [
+            ("/api/OrdersProxy", Some("/api/OrdersProxy")),
+            ("/api/OrdersProxy/events", Some("/api/OrdersProxy/events")),
+            ("/api/OrdersProxy/..", Some("/api/OrdersProxy/{id}")),
+            ("/api/PaymentsProxy/u%2F/balance", Some("/api/PaymentsProxy/{userId}/balance")),
+            ("/api/PaymentsProxy/u/balance/", None),
+            ("/api/nothing", None),
+        ] {
+            assert_eq!(pattern(path), expected, "{path}");
+        }
+        assert!(PATTERNS.iter().all(|known| pattern(known) == Some(*known) && resolve(&Method::OPTIONS, known).is_ok()));
+        assert_eq!(limited().filter(|(_, pattern)| *pattern == "/api/OrdersProxy").count(), 2);
+        assert!(limited().all(|(_, pattern)| !pattern.contains("swagger")));
     }
 
     #[test]
     fn a_known_route_names_its_methods_and_an_unknown_one_is_not_found() {
         for (method, path, allow) in [
-            (Method::DELETE, "/api/OrdersProxy", "GET, HEAD, POST"),
-            (Method::POST, "/api/OrdersProxy/1", "GET, HEAD"),
-            (Method::GET, "/api/PaymentsProxy/u1", "POST"),
-            (Method::GET, "/api/PaymentsProxy/u1/deposit", "POST"),
-            (Method::OPTIONS, "/api/PaymentsProxy/u1/balance", "GET, HEAD"),
-            (Method::POST, "/swagger", "GET, HEAD"),
+            (Method::DELETE, "/api/OrdersProxy", "GET, HEAD, POST, OPTIONS"),
+            (Method::POST, "/api/OrdersProxy/1", "GET, HEAD, OPTIONS"),
+            (Method::POST, "/api/OrdersProxy/1/ws", "GET, HEAD, OPTIONS"),
+            (Method::GET, "/api/PaymentsProxy/u1", "POST, OPTIONS"),
+            (Method::GET, "/api/PaymentsProxy/u1/deposit", "POST, OPTIONS"),
+            (Method::POST, "/swagger", "GET, HEAD, OPTIONS"),
         ] {
             assert_eq!(resolve(&method, path), Err(Refusal::MethodNotAllowed { allow }), "{method} {path}");
+            assert_eq!(resolve(&Method::OPTIONS, path), Ok(Target::Options { allow }), "{path}");
         }
+        assert_eq!(resolve(&Method::OPTIONS, "/nothing"), Err(Refusal::NotFound));
         for path in [
             "/api/OrdersProxy/",
             "/api/OrdersProxyX",

@@ -49,9 +49,10 @@ pub async fn summary(worker: &Worker, user: &str, context: &RequestContext) -> R
     let user_id = decode(user)?;
     let deadline = Instant::now() + worker.gateway.upstream_timeout();
     let encoded = utf8_percent_encode(user_id.as_str(), NON_ALPHANUMERIC);
-    let balance = worker.get(ServiceName::Payments, format!("/api/Account/{user}/balance"), context, deadline);
+    let balance = format!("/api/Account/{user}/balance");
+    let balance = worker.get(ServiceName::Payments, &balance, context, deadline);
     let orders = format!("/api/Orders?userId={encoded}&limit={ORDERS_SHOWN}");
-    let orders = worker.get(ServiceName::Orders, orders, context, deadline);
+    let orders = worker.get(ServiceName::Orders, &orders, context, deadline);
     let (balance, orders) = join(balance, orders).await;
     let body = combine(&user_id, said(balance), said(orders))?;
     Ok(HttpResponse::Ok().content_type("application/json").body(body))

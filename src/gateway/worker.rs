@@ -1,62 +1,76 @@
-//! One worker thread of the gateway: its connections, and the two ways of asking a service with them.
+//! One worker thread of the gateway: its connections, and the ways of asking a service with them.
 
+use std::cell::RefCell;
+use std::net::IpAddr;
+use std::rc::Rc;
 use std::time::Duration;
 
-use actix_web::body::{BodyStream, None as NoBody, SizedStream};
-use actix_web::http::header::{self, HeaderMap};
-use actix_web::http::{Method, StatusCode, Uri, Version};
+use actix_web::http::header::{self, HeaderMap, HeaderValue};
+use actix_web::http::uri::PathAndQuery;
+use actix_web::http::{Method, Version};
 use actix_web::web::Payload;
 use actix_web::{HttpRequest, HttpResponse};
-use bytes::{Bytes, BytesMut};
-use futures::StreamExt;
-use tokio::time::{Instant, timeout_at};
+use bytes::Bytes;
+use tokio::time::Instant;
+use uuid::Uuid;
 
-use super::forward::{self, Hop};
+use super::body;
+use super::forward::{self, Hop, Way};
 use super::routes::ServiceName;
-use super::upstream::{Answer, AnswerBody, Client, Outgoing, UpstreamError};
-use super::{Gateway, Replicas};
-use crate::http::{Code, Problem, RequestContext};
+use super::upstream::{Answer, Client, Kind, Outgoing, UpstreamError};
+use super::{Gateway, respond};
+use crate::http::{Code, IDEMPOTENCY_KEY_HEADER, Problem, RequestContext};
 
-/// As the services have it.
-const BODY_BYTES_MAX: usize = 64 * 1024;
 const SCHEME: &str = "http";
+/// What goes on for ever is asked so.
+const EVENTS: &str = "/events";
 
 pub struct Worker {
     pub gateway: Gateway,
     client: Client,
+    /// Of the latest request: most come by the same way as the one before.
+    way: RefCell<Option<Rc<Way>>>,
 }
 
 impl Worker {
     pub fn new(gateway: Gateway) -> Self {
-        Self { gateway, client: Client::new() }
+        Self { gateway, client: Client::new(), way: RefCell::new(None) }
     }
 
-    fn replicas(&self, service: ServiceName) -> &Replicas {
-        self.gateway.replicas(service)
-    }
-
-    /// Asks a service on the gateway's own account.
+    /// Asks a service on the gateway's own account, under the client's ids.
     pub async fn get(
         &self,
         service: ServiceName,
-        target: String,
+        target: &str,
         context: &RequestContext,
         deadline: Instant,
     ) -> Result<Answer, UpstreamError> {
-        let hop = Hop {
-            peer: None,
-            host: "gateway",
-            scheme: SCHEME,
-            prefix: service.public_prefix(),
-            request_id: &context.request_id,
-            traceparent: &context.trace.child().traceparent(),
-        };
-        let headers = forward::request(&HeaderMap::new(), &hop);
-        let outgoing = Outgoing { method: Method::GET, target, headers, body: Bytes::new() };
-        self.client.send(self.replicas(service), &outgoing, deadline).await
+        self.get_with(service, target, &HeaderMap::new(), Kind::Plain, context, deadline).await
+    }
+
+    /// As [`Worker::get`], with headers and of a kind.
+    pub async fn get_with(
+        &self,
+        service: ServiceName,
+        target: &str,
+        headers: &HeaderMap,
+        kind: Kind,
+        context: &RequestContext,
+        deadline: Instant,
+    ) -> Result<Answer, UpstreamError> {
+        let way = self.way(None, "gateway");
+        let hop = hop(&way, service, context, None)?;
+        let target = target.parse().map_err(|error| UpstreamError::Unavailable(format!("{target}: {error}")))?;
+        let headers = || forward::request(headers, &hop);
+        let outgoing = Outgoing { method: Method::GET, target, headers: &headers, body: Bytes::new(), kind, wait: Duration::ZERO };
+        self.client.send(self.gateway.replicas(service), &outgoing, deadline).await
     }
 
     /// Passes a client's request on, and the answer back. `rest` is what follows the service's prefix, raw.
+    ///
+    /// # Errors
+    /// 413 and 400 of a body that is too large or does not come, `unavailable` where too much is asked, and what stands for an
+    /// answer that did not come.
     pub async fn proxy(
         &self,
         service: ServiceName,
@@ -66,76 +80,76 @@ impl Worker {
         body: Payload,
     ) -> Result<HttpResponse, Problem> {
         let bound = self.gateway.upstream_timeout();
+        let is_stream = rest.ends_with(EVENTS);
+        let wait = forward::wait(req.headers()).unwrap_or(Duration::ZERO);
+        // What waits on purpose holds no place: it would keep those out who do not.
+        let _place = match is_stream || !wait.is_zero() {
+            true => None,
+            false => Some(self.gateway.enter(service).await?),
+        };
         // What follows the head of an `Upgrade` is no body, and has no end.
         let has_body = req.version() >= Version::HTTP_2
             || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| req.headers().contains_key(name));
-        if announced(req.headers()).is_some_and(|length| length > BODY_BYTES_MAX as u64) {
-            return Err(too_large());
-        }
-        let body = if has_body { read_body(body, Instant::now() + bound).await? } else { Bytes::new() };
+        let body = if has_body { body::read(body, req.headers(), bound).await? } else { Bytes::new() };
         let host = req.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-        let hop = Hop {
-            peer: req.peer_addr().map(|peer| peer.ip().to_canonical()),
-            host: host.or(req.uri().authority().map(|authority| authority.as_str())).unwrap_or_default(),
-            scheme: SCHEME,
-            prefix: service.public_prefix(),
-            request_id: &context.request_id,
-            traceparent: &context.trace.child().traceparent(),
-        };
+        let host = host.or(req.uri().authority().map(|authority| authority.as_str())).unwrap_or_default();
+        let peer = req.peer_addr().map(|peer| peer.ip().to_canonical());
+        // Beside GET everything has an effect.
+        let stamp = (req.method() != Method::GET).then(stamp).transpose().map_err(Problem::internal)?;
+        let own_key = stamp.is_some() && !req.headers().contains_key(IDEMPOTENCY_KEY_HEADER);
+        let way = self.way(peer, host);
+        let hop = hop(&way, service, context, stamp).map_err(|error| problem(service, error))?;
         let outgoing = Outgoing {
             method: req.method().clone(),
-            target: inner_target(service, rest, req.uri()),
-            headers: forward::request(req.headers(), &hop),
+            target: inner_target(service, rest, req.uri().query()).map_err(Problem::internal)?,
+            headers: &|| forward::request(req.headers(), &hop),
             body,
+            kind: match (is_stream, own_key) {
+                (true, _) => Kind::Stream,
+                (_, true) => Kind::OwnKey,
+                _ => Kind::Plain,
+            },
+            wait,
         };
-        let deadline = Instant::now() + bound + forward::wait(req.headers()).unwrap_or(Duration::ZERO);
-        let answer = self.client.send(self.replicas(service), &outgoing, deadline).await;
-        answer.map(respond).map_err(|error| problem(service, error))
+        let answer = self.client.send(self.gateway.replicas(service), &outgoing, Instant::now() + bound + wait).await;
+        answer.map(|answer| respond::respond(answer, &self.gateway.0.stop)).map_err(|error| problem(service, error))
     }
-}
 
-fn inner_target(service: ServiceName, rest: &str, uri: &Uri) -> String {
-    let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-    format!("{}{rest}{query}", service.inner_prefix())
-}
-
-/// The length that the client names beforehand.
-fn announced(headers: &HeaderMap) -> Option<u64> {
-    headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()).and_then(|value| value.parse().ok())
-}
-
-fn too_large() -> Problem {
-    Problem::new(Code::PayloadTooLarge, "The body is larger than 64 KiB.")
-}
-
-/// The whole body, bounded; what is left of a larger one is drained by the layer around us.
-async fn read_body(mut body: Payload, until: Instant) -> Result<Bytes, Problem> {
-    let mut whole = BytesMut::new();
-    loop {
-        let late = |_| Problem::invalid("body", "The body did not arrive in time.");
-        match timeout_at(until, body.next()).await.map_err(late)? {
-            Some(Ok(chunk)) if whole.len() + chunk.len() > BODY_BYTES_MAX => {
-                return Err(too_large());
-            }
-            Some(Ok(chunk)) => whole.extend_from_slice(&chunk),
-            Some(Err(error)) => return Err(Problem::invalid("body", "The body did not arrive whole.").caused_by(error)),
-            None => return Ok(whole.freeze()),
+    /// Written anew only where it is another than the latest.
+    fn way(&self, peer: Option<IpAddr>, host: &str) -> Rc<Way> {
+        let mut latest = self.way.borrow_mut();
+        match &*latest {
+            Some(way) if way.peer == peer && way.host == host => way.clone(),
+            _ => latest.insert(Rc::new(Way::new(peer, host, SCHEME))).clone(),
         }
     }
 }
 
-fn respond(answer: Answer) -> HttpResponse {
-    let mut response = HttpResponse::build(answer.status);
-    for header in forward::answer(&answer.headers) {
-        response.append_header(header);
+fn hop<'w>(
+    way: &'w Way,
+    service: ServiceName,
+    context: &RequestContext,
+    stamp: Option<HeaderValue>,
+) -> Result<Hop<'w>, UpstreamError> {
+    let value = |text: &str| HeaderValue::from_str(text).map_err(|error| UpstreamError::Unavailable(error.to_string()));
+    let (request_id, traceparent) = (value(&context.request_id)?, value(&context.trace.child().traceparent())?);
+    Ok(Hop { way, service, request_id, traceparent, stamp })
+}
+
+fn stamp() -> Result<HeaderValue, actix_web::http::header::InvalidHeaderValue> {
+    HeaderValue::from_str(Uuid::now_v7().hyphenated().encode_lower(&mut Uuid::encode_buffer()))
+}
+
+fn inner_target(service: ServiceName, rest: &str, query: Option<&str>) -> Result<PathAndQuery, actix_web::http::uri::InvalidUri> {
+    let prefix = service.inner_prefix();
+    let mut target = String::with_capacity(prefix.len() + rest.len() + query.map_or(0, |query| query.len() + 1));
+    target.push_str(prefix);
+    target.push_str(rest);
+    if let Some(query) = query {
+        target.push('?');
+        target.push_str(query);
     }
-    let bodyless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&answer.status);
-    match answer.body {
-        AnswerBody::Whole(_) if bodyless => response.body(NoBody::new()),
-        AnswerBody::Whole(bytes) => response.body(bytes),
-        AnswerBody::Stream { length: Some(length), chunks } => response.body(SizedStream::new(length, chunks)),
-        AnswerBody::Stream { length: None, chunks } => response.body(BodyStream::new(chunks)),
-    }
+    PathAndQuery::from_maybe_shared(Bytes::from(target))
 }
 
 /// A service that gave no answer, as the client sees it.

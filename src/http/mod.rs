@@ -18,11 +18,11 @@ mod reply;
 mod server;
 
 pub use body::{BODY_BYTES_MAX, Ignored, Json, ReadBody};
-pub use context::{PREFIX_HEADER, REQUEST_ID_HEADER, RequestContext};
+pub use context::{DEADLINE_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, RequestContext, STAMP_HEADER};
 pub use etag::matches as if_none_match;
 pub use extract::{Params, escape, path_segment};
 pub use health::{Health, Readiness};
-pub use idempotency::IdempotencyKey;
+pub use idempotency::{IDEMPOTENCY_KEY_HEADER, IdempotencyKey};
 pub use pages::{LIMIT_DEFAULT, LIMIT_MAX, cursor, cursor_of, limit, with_next};
 pub use problem::{Code, Problem};
 pub use render::{MethodNotAllowed, PROBLEM_JSON, only};

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use actix_web::http::StatusCode;
+use actix_web::http::header::HeaderValue;
 
 use crate::db::DbError;
 use crate::money::AmountError;
@@ -78,7 +79,7 @@ codes! {
     IdempotencyMismatch = "idempotency_mismatch", 422, "Idempotency key reused";
     /// A request with this `Idempotency-Key` is still running; nothing happened, ask again.
     IdempotencyInProgress = "idempotency_in_progress", 409, "Request in progress";
-    /// Reserved, not answered yet: too many requests; `Retry-After` says when to come back.
+    /// Too many requests; `Retry-After` says when to come back.
     RateLimited = "rate_limited", 429, "Too many requests";
     /// The service behind the gateway refused or broke the connection.
     UpstreamUnavailable = "upstream_unavailable", 503, "Upstream unavailable";
@@ -106,6 +107,8 @@ pub struct Problem {
     pub errors: BTreeMap<String, Vec<String>>,
     /// Seconds, for `Retry-After`.
     pub retry_after_s: Option<u32>,
+    /// Further headers of the answer; names in lower case.
+    pub headers: Vec<(&'static str, HeaderValue)>,
     /// For the log only.
     pub cause: Option<String>,
 }
@@ -113,7 +116,7 @@ pub struct Problem {
 impl Problem {
     /// `detail` must be fit for the client.
     pub fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { code, detail: detail.into(), errors: BTreeMap::new(), retry_after_s: None, cause: None }
+        Self { code, detail: detail.into(), errors: BTreeMap::new(), retry_after_s: None, headers: Vec::new(), cause: None }
     }
 
     /// An `invalid_request` about one field or parameter.

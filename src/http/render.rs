@@ -123,6 +123,9 @@ pub(super) fn answer(problem: &Problem, context: &RequestContext, instance: &str
     if let Some(seconds) = problem.retry_after_s {
         answer.set("retry-after", seconds.to_string());
     }
+    for (name, value) in &problem.headers {
+        answer.set(name, value.to_str().unwrap_or_default());
+    }
     answer
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::config::{Config, GatewayConfig};
+use crate::config::Config;
 use crate::gateway::Gateway;
 use crate::http::{self, Bound, Readiness, ServeError};
 use crate::shutdown::Shutdown;
@@ -10,16 +10,14 @@ use crate::shutdown::Shutdown;
 use super::{DRAIN_ALONE, RoleError};
 
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
-    let (bound, readiness) = bind(&config, &config.gateway, super::share(&config, DRAIN_ALONE))?;
+    let gateway = Gateway::new(&config.gateway, stop.clone())?;
+    let (bound, readiness) = bind(&config, &gateway, super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("gateway", readiness, stop.clone()));
-    Ok(bound.run(stop).await?)
+    super::together(bound.run(stop.clone()), gateway.run_checks(), &stop).await
 }
 
-/// `gateway` names the replicas' addresses, which `all` knows only once they listen.
-pub(super) fn bind(config: &Config, gateway: &GatewayConfig, drain: Duration) -> Result<(Bound, Readiness), ServeError> {
-    let gateway = Gateway::new(gateway);
-    let readiness = gateway.readiness();
-    let routes = gateway.routes();
+pub(super) fn bind(config: &Config, gateway: &Gateway, drain: Duration) -> Result<(Bound, Readiness), ServeError> {
+    let (readiness, routes) = (gateway.readiness(), gateway.routes());
     let bound = http::bind(http::GATEWAY, config.gateway.listen, &config.http, drain, routes, readiness.clone())?;
     Ok((bound, readiness))
 }

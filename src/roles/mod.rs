@@ -16,6 +16,7 @@ use crate::audit::AuditError;
 use crate::config::{Config, Secret};
 use crate::db::{Db, DbError};
 use crate::embedded::EmbeddedError;
+use crate::gateway::GatewayError;
 use crate::http::{Readiness, ServeError};
 use crate::messaging::log::{KafkaLog, LogError, SharedLog};
 use crate::shutdown::Shutdown;
@@ -31,6 +32,8 @@ pub enum RoleError {
     Log(#[from] LogError),
     #[error(transparent)]
     Embedded(#[from] EmbeddedError),
+    #[error(transparent)]
+    Gateway(#[from] GatewayError),
     #[error("could not check: {0}")]
     Audit(AuditError),
     #[error("there is no shop in {}", .0.display())]

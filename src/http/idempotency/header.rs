@@ -15,6 +15,8 @@ use crate::http::reply::Reply;
 
 /// As documents name it.
 pub const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
+/// As headers are compared.
+pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
 /// The response header of every replay, `true`.
 pub const REPLAYED: &str = "idempotent-replayed";
 

@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use crate::config::{Config, GatewayConfig};
 use crate::contracts::TOPICS;
 use crate::db::{self, Db, Notifier, Schema};
+use crate::gateway::Gateway;
 use crate::http::idempotency::keep_pruned;
 use crate::http::{Bound, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
@@ -111,10 +112,12 @@ async fn run_roles(
         payments_urls: vec![reachable(payments_bound.local_addr)],
         ..config.gateway.clone()
     };
-    let (gateway_bound, gateway_ready) = gateway::bind(config, &gateway_config, super::share(config, 40))?;
+    let public_port = Gateway::new(&gateway_config, stop.clone())?;
+    let (gateway_bound, gateway_ready) = gateway::bind(config, &public_port, super::share(config, 40))?;
     let public = reachable(gateway_bound.local_addr);
 
     let mut workers = JoinSet::new();
+    workers.spawn(public_port.run_checks());
     workers.spawn(orders::consumer(config, stores.orders.batches.clone(), log.clone(), owner.clone()).run(services.clone()));
     workers.spawn(crate::orders::run_sweeper(sweeper, services.clone()));
     let results = notifier(payments_db, &payments_wake);

@@ -126,18 +126,28 @@ pub const TIMEOUT: Duration = Duration::from_millis(600);
 
 impl Shop {
     pub async fn start(orders: &[&str], payments: &[&str]) -> Self {
+        Self::start_with(orders, payments, |_| {}).await
+    }
+
+    /// As `start`, with settings changed.
+    pub async fn start_with(orders: &[&str], payments: &[&str], change: impl FnOnce(&mut GatewayConfig)) -> Self {
         let urls = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect();
-        let gateway = Gateway::new(&GatewayConfig {
+        let (config, stop) = (Config::default().gateway, Shutdown::new());
+        let mut config = GatewayConfig {
             listen: "127.0.0.1:0".parse().unwrap(),
             orders_urls: urls(orders),
             payments_urls: urls(payments),
             upstream_timeout: TIMEOUT,
-        });
+            ..config
+        };
+        change(&mut config);
+        let gateway = Gateway::new(&config, stop.clone()).unwrap();
+        tokio::spawn(gateway.clone().run_checks());
         let config = HttpConfig { workers: 1, ..Config::default().http };
         let listen = "127.0.0.1:0".parse().unwrap();
         let drain = Duration::from_millis(100);
         let bound = http::bind(http::GATEWAY, listen, &config, drain, gateway.routes(), gateway.readiness()).unwrap();
-        let (address, stop) = (bound.local_addr.to_string(), Shutdown::new());
+        let address = bound.local_addr.to_string();
         tokio::spawn(bound.run(stop.clone()));
         // The client wants one though no test speaks TLS; another test may have installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();

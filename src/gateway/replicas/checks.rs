@@ -1,0 +1,62 @@
+//! Active checks: whether replicas are alive, asked at `/health/live`. Life, not readiness: a database that is away makes every replica
+//! unready, and none of them a worse one than the others.
+//!
+//! A connection of its own for each probe, so that it asks the replica's listener, too.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::{Replica, Replicas, Seen};
+use crate::shutdown::Shutdown;
+
+/// For one probe, connecting included.
+const PROBE_TIME_MAX: Duration = Duration::from_millis(500);
+/// Between two probes of one that is well, and of one that is not.
+const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL_EJECTED: Duration = Duration::from_millis(250);
+/// For the answer to whether any replica of a service is live.
+const ANY_LIVE_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Checks every replica until `stop`. One that is alone is not checked: there is no other to ask.
+pub async fn watch(replicas: &Replicas, stop: &Shutdown) {
+    if replicas.len() < 2 {
+        return stop.stopped().await;
+    }
+    join_all((0..replicas.len()).map(|index| watch_one(replicas, index, stop))).await;
+}
+
+async fn watch_one(replicas: &Replicas, index: usize, stop: &Shutdown) {
+    let replica = &replicas.replicas[index];
+    loop {
+        let is_ejected = replica.health().is_ejected(replicas.now_ms());
+        tokio::select! {
+            () = tokio::time::sleep(if is_ejected { INTERVAL_EJECTED } else { INTERVAL }) => {}
+            () = stop.stopped() => return,
+        }
+        let is_live = is_live(replica, PROBE_TIME_MAX).await;
+        replicas.see(index, if is_live { Seen::CheckPassed } else { Seen::CheckMissed });
+    }
+}
+
+/// Whether any replica is live now; within a second.
+pub async fn any_live(replicas: &Replicas) -> bool {
+    join_all(replicas.replicas.iter().map(|replica| is_live(replica, ANY_LIVE_TIME_MAX))).await.contains(&true)
+}
+
+async fn is_live(replica: &Replica, time_max: Duration) -> bool {
+    matches!(tokio::time::timeout(time_max, probe(replica)).await, Ok(Ok(true)))
+}
+
+async fn probe(replica: &Replica) -> std::io::Result<bool> {
+    let (host, port) = (replica.authority.host(), replica.authority.port_u16().unwrap_or(80));
+    let mut stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+    let request = format!("GET /health/live HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", replica.authority);
+    stream.write_all(request.as_bytes()).await?;
+    let mut status_line = [0; "HTTP/1.1 200".len()];
+    stream.read_exact(&mut status_line).await?;
+    // Whatever it says beside a 5xx: it is there and speaks HTTP.
+    Ok(status_line.starts_with(b"HTTP/1.") && status_line[8] == b' ' && (b'2'..=b'4').contains(&status_line[9]))
+}

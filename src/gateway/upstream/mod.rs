@@ -1,0 +1,205 @@
+//! Asking a service: one request, over as many of its replicas as it takes, within one deadline.
+//!
+//! [`retry`] decides what is asked again and where; [`attempt`] is one try. No repeat doubles an effect: a GET has none, and a POST
+//! has a key under which the service does it once. May import the gateway's replicas only.
+
+mod attempt;
+mod retry;
+
+use std::time::Duration;
+
+use actix_web::http::header::HeaderMap;
+use actix_web::http::uri::PathAndQuery;
+use actix_web::http::{Method, StatusCode};
+use bytes::Bytes;
+use tokio::time::{Instant, sleep_until};
+
+pub use attempt::{Answer, AnswerBody, Chunks};
+use attempt::{Failure, attempt};
+use retry::{Next, Outcome, Tries};
+
+use super::replicas::{Replicas, Seen};
+
+/// Below the services' keep-alive (75 s), so that it is always us who end an idle connection.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+/// A replica whose host does not even answer the handshake.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
+/// Their number is bounded by what asks over them: requests under way, and the server's connections.
+const NO_LIMIT: usize = 0;
+
+/// Connections to the services; one of these a worker thread, neither `Send` nor shared.
+pub struct Client {
+    pooled: awc::Client,
+    /// Keeps nothing: a request after a broken one must not meet a second connection that the service has closed meanwhile, and a
+    /// stream's connection is not asked over again.
+    fresh: awc::Client,
+}
+
+/// A request as the service sees it.
+pub struct Outgoing<'a> {
+    pub method: Method,
+    /// Raw.
+    pub target: PathAndQuery,
+    /// Made anew for each try.
+    pub headers: &'a dyn Fn() -> HeaderMap,
+    pub body: Bytes,
+    pub kind: Kind,
+    /// How long the service is asked to wait on purpose.
+    pub wait: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It has an end soon.
+    Plain,
+    /// As `Plain`; its key is the gateway's own.
+    OwnKey,
+    /// Its answer may go on for ever.
+    Stream,
+}
+
+/// Why there is no answer; the texts are for the log.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("unavailable: {0}")]
+    Unavailable(String),
+    #[error("late: {0}")]
+    Timeout(String),
+}
+
+impl UpstreamError {
+    fn at(self, base: &str) -> Self {
+        match self {
+            Self::Unavailable(cause) => Self::Unavailable(format!("{base}: {cause}")),
+            Self::Timeout(cause) => Self::Timeout(format!("{base}: {cause}")),
+        }
+    }
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Client {
+    pub fn new() -> Self {
+        let client = |idle: Duration| {
+            let connector = awc::Connector::new().timeout(CONNECT_TIME_MAX).conn_keep_alive(idle).limit(NO_LIMIT);
+            // Every wait here has a deadline of its own.
+            awc::Client::builder().connector(connector).disable_timeout().disable_redirects().no_default_headers().finish()
+        };
+        Self { pooled: client(IDLE_MAX), fresh: client(Duration::ZERO) }
+    }
+
+    /// Asks until `deadline`. A try that can be repeated elsewhere gets half of the time that is left beside its wait on purpose.
+    pub async fn send(&self, replicas: &Replicas, outgoing: &Outgoing<'_>, deadline: Instant) -> Result<Answer, UpstreamError> {
+        replicas.deposit();
+        let mut tried = Vec::new();
+        let (mut made, mut waits) = (0, 0);
+        let mut last = Err(UpstreamError::Unavailable("no replica is configured".to_owned()));
+        while let Some(picked) = replicas.pick(&tried) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            tried.push(picked.index);
+            let others = tried.len() < replicas.len();
+            let until = if others { deadline - left.saturating_sub(outgoing.wait) / 2 } else { deadline };
+            // A connection kept from before is only for a first try.
+            let client = if made == 0 && outgoing.kind != Kind::Stream { &self.pooled } else { &self.fresh };
+            let asked = attempt(client, picked.replica, outgoing, until);
+            let done = if others { unless_it_dies(asked, &picked, replicas, &tried).await } else { asked.await };
+            made += 1;
+            let (outcome, seen) = judge(&done);
+            replicas.see(picked.index, seen);
+            let base = picked.replica.base();
+            if let Err(failure) = &done {
+                tracing::debug!(replica = base, cause = %failure.error, made, "a try failed");
+            }
+            // An answer, even one that says no, tells the client more than a try that got none.
+            match done {
+                Ok(answer) => last = Ok(answer),
+                Err(failure) if last.is_err() => last = Err(failure.error.at(base)),
+                Err(_) => {}
+            }
+            let own_key = outgoing.kind == Kind::OwnKey;
+            let tries = Tries { made, others, others_well: others && replicas.has_well(&tried), own_key, waits };
+            match retry::next(outcome, tries) {
+                Next::Stop => break,
+                Next::Elsewhere { budgeted } => {
+                    if budgeted && !replicas.may_repeat() {
+                        metrics::counter!("shopd_gateway_retries_refused_total").increment(1);
+                        break;
+                    }
+                }
+                Next::SameAgain => tried.clear(),
+                Next::After(wait) => {
+                    let until = Instant::now() + wait;
+                    if until >= deadline {
+                        if own_key {
+                            last = Err(UpstreamError::Timeout(format!("{base}: an earlier try is still running")));
+                        }
+                        break;
+                    }
+                    drop(picked);
+                    sleep_until(until).await;
+                    (waits, tried) = (waits + 1, Vec::new());
+                }
+            }
+            metrics::counter!("shopd_gateway_retries_total").increment(1);
+        }
+        last
+    }
+}
+
+/// A try, given up where the replica misses its checks and another one is well.
+async fn unless_it_dies(
+    asked: impl Future<Output = Result<Answer, Failure>>,
+    picked: &super::replicas::Picked<'_>,
+    replicas: &Replicas,
+    tried: &[usize],
+) -> Result<Answer, Failure> {
+    let died = async {
+        loop {
+            picked.replica.died().await;
+            if replicas.has_well(tried) {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        done = asked => done,
+        () = died => Err(Failure::late("it misses its checks")),
+    }
+}
+
+/// What a try came to, for the request and for the replica.
+fn judge(done: &Result<Answer, Failure>) -> (Outcome, Seen) {
+    match done {
+        Ok(answer) => {
+            let outcome = match answer.status {
+                StatusCode::SERVICE_UNAVAILABLE => Outcome::Unavailable,
+                StatusCode::CONFLICT if is_in_progress(answer) => Outcome::InProgress,
+                _ => Outcome::Answered,
+            };
+            (outcome, Seen::Answered)
+        }
+        Err(failure) => match failure.seen {
+            Seen::Refused => (Outcome::Refused, Seen::Refused),
+            Seen::Late => (Outcome::Late, Seen::Late),
+            _ => (Outcome::Broken, Seen::Broken),
+        },
+    }
+}
+
+fn is_in_progress(answer: &Answer) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Coded<'a> {
+        #[serde(borrow)]
+        code: std::borrow::Cow<'a, str>,
+    }
+    let AnswerBody::Whole(body) = &answer.body else { return false };
+    serde_json::from_slice::<Coded<'_>>(body).is_ok_and(|body| body.code == crate::http::Code::IdempotencyInProgress.as_str())
+}
