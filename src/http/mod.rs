@@ -18,7 +18,7 @@ mod reply;
 mod server;
 
 pub use body::{BODY_BYTES_MAX, Ignored, Json, ReadBody};
-pub use context::{PREFIX_HEADER, REQUEST_ID_HEADER, RequestContext};
+pub use context::{DEADLINE_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, RequestContext, STAMP_HEADER};
 pub use etag::matches as if_none_match;
 pub use extract::{Params, escape, path_segment};
 pub use health::{Health, Readiness};
