@@ -1,5 +1,7 @@
 //! What the gateway does that does not know whether it was heard: it tries the same request of a client again, elsewhere. No try has
 //! an effect of its own, and the client sees no answer that only the second one caused.
+//!
+//! With `Key::is_of` or `own` of `place_order::answer_again` always false most of these see the replay that the client never asked for.
 
 use futures::future::join_all;
 use shopd::db::{self, Schema};
