@@ -2,11 +2,12 @@
 //!
 //! Takes or makes `X-Request-Id`, continues `traceparent`, opens the request's span, answers `HEAD` as `GET` without its body,
 //! renders errors ([`super::render`]), drains what the handler left of the body ([`super::drain`]), logs and counts the request.
+//! Behind the gateway it also takes the gateway's inner headers, which no client can set there: the gateway drops theirs.
 
 use std::future::{Ready, ready};
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
@@ -25,6 +26,10 @@ use crate::trace::TraceContext;
 
 /// The inner header by which the gateway names the public prefix that a request came under.
 pub const PREFIX_HEADER: &str = "x-shopd-prefix";
+/// The inner header that names one request of a client over all the times that the gateway tries it: a UUIDv7.
+pub const STAMP_HEADER: &str = "x-shopd-stamp";
+/// The inner header that says how long the gateway waits for the answer of this try, in milliseconds.
+pub const DEADLINE_HEADER: &str = "x-shopd-deadline-ms";
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
 /// The inner header by which the gateway says how long it will wait for an answer, milliseconds.
 pub const DEADLINE_HEADER: &str = "x-shopd-deadline-ms";
@@ -33,6 +38,7 @@ pub const STAMP_HEADER: &str = "x-shopd-stamp";
 
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const PREFIX_BYTES_MAX: usize = 64;
+const DEADLINE_MS_MAX: u64 = 3_600_000;
 
 /// What is known of a request before its handler runs. An extractor; also among the request's extensions.
 #[derive(Clone, Debug)]
@@ -40,18 +46,29 @@ pub struct RequestContext {
     pub trace: TraceContext,
     /// 1..=128 visible ASCII characters.
     pub request_id: String,
+    /// By [`STAMP_HEADER`].
+    pub stamp: Option<Uuid>,
+    /// When nobody waits for the answer's head any more, by [`DEADLINE_HEADER`].
+    pub deadline: Option<Instant>,
     /// `/api/OrdersProxy`, standing for as many leading segments of our own path.
     public_prefix: Option<String>,
 }
 
 impl RequestContext {
-    /// `inner`: the port is behind the gateway, whose [`PREFIX_HEADER`] counts.
+    /// `inner`: the port is behind the gateway, whose inner headers count; one that cannot be read is none.
     fn of(headers: &HeaderMap, inner: bool) -> Self {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        let only = |name: &str| {
+            let mut values = headers.get_all(name);
+            let value = values.next().filter(|_| inner)?;
+            value.to_str().ok().filter(|_| values.next().is_none())
+        };
         let taken = text(REQUEST_ID_HEADER).filter(|id| is_request_id(id)).map(str::to_owned);
         Self {
             trace: TraceContext::continue_from(text("traceparent").filter(|_| headers.get_all("traceparent").count() == 1)),
             request_id: taken.unwrap_or_else(|| Uuid::now_v7().to_string()),
+            stamp: only(STAMP_HEADER).and_then(stamp),
+            deadline: only(DEADLINE_HEADER).and_then(milliseconds).map(|left| Instant::now() + left),
             public_prefix: text(PREFIX_HEADER).filter(|prefix| inner && is_prefix(prefix)).map(str::to_owned),
         }
     }
@@ -88,12 +105,26 @@ fn is_prefix(text: &str) -> bool {
         })
 }
 
+/// As the gateway spells it, and as an `Idempotency-Key` that it adds is spelled: lower case, with hyphens.
+fn stamp(text: &str) -> Option<Uuid> {
+    let stamp = Uuid::try_parse(text).ok().filter(|stamp| stamp.get_version_num() == 7)?;
+    (*stamp.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == *text).then_some(stamp)
+}
+
+fn milliseconds(text: &str) -> Option<Duration> {
+    let digits = text.bytes().all(|b| b.is_ascii_digit());
+    let ms = text.parse().ok().filter(|ms| digits && (1..=DEADLINE_MS_MAX).contains(ms))?;
+    Some(Duration::from_millis(ms))
+}
+
 /// What of a request its answer needs, kept because the request itself goes to the handler.
 struct Asked {
     role: &'static str,
     context: RequestContext,
     method: Method,
     path: String,
+    /// The pattern of its route.
+    route: Option<String>,
     began: Instant,
 }
 
@@ -109,6 +140,7 @@ pub(super) async fn layer<B: MessageBody + 'static>(
         role,
         method: req.method().clone(),
         path: req.uri().path().to_owned(),
+        route: req.match_pattern(),
         context: context.clone(),
         began: Instant::now(),
     };
@@ -120,7 +152,16 @@ pub(super) async fn layer<B: MessageBody + 'static>(
     let body = drain::share(&mut req);
     async move {
         // A panic costs its own request an answer, not its connection; the panic hook has logged it.
-        let outcome = AssertUnwindSafe(next.call(req)).catch_unwind().await;
+        let handler = AssertUnwindSafe(next.call(req)).catch_unwind();
+        let outcome = match asked.context.deadline {
+            None => handler.await,
+            // A handler that is dropped leaves nothing half done: what writes runs in tasks of its own, to its end or not at all
+            // (`db::group`, `db::pool`), and a stamp lets the gateway ask again for what may have been done.
+            Some(deadline) => match tokio::time::timeout_at(deadline.into(), handler).await {
+                Ok(outcome) => outcome,
+                Err(_) => Ok(Err(Problem::unavailable("no answer within the gateway's deadline").into())),
+            },
+        };
         let outcome = outcome.unwrap_or_else(|_| Err(Problem::internal("a handler panicked").into()));
         answer(&asked, outcome, body).await
     }
@@ -136,22 +177,21 @@ async fn answer<B: MessageBody + 'static>(
     let instance = asked.context.public_path(&asked.path);
     match outcome {
         Ok(done) => {
-            let route = done.request().match_pattern();
             let (req, response) = done.into_parts();
             let response = render::problem_of(response.map_into_boxed_body(), &asked.context, &instance);
-            let response = finish(asked, route.as_deref(), response, body).await;
+            let response = finish(asked, response, body).await;
             Ok(ServiceResponse::new(req, response))
         }
-        // Only layers below us fail so; the request is gone with them.
+        // Only layers below us fail so, a panic or the deadline; the request is gone with them.
         Err(error) => {
             let response = render::problem_of(HttpResponse::from_error(error), &asked.context, &instance);
-            let response = finish(asked, None, response, body).await;
+            let response = finish(asked, response, body).await;
             Err(InternalError::from_response("rendered", response).into())
         }
     }
 }
 
-async fn finish(asked: &Asked, route: Option<&str>, mut response: HttpResponse, body: Option<Rc<drain::Shared>>) -> HttpResponse {
+async fn finish(asked: &Asked, mut response: HttpResponse, body: Option<Rc<drain::Shared>>) -> HttpResponse {
     if let Ok(id) = HeaderValue::from_str(&asked.context.request_id) {
         response.headers_mut().insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
     }
@@ -166,7 +206,7 @@ async fn finish(asked: &Asked, route: Option<&str>, mut response: HttpResponse, 
         response = response.map_body(|_, body| BoxBody::new(head::HeadOf::of(&body)));
     }
     let elapsed = asked.began.elapsed();
-    metrics::request(asked.role, &asked.method, route, status, elapsed);
+    metrics::request(asked.role, &asked.method, asked.route.as_deref(), status, elapsed);
     let (method, path, status, ms) = (&asked.method, &asked.path, status.as_u16(), elapsed.as_millis() as u64);
     if status >= 400 {
         tracing::info!(%method, path, status, ms, "request");
@@ -222,5 +262,31 @@ mod tests {
             assert_eq!(context(&[(PREFIX_HEADER, bad)], true).public_path("/api/Orders"), "/api/Orders", "{bad}");
         }
         assert_eq!(context(&[(PREFIX_HEADER, "/api/OrdersProxy")], false).public_path("/api/Orders"), "/api/Orders");
+    }
+
+    #[test]
+    fn a_stamp_is_a_uuid_of_version_7_as_the_gateway_spells_it() {
+        let stamp = Uuid::now_v7();
+        assert_eq!(context(&[(STAMP_HEADER, &stamp.to_string())], true).stamp, Some(stamp));
+        assert_eq!(context(&[(STAMP_HEADER, &stamp.to_string())], false).stamp, None, "a client's");
+        let (upper, simple) = (stamp.to_string().to_uppercase(), stamp.simple().to_string());
+        for bad in ["", "x", &upper, &simple, &Uuid::new_v4().to_string(), &format!("{stamp} "), &Uuid::nil().to_string()] {
+            assert_eq!(context(&[(STAMP_HEADER, bad)], true).stamp, None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_deadline_is_a_whole_number_of_milliseconds_up_to_an_hour() {
+        let left = |text: &str, inner| context(&[(DEADLINE_HEADER, text)], inner).deadline;
+        for ms in [1u64, 10_000, 3_600_000] {
+            let before = Instant::now();
+            let deadline = left(&ms.to_string(), true).unwrap();
+            assert!((before..=Instant::now()).contains(&(deadline - Duration::from_millis(ms))), "{ms}");
+        }
+        assert_eq!(left("1000", false), None, "a client's");
+        for bad in ["", "0", "-1", "+1", "1.5", "3600001", "18446744073709551617", "soon", " 5 s"] {
+            assert_eq!(left(bad, true), None, "{bad:?}");
+        }
+        assert_eq!(context(&[], true).deadline, None);
     }
 }

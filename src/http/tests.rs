@@ -14,6 +14,9 @@ use super::*;
 use crate::config::{Config, HttpConfig};
 use crate::shutdown::Shutdown;
 
+/// What a request's deadline leaves it in these tests.
+const DEADLINE: Duration = Duration::from_millis(100);
+
 struct Running {
     addr: SocketAddr,
     stop: Shutdown,
@@ -114,6 +117,17 @@ fn routes() -> Routes {
                 HttpResponse::Ok().finish()
             }),
         );
+        config.route("/hangs/{id}", web::get().to(std::future::pending::<HttpResponse>));
+        config.route(
+            "/streams",
+            web::get().to(|| async {
+                let late = futures::stream::once(async {
+                    tokio::time::sleep(DEADLINE * 3).await;
+                    Ok::<_, actix_web::Error>(bytes::Bytes::from_static(b"late"))
+                });
+                HttpResponse::Ok().streaming(late)
+            }),
+        );
         config.route("/context", web::get().to(|context: RequestContext| async move { context.public_path("/api/Orders/1") }));
     })
 }
@@ -161,6 +175,22 @@ async fn the_inner_prefix_leads_back_through_the_gateway() {
     let server = start(routes()).await;
     let answer = server.ask("GET", "/context", &[(PREFIX_HEADER, "/api/OrdersProxy")], "").await;
     assert_eq!(answer.body, "/api/OrdersProxy/1");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateways_deadline_bounds_an_answers_head_and_not_its_body() {
+    let server = start(routes()).await;
+    let deadline = [(DEADLINE_HEADER, &*DEADLINE.as_millis().to_string()), ("x-request-id", "mine")];
+    for method in ["GET", "HEAD"] {
+        let late = server.ask(method, "/hangs/1", &deadline, "").await;
+        assert_eq!((late.status, late.header("x-request-id"), late.header("retry-after")), (503, "mine", "1"));
+        assert!(method == "HEAD" || late.body.contains(r#""code":"unavailable""#), "{}", late.body);
+    }
+    let streamed = server.ask("GET", "/streams", &deadline, "").await;
+    assert!(streamed.status == 200 && streamed.body.contains("late"), "{}", streamed.body);
+    let text = server.get("/metrics").await.body;
+    assert!(text.contains(r#"method="HEAD",route="/hangs/{id}",status="503"}"#), "it is counted under its route: {text}");
     server.stop().await;
 }
 

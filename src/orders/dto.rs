@@ -15,7 +15,21 @@ const DESCRIPTION_CHARS_MAX: usize = 1000;
 
 /// A request to place an order, checked.
 #[derive(Debug)]
-pub struct PlaceOrder(pub NewOrder);
+pub struct PlaceOrder {
+    order: NewOrder,
+    /// The client named none.
+    id_made: bool,
+}
+
+impl PlaceOrder {
+    /// Under the client's id, else under `stamp`, else under the one that was made.
+    pub fn order(self, stamp: Option<Uuid>) -> NewOrder {
+        match stamp.filter(|_| self.id_made) {
+            Some(id) => NewOrder { id, ..self.order },
+            None => self.order,
+        }
+    }
+}
 
 named_schema!(PlaceOrder, "PlaceOrder");
 
@@ -36,7 +50,8 @@ impl ReadBody for PlaceOrder {
                 return Err(together(wrong.into_iter().flatten().collect()));
             }
         };
-        Ok(Self(NewOrder { id, user_id, amount, description }))
+        let order = NewOrder { id: id.unwrap_or_else(Uuid::now_v7), user_id, amount, description };
+        Ok(Self { order, id_made: id.is_none() })
     }
 }
 
@@ -50,10 +65,11 @@ fn together(mut wrong: Vec<Problem>) -> Problem {
     answer
 }
 
-fn read_id(members: &Members<'_>) -> Result<Uuid, Problem> {
-    let Some(text) = members.string("orderId") else { return Ok(Uuid::now_v7()) };
+/// `None` where the server is to make one.
+fn read_id(members: &Members<'_>) -> Result<Option<Uuid>, Problem> {
+    let Some(text) = members.string("orderId") else { return Ok(None) };
     let id = text.ok().and_then(|text| parse_id(&text)).ok_or_else(|| invalid_id("orderId"))?;
-    Ok(if id.is_nil() { Uuid::now_v7() } else { id })
+    Ok(Some(id).filter(|id| !id.is_nil()))
 }
 
 /// A UUID in any of its usual spellings.
@@ -164,7 +180,7 @@ mod tests {
     use super::*;
 
     fn read(json: &str) -> Result<NewOrder, Problem> {
-        PlaceOrder::read(json.as_bytes()).map(|order| order.0)
+        PlaceOrder::read(json.as_bytes()).map(|order| order.order(None))
     }
 
     const ID: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
@@ -189,6 +205,15 @@ mod tests {
         for id in [ID.to_uppercase(), ID.replace('-', ""), format!("{{{ID}}}")] {
             assert_eq!(read(&format!(r#"{{"orderId":"{id}","userId":"u1","amount":1}}"#)).unwrap().id.to_string(), ID);
         }
+    }
+
+    #[test]
+    fn an_order_without_an_id_takes_the_stamp_and_one_with_an_id_keeps_it() {
+        let stamp = Uuid::now_v7();
+        let id = |json: &str| PlaceOrder::read(json.as_bytes()).unwrap().order(Some(stamp)).id;
+        assert_eq!(id(r#"{"userId":"u1","amount":1}"#), stamp);
+        assert_eq!(id(&format!(r#"{{"orderId":"{}","userId":"u1","amount":1}}"#, Uuid::nil())), stamp);
+        assert_eq!(id(&format!(r#"{{"orderId":"{ID}","userId":"u1","amount":1}}"#)).to_string(), ID);
     }
 
     #[test]

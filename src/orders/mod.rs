@@ -55,6 +55,8 @@ pub const SOURCE: &str = "/shopd/orders";
 pub struct Origin {
     pub trace: TraceContext,
     pub request_id: String,
+    /// Names the request over all its tries where no key does: the order keeps it, and another try is answered as the first.
+    pub stamp: Option<Uuid>,
 }
 
 /// Which orders, newest first.

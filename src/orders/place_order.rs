@@ -1,5 +1,5 @@
-//! Accepting orders: concurrent requests commit together, each gets its own answer; those that have a key find it stored with
-//! the order.
+//! Accepting orders: concurrent requests commit together, each gets its own answer; those that have a key of the client's find it
+//! stored with the order, and those whose key the gateway added find its stamp on the order itself, which costs no row.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use super::store::{self, Placement};
 #[derive(Clone, Debug)]
 pub struct Placed {
     pub order: Order,
-    /// The same id with the same fields came before.
+    /// Another request with the same id and the same fields came before.
     pub replayed: bool,
 }
 
@@ -29,6 +29,9 @@ pub enum PlaceError {
     #[error(transparent)]
     Db(#[from] DbError),
 }
+
+/// Times that the orders that were there before are read.
+const READS_MAX: usize = 2;
 
 pub type Intake = GroupCommit<Placement, Settled<Placing>>;
 
@@ -78,25 +81,53 @@ async fn place(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Placing
         return Ok(Vec::new());
     }
     let mut fresh: HashSet<Uuid> = store::insert(conn, &first_of_each(placements)).await?.into_iter().collect();
-    let before: Vec<Uuid> = placements.iter().map(|p| p.order.id).filter(|id| !fresh.contains(id)).collect();
-    let mut stored: HashMap<Uuid, Order> = HashMap::new();
-    if !before.is_empty() {
-        stored.extend(store::find(conn, &before).await?.into_iter().map(|order| (order.id, order)));
-    }
+    let mut stored = before(conn, placements, &fresh).await?;
     let answers = placements.iter().map(|placement| {
         let id = placement.order.id;
         if fresh.remove(&id) {
             let order = accepted(placement);
-            stored.insert(id, order.clone());
+            stored.insert(id, (order.clone(), placement.origin.stamp));
             return Ok(Placed { order, replayed: false });
         }
         match stored.get(&id) {
-            Some(order) if same_fields(order, &placement.order) => Ok(Placed { order: order.clone(), replayed: true }),
-            Some(_) => Err(PlaceError::Conflict),
+            Some((order, stamp)) => answer_again(order, *stamp, placement),
             None => Err(DbError::Unavailable(format!("order {id} is being written by somebody else")).into()),
         }
     });
     Ok(answers.collect())
+}
+
+/// The orders of `placements` that are not `fresh`, with the stamps of the requests that placed them.
+///
+/// The insert waits for whoever is writing the same id and this statement comes after it, so it sees the row; not so where somebody
+/// removes it by hand in between, or where the server reads elsewhere than it writes. It looks again, and then gives up.
+async fn before(
+    conn: &mut Conn,
+    placements: &[&Placement],
+    fresh: &HashSet<Uuid>,
+) -> Result<HashMap<Uuid, (Order, Option<Uuid>)>, DbError> {
+    let mut missing: Vec<Uuid> = placements.iter().map(|p| p.order.id).filter(|id| !fresh.contains(id)).collect();
+    let mut stored = HashMap::new();
+    for _ in 0..READS_MAX {
+        if missing.is_empty() {
+            break;
+        }
+        let found = store::find_stamped(conn, &missing).await?;
+        stored.extend(found.into_iter().map(|(order, stamp)| (order.id, (order, stamp))));
+        missing.retain(|id| !stored.contains_key(id));
+    }
+    Ok(stored)
+}
+
+/// Answers a request whose order was placed before, by a request with the stamp `by`. Another try of that one is answered as it was
+/// then, whatever has become of the order: its client has not been answered yet.
+fn answer_again(order: &Order, by: Option<Uuid>, placement: &Placement) -> Placing {
+    if !same_fields(order, &placement.order) {
+        return Err(PlaceError::Conflict);
+    }
+    let own = by.is_some() && by == placement.origin.stamp;
+    let order = if own { as_accepted(order.clone()) } else { order.clone() };
+    Ok(Placed { order, replayed: !own })
 }
 
 /// Of several requests with one id the first counts; the others are answered by it.
@@ -111,6 +142,59 @@ fn accepted(placement: &Placement) -> Order {
     Order { id, user_id, amount, description, status: OrderStatus::New, failure_reason: None, created_at: at, updated_at: at }
 }
 
+/// As it was before anything became of it.
+fn as_accepted(order: Order) -> Order {
+    Order { status: OrderStatus::New, failure_reason: None, updated_at: order.created_at, ..order }
+}
+
 fn same_fields(order: &Order, asked: &NewOrder) -> bool {
     order.user_id == asked.user_id && order.amount == asked.amount && order.description == asked.description
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::money::Amount;
+    use crate::orders::{FailureReason, Origin};
+    use crate::trace::TraceContext;
+    use crate::user_id::UserId;
+
+    fn placement(amount: i64, stamp: Option<Uuid>) -> Placement {
+        let (user_id, amount) = (UserId::new("ann").unwrap(), Amount::from_minor(amount).unwrap());
+        let origin = Origin { trace: TraceContext::new_root(), request_id: "r".into(), stamp };
+        let order = NewOrder { id: Uuid::nil(), user_id, amount, description: None };
+        Placement { order, origin, at: DateTime::from_timestamp_micros(1).unwrap(), key: None }
+    }
+
+    fn ended(order: &Order) -> Order {
+        let at = DateTime::from_timestamp_micros(9).unwrap();
+        let reason = Some(FailureReason::AccountNotFound);
+        Order { status: OrderStatus::Cancelled, failure_reason: reason, updated_at: at, ..order.clone() }
+    }
+
+    proptest! {
+        #[test]
+        fn only_another_try_of_the_request_that_placed_an_order_is_answered_as_it_was(
+            first in proptest::option::of(0u8..3),
+            second in proptest::option::of(0u8..3),
+            amounts in (1i64..3, 1i64..3),
+            has_ended in any::<bool>(),
+        ) {
+            let stamp = |n: Option<u8>| n.map(|n| Uuid::from_u128(n.into()));
+            let was = accepted(&placement(amounts.0, stamp(first)));
+            let now = if has_ended { ended(&was) } else { was.clone() };
+            match answer_again(&now, stamp(first), &placement(amounts.1, stamp(second))) {
+                Err(error) => prop_assert!(amounts.0 != amounts.1, "{error}"),
+                Ok(placed) => {
+                    prop_assert_eq!(amounts.0, amounts.1);
+                    let same_request = first.is_some() && first == second;
+                    prop_assert_eq!(placed.replayed, !same_request);
+                    prop_assert_eq!(placed.order, if same_request { was } else { now });
+                }
+            }
+        }
+    }
 }

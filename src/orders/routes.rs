@@ -41,7 +41,9 @@ async fn place(
     key: IdempotencyKey,
     body: Json<PlaceOrder>,
 ) -> Result<Reply<OrderBody>, Problem> {
-    orders.place(body.value.0, context.into(), key.over(&body.bytes, placed)).await.reply(placed)
+    let stamp = key.added();
+    let (order, origin) = (body.value.order(stamp), Origin { stamp, ..context.into() });
+    orders.place(order, origin, key.own().over(&body.bytes, placed)).await.reply(placed)
 }
 
 fn placed(placed: Placing) -> Result<Reply<OrderBody>, Problem> {
@@ -69,7 +71,7 @@ async fn get(orders: Data<Orders>, id: OrderId, req: HttpRequest) -> Result<Repl
 
 impl From<RequestContext> for Origin {
     fn from(context: RequestContext) -> Self {
-        Self { trace: context.trace, request_id: context.request_id }
+        Self { trace: context.trace, request_id: context.request_id, stamp: None }
     }
 }
 

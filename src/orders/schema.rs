@@ -10,5 +10,6 @@ diesel::table! {
         failure_reason -> Nullable<Text>,
         created_at -> Timestamptz,
         updated_at -> Timestamptz,
+        stamp -> Nullable<Uuid>,
     }
 }

@@ -100,10 +100,10 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Uu
     let rows: Vec<IdRow> = sql("with given as (
              select unnest($1) as id, unnest($2) as user_id, unnest($3) as amount, unnest($4) as description, unnest($5) as at,
                     unnest($6) as traceparent, unnest($7) as request_id, unnest($8) as event_id, unnest($9) as payload,
-                    generate_series(1, cardinality($1)) as n
+                    unnest($13) as stamp, generate_series(1, cardinality($1)) as n
          ), accepted as (
-             insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent)
-             select id, user_id, amount, description, at, at, traceparent from given order by id
+             insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent, stamp)
+             select id, user_id, amount, description, at, at, traceparent, stamp from given order by id
              on conflict (id) do nothing
              returning id
          ), event as (
@@ -127,6 +127,7 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Uu
     .bind::<Text, _>(ORDER_PAYMENT_REQUESTS)
     .bind::<Text, _>(PaymentRequested::TYPE)
     .bind::<Text, _>(SOURCE)
+    .bind::<Array<Nullable<SqlUuid>>, _>(column(placements, |p| p.origin.stamp))
     .load(conn)
     .await?;
     Ok(rows.into_iter().map(|row| row.id).collect())
@@ -136,6 +137,13 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Uu
 pub async fn find(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<Order>, DbError> {
     let rows: Vec<OrderRow> = orders::table.filter(orders::id.eq_any(ids)).select(OrderRow::as_select()).load(conn).await?;
     rows.into_iter().map(Order::try_from).collect()
+}
+
+/// The orders with these ids, each with the stamp of the request that placed it; in no order.
+pub async fn find_stamped(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<(Order, Option<Uuid>)>, DbError> {
+    let rows: Vec<(OrderRow, Option<Uuid>)> =
+        orders::table.filter(orders::id.eq_any(ids)).select((OrderRow::as_select(), orders::stamp)).load(conn).await?;
+    rows.into_iter().map(|(row, stamp)| Ok((Order::try_from(row)?, stamp))).collect()
 }
 
 /// One page, newest first.

@@ -1,7 +1,9 @@
 //! `Idempotency-Key`: one effect a key, and one answer, whatever is repeated, wherever and whenever.
 
+mod deadline;
 mod model;
 mod retries;
+mod stamps;
 
 use std::time::Duration;
 
@@ -183,10 +185,15 @@ async fn raw_status(client: &Client, path: &str, key: &[u8]) -> u16 {
 }
 
 async fn send_raw(client: &Client, path: &str, key: &[u8]) -> tokio::net::TcpStream {
+    send_head(client, path, &[b"idempotency-key: ", key, b"\r\n"].concat(), "1").await
+}
+
+/// A request with `headers` as they are, each with its line's end.
+async fn send_head(client: &Client, path: &str, headers: &[u8], body: &str) -> tokio::net::TcpStream {
     let mut stream = tokio::net::TcpStream::connect(client.base.trim_start_matches("http://")).await.unwrap();
-    let head =
-        format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 1\r\nidempotency-key: ");
-    stream.write_all(&[head.as_bytes(), key, b"\r\n\r\n1"].concat()).await.unwrap();
+    let length = body.len();
+    let head = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n");
+    stream.write_all(&[head.as_bytes(), headers, b"\r\n", body.as_bytes()].concat()).await.unwrap();
     stream
 }
 
@@ -254,15 +261,22 @@ async fn without_a_key_nothing_asks_the_table_of_keys() {
     let payments = Service::payments(1).await;
     let orders = Service::start("orders", Schema::Orders, 1, &[]).await;
     for service in [&payments, &orders] {
-        service.run("drop function claim_idempotency_keys(text[], text[], bigint[]); drop table idempotency_key").await;
+        service.run("drop function claim_stamped_keys(text[], text[], bigint[]); drop table idempotency_key").await;
     }
     let client = &payments.clients[0];
     client.send("POST", "/api/Account/ann", &[], None).await.unwrap().expect(200);
     client.post("/api/Account/ann/deposit", "1").await.expect(200);
     orders.clients[0].post("/api/Orders", r#"{"userId":"ann","amount":1}"#).await.expect(201);
+    // An order keeps the key that the gateway added itself, also among others that have none.
+    let orders = &orders.clients[0];
+    let stamp = Uuid::now_v7().to_string();
+    let added = [("X-Shopd-Stamp", stamp.as_str()), ("Idempotency-Key", &stamp)];
+    let batch = (0..20)
+        .map(|n| orders.send("POST", "/api/Orders", if n % 2 == 0 { &added } else { &[] }, Some(r#"{"userId":"ann","amount":1}"#)));
+    join_all(batch).await.into_iter().for_each(|answer| drop(answer.unwrap().expect(201)));
     // With one it does, so the test can fail.
     post(client, "/api/Account/ann/deposit", "k", Some("1")).await.expect(503);
-    post(&orders.clients[0], "/api/Orders", "k", Some(r#"{"userId":"ann","amount":1}"#)).await.expect(503);
+    post(orders, "/api/Orders", "k", Some(r#"{"userId":"ann","amount":1}"#)).await.expect(503);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

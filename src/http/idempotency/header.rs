@@ -4,6 +4,7 @@ use std::future::{Ready, ready};
 
 use actix_web::dev::Payload;
 use actix_web::{FromRequest, HttpMessage, HttpRequest};
+use uuid::Uuid;
 
 use super::{Key, Keyed};
 use crate::http::context::RequestContext;
@@ -53,6 +54,18 @@ impl IdempotencyKey {
         Ok(Self(Some(Given { scope: scope(req)?, text: text.to_owned(), context, instance })))
     }
 
+    /// The request's stamp where its key was added by the gateway: it is the key itself then, made for this request alone.
+    pub fn added(&self) -> Option<Uuid> {
+        let Given { text, context, .. } = self.0.as_ref()?;
+        context.stamp.filter(|stamp| *stamp.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == **text)
+    }
+
+    /// Only the client's own: none where the gateway added it, for an effect that keeps the stamp itself.
+    #[must_use]
+    pub fn own(self) -> Self {
+        if self.added().is_some() { Self(None) } else { self }
+    }
+
     /// With the body it came with, and how the result is answered.
     pub fn over<R, T>(self, body: &[u8], reply: fn(R) -> Result<Reply<T>, Problem>) -> Option<Keyed<R>>
     where
@@ -60,11 +73,12 @@ impl IdempotencyKey {
         T: 'static,
     {
         let Given { scope, text, context, instance } = self.0?;
+        let key = Key::new(scope, text, body).stamped(context.stamp);
         let answer = move |result: &R| match reply(result.clone()) {
             Ok(reply) => reply.answer,
             Err(problem) => render::answer(&problem, &context, &instance),
         };
-        Some(Keyed::new(Key::new(scope, text, body), answer))
+        Some(Keyed::new(key, answer))
     }
 }
 

@@ -1,8 +1,10 @@
 //! `Idempotency-Key`: the key, a hash of the body and the answer are stored in the transaction of the effect (S9, S11).
 //!
 //! Owns the table `idempotency_key` of every service's database. A service's committer asks a [`Plan`] what of its batch is
-//! due, does that, and stores the answers before it commits: three statements a batch, and none where nobody sent a key. May
-//! import config and db.
+//! due, does that, and stores the answers before it commits: three statements a batch, and none where nobody sent a key.
+//!
+//! A stamp names one request of a client over all the times that the gateway tries it. A repeat with the stored answer's own stamp is
+//! such a try: its client has not been answered yet, so it is told nothing of a replay. May import config and db.
 
 mod header;
 mod plan;
@@ -19,6 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::problem::{Code, Problem};
 use super::reply::{Answer, Reply};
@@ -32,11 +35,23 @@ pub struct Key {
     pub text: String,
     /// SHA-256 of the body's bytes as the client sent them.
     pub body_hash: [u8; 32],
+    /// Names the request over all its tries; `None` where it did not come through the gateway.
+    pub stamp: Option<Uuid>,
 }
 
 impl Key {
     pub fn new(scope: impl Into<String>, text: impl Into<String>, body: &[u8]) -> Self {
-        Self { scope: scope.into(), text: text.into(), body_hash: Sha256::digest(body).into() }
+        Self { scope: scope.into(), text: text.into(), body_hash: Sha256::digest(body).into(), stamp: None }
+    }
+
+    #[must_use]
+    pub fn stamped(self, stamp: Option<Uuid>) -> Self {
+        Self { stamp, ..self }
+    }
+
+    /// An answer that was made for `stamp` is this request's own.
+    fn is_of(&self, stamp: Option<Uuid>) -> bool {
+        self.stamp.is_some() && self.stamp == stamp
     }
 
     /// The number of its advisory lock; two keys that share one only refuse each other while both are running.
@@ -84,7 +99,7 @@ impl<R> fmt::Debug for Keyed<R> {
 pub enum Settled<R> {
     /// It had none, or its answer is none to be stored (a 5xx).
     Done(R),
-    /// As it is stored under the key; a replay says so in its headers.
+    /// As it is stored under the key; a replay says so in its headers, another try of the same request does not.
     Answered(Answer),
     /// The key was used with another body; nothing happened.
     Mismatch,

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use uuid::Uuid;
+
 use super::store::{self, Record};
 use super::{Key, Keyed, REPLAYED, Settled};
 use crate::db::{Conn, DbError};
@@ -20,6 +22,8 @@ pub(super) struct Claim {
 pub(super) struct Stored {
     pub body_hash: Vec<u8>,
     pub answer: Answer,
+    /// Of the request that it was made for.
+    pub stamp: Option<Uuid>,
 }
 
 #[derive(Debug)]
@@ -61,7 +65,7 @@ impl<'b, R: Clone> Plan<'b, R> {
             let Some(Keyed { key, .. }) = keyed else { return Step::Due };
             match claims.get(&key.id()) {
                 Some(Claim { stored: Some(stored), .. }) if stored.body_hash == key.body_hash => {
-                    Step::Replay(replayed(stored.answer.clone()))
+                    Step::Replay(again(key, stored.stamp, &stored.answer))
                 }
                 Some(Claim { stored: Some(_), .. }) => Step::Mismatch,
                 Some(Claim { acquired: true, .. }) => match first.entry(key.id()) {
@@ -106,7 +110,10 @@ impl<'b, R: Clone> Plan<'b, R> {
                 }
                 (Step::After(first), Some(keyed)) => match (&settled[*first], self.requests[*first].0) {
                     (Settled::Answered(_), Some(other)) if other.key.body_hash != keyed.key.body_hash => Settled::Mismatch,
-                    (Settled::Answered(answer), _) => Settled::Answered(replayed(answer.clone())),
+                    (Settled::Answered(answer), other) => {
+                        let stamp = other.and_then(|other| other.key.stamp);
+                        Settled::Answered(again(&keyed.key, stamp, answer))
+                    }
                     // Its first has no answer to be stored, so this one has none either.
                     (other, _) => other.clone(),
                 },
@@ -120,8 +127,13 @@ impl<'b, R: Clone> Plan<'b, R> {
     }
 }
 
-fn replayed(mut answer: Answer) -> Answer {
-    answer.set(REPLAYED, "true");
+/// `answer`, made for `stamp`, to a later request under its key: to another try of the same request as it is, to any other marked
+/// as a replay. An answer that was a replay when it was made keeps its mark.
+fn again(key: &Key, stamp: Option<Uuid>, answer: &Answer) -> Answer {
+    let mut answer = answer.clone();
+    if !key.is_of(stamp) {
+        answer.set(REPLAYED, "true");
+    }
     answer
 }
 
@@ -136,17 +148,27 @@ mod tests {
         Answer { status, headers: vec![("content-type".into(), "text/plain".into())], body: Some(body.to_owned().into()) }
     }
 
-    /// A request: its key, its body, the status that its effect would be answered.
-    type Asked = (Option<u8>, u8, u16);
+    /// A request: its key, its stamp, its body, the status that its effect would be answered.
+    type Asked = (Option<u8>, Option<u8>, u8, u16);
 
-    fn keyed(key: u8, body: u8) -> Keyed<(u16, usize)> {
-        Keyed::new(Key::new("POST /x", format!("k{key}"), &[body]), |(status, n): &(u16, usize)| plain(*status, &n.to_string()))
+    fn keyed(key: u8, stamp: Option<u8>, body: u8) -> Keyed<(u16, usize)> {
+        let key = Key::new("POST /x", format!("k{key}"), &[body]).stamped(stamp.map(|n| Uuid::from_u128(n.into())));
+        Keyed::new(key, |(status, n): &(u16, usize)| {
+            let mut answer = plain(*status, &n.to_string());
+            if *status == REPLAYS {
+                answer.set(REPLAYED, "true");
+            }
+            answer
+        })
     }
+
+    /// The status of an effect that says of itself that it was there before, as an order's id does.
+    const REPLAYS: u16 = 208;
 
     /// What a client can tell apart: status, body, replayed.
     fn seen(settled: &Settled<(u16, usize)>) -> (u16, String, bool) {
         match settled {
-            Settled::Done((status, n)) => (*status, n.to_string(), false),
+            Settled::Done((status, n)) => (*status, n.to_string(), *status == REPLAYS),
             Settled::Answered(answer) => {
                 let body = String::from_utf8(answer.body.clone().unwrap().to_vec()).unwrap();
                 (answer.status.as_u16(), body, answer.headers.iter().any(|(name, _)| name == REPLAYED))
@@ -157,7 +179,8 @@ mod tests {
     }
 
     fn asked() -> impl Strategy<Value = Asked> {
-        (proptest::option::of(0u8..4), 0u8..2, prop_oneof![Just(200u16), Just(201), Just(404), Just(409), Just(503)])
+        let status = prop_oneof![Just(200u16), Just(201), Just(REPLAYS), Just(404), Just(409), Just(503)];
+        (proptest::option::of(0u8..4), proptest::option::of(0u8..3), 0u8..2, status)
     }
 
     /// The batches one after the other through plans and a store; the effects done, and the answers.
@@ -165,7 +188,7 @@ mod tests {
         let mut stored: HashMap<(String, String), Stored> = HashMap::new();
         let (mut effects, mut answers) = (0, Vec::new());
         for batch in batches {
-            let keys: Vec<_> = batch.iter().map(|(key, body, _)| key.map(|key| keyed(key, *body))).collect();
+            let keys: Vec<_> = batch.iter().map(|(key, stamp, body, _)| key.map(|key| keyed(key, *stamp, *body))).collect();
             let owned: Vec<_> = stored.iter().collect();
             let mut claims: HashMap<(&str, &str), Claim> = HashMap::new();
             for keyed in keys.iter().flatten() {
@@ -173,7 +196,7 @@ mod tests {
                 claims.insert(keyed.key.id(), Claim { acquired: true, stored: found.map(|(_, stored)| (*stored).clone()) });
             }
             let plan = Plan::of(keys.iter().map(Option::as_ref).collect(), &claims);
-            let results = plan.due(batch).into_iter().map(|(_, _, status)| {
+            let results = plan.due(batch).into_iter().map(|(.., status)| {
                 effects += 1;
                 (*status, effects)
             });
@@ -182,7 +205,8 @@ mod tests {
             answers.extend(settled.iter().map(seen));
             let records: Vec<_> = records.into_iter().map(|Record { key, answer }| (key.clone(), answer)).collect();
             for (key, answer) in records {
-                let was = stored.insert((key.text, key.scope), Stored { body_hash: key.body_hash.to_vec(), answer });
+                let here = Stored { body_hash: key.body_hash.to_vec(), answer, stamp: key.stamp };
+                let was = stored.insert((key.text, key.scope), here);
                 assert!(was.is_none(), "a key is stored once");
             }
         }
@@ -192,26 +216,29 @@ mod tests {
     /// One request after the other. Those of one batch share a fate where the first of their key is not stored, so the model
     /// is told where batches end.
     fn model(batches: &[Vec<Asked>]) -> (usize, Vec<(u16, String, bool)>) {
-        let mut stored: HashMap<u8, (u8, u16, String)> = HashMap::new();
+        let mut stored: HashMap<u8, (Option<u8>, u8, u16, String)> = HashMap::new();
         let (mut effects, mut answers) = (0, Vec::new());
         for batch in batches {
             let mut failed: HashMap<u8, (u16, String)> = HashMap::new();
-            for (key, body, status) in batch {
+            for (key, stamp, body, status) in batch {
                 let known = key.and_then(|key| stored.get(&key));
                 let fails = key.and_then(|key| failed.get(&key));
                 answers.push(match (known, fails) {
-                    (Some((with, status, text)), _) if with == body => (*status, text.clone(), true),
+                    (Some((of, with, status, text)), _) if with == body => {
+                        let same_request = stamp.is_some() && stamp == of;
+                        (*status, text.clone(), *status == REPLAYS || !same_request)
+                    }
                     (Some(_), _) => (422, String::new(), false),
                     (None, Some((status, text))) => (*status, text.clone(), false),
                     (None, None) => {
                         effects += 1;
                         let text = effects.to_string();
                         match key {
-                            Some(key) if *status < 500 => drop(stored.insert(*key, (*body, *status, text.clone()))),
+                            Some(key) if *status < 500 => drop(stored.insert(*key, (*stamp, *body, *status, text.clone()))),
                             Some(key) => drop(failed.insert(*key, (*status, text.clone()))),
                             None => {}
                         }
-                        (*status, text, false)
+                        (*status, text, *status == REPLAYS)
                     }
                 });
             }
@@ -228,8 +255,8 @@ mod tests {
 
     #[test]
     fn a_key_that_runs_elsewhere_is_in_progress_and_one_that_is_stored_is_replayed_though_it_is_locked() {
-        let (running, stored) = (keyed(1, 1), keyed(2, 1));
-        let there = Stored { body_hash: stored.key.body_hash.to_vec(), answer: plain(200, "7") };
+        let (running, stored) = (keyed(1, None, 1), keyed(2, None, 1));
+        let there = Stored { body_hash: stored.key.body_hash.to_vec(), answer: plain(200, "7"), stamp: None };
         let claims = HashMap::from([
             (running.key.id(), Claim { acquired: false, stored: None }),
             (stored.key.id(), Claim { acquired: false, stored: Some(there) }),

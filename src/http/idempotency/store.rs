@@ -4,9 +4,10 @@ use std::borrow::Cow;
 
 use actix_web::http::StatusCode;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Jsonb, Nullable, SmallInt, Text};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Jsonb, Nullable, SmallInt, Text, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::Key;
 use super::plan::{Claim, Stored};
@@ -34,13 +35,15 @@ struct ClaimRow {
     headers: Option<Value>,
     #[diesel(sql_type = Nullable<Binary>)]
     body: Option<Vec<u8>>,
+    #[diesel(sql_type = Nullable<SqlUuid>)]
+    stamp: Option<Uuid>,
 }
 
 /// Locks the keys until the transaction ends, never waiting, and reads what is stored under them; in their order. They must be
 /// distinct.
 pub(super) async fn claim(mut conn: &Conn, keys: &[&Key]) -> Result<Vec<Claim>, DbError> {
     let mut rows: Vec<ClaimRow> =
-        sql("select n, acquired, body_hash, status, headers, body from claim_idempotency_keys($1, $2, $3)")
+        sql("select n, acquired, body_hash, status, headers, body, stamp from claim_stamped_keys($1, $2, $3)")
             .bind::<Array<Text>, _>(keys.iter().map(|key| key.text.as_str()).collect::<Vec<_>>())
             .bind::<Array<Text>, _>(keys.iter().map(|key| key.scope.as_str()).collect::<Vec<_>>())
             .bind::<Array<BigInt>, _>(keys.iter().map(|key| key.lock()).collect::<Vec<_>>())
@@ -66,7 +69,7 @@ impl TryFrom<ClaimRow> for Claim {
             headers: headers.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect(),
             body: Some(body.into()),
         };
-        Ok(Self { acquired, stored: Some(Stored { body_hash, answer }) })
+        Ok(Self { acquired, stored: Some(Stored { body_hash, answer, stamp: row.stamp }) })
     }
 }
 
@@ -81,14 +84,15 @@ pub async fn store(mut conn: &Conn, mut records: Vec<Record<'_>>) -> Result<(), 
     records.sort_unstable_by(|a, b| a.key.id().cmp(&b.key.id()));
     let headers = records.iter().map(|record| serde_json::to_value(&record.answer.headers)).collect::<Result<Vec<_>, _>>();
     let headers = headers.map_err(|error| DbError::Defect(format!("headers: {error}")))?;
-    sql("insert into idempotency_key (key, scope, body_hash, status, headers, body)
-         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6)")
+    sql("insert into idempotency_key (key, scope, body_hash, status, headers, body, stamp)
+         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), unnest($7)")
     .bind::<Array<Text>, _>(records.iter().map(|r| r.key.text.as_str()).collect::<Vec<_>>())
     .bind::<Array<Text>, _>(records.iter().map(|r| r.key.scope.as_str()).collect::<Vec<_>>())
     .bind::<Array<Binary>, _>(records.iter().map(|r| &r.key.body_hash[..]).collect::<Vec<_>>())
     .bind::<Array<SmallInt>, _>(records.iter().map(|r| r.answer.status.as_u16().cast_signed()).collect::<Vec<_>>())
     .bind::<Array<Jsonb>, _>(headers)
     .bind::<Array<Binary>, _>(records.iter().map(|r| r.answer.body.as_deref().unwrap_or_default()).collect::<Vec<_>>())
+    .bind::<Array<Nullable<SqlUuid>>, _>(records.iter().map(|r| r.key.stamp).collect::<Vec<_>>())
     .execute(&mut conn)
     .await?;
     Ok(())

@@ -119,7 +119,7 @@ impl Inside {
                 description: Some("a book".into()),
             };
             ids.push(order.id);
-            let origin = Origin { trace: TraceContext::new_root(), request_id: "r".into() };
+            let origin = Origin { trace: TraceContext::new_root(), request_id: "r".into(), stamp: None };
             done(self.accept.place(order, origin, None).await).expect("accepted");
         }
         ids

@@ -1,0 +1,145 @@
+//! What the gateway no longer waits for: it is answered in time though the database hangs, and nothing of it is left half done.
+
+use std::time::{Duration, Instant};
+
+use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use futures::future::join_all;
+use shopd::db::Schema;
+use uuid::Uuid;
+
+use super::{DEPOSITS, Service};
+use crate::support::books::count;
+use crate::support::shop::{Answer, Client, PATIENCE, poll};
+
+const DEPOSIT: &str = "/api/Account/ann/deposit";
+const ORDER: &str = r#"{"userId":"ann","amount":1}"#;
+/// What the gateway waits; the database hangs for longer.
+const LEFT_MS: &str = "300";
+const IN_TIME: Duration = Duration::from_millis(1_300);
+
+async fn tried(client: &Client, method: &str, path: &str, stamp: Uuid, left: Option<&str>, body: Option<&str>) -> Answer {
+    let stamp = stamp.to_string();
+    let mut headers = vec![("X-Shopd-Stamp", stamp.as_str()), ("Idempotency-Key", &stamp)];
+    headers.extend(left.map(|left| ("X-Shopd-Deadline-Ms", left)));
+    client.send(method, path, &headers, body).await.expect("an answer")
+}
+
+/// A transaction of somebody else's that holds what `lock` takes.
+async fn holder(service: &Service, lock: &str) -> AsyncPgConnection {
+    let mut holder = service.db.dedicated().await.expect("a connection");
+    holder.batch_execute(&format!("begin; {lock}")).await.expect(lock);
+    holder
+}
+
+#[track_caller]
+fn assert_late(answer: &Answer, asked: Instant) {
+    assert!(asked.elapsed() < IN_TIME, "{:?}", asked.elapsed());
+    assert_eq!((answer.status, answer.code().as_str()), (503, "unavailable"), "{answer:?}");
+    assert_eq!(answer.headers["content-type"], "application/problem+json");
+    assert!(!answer.text.contains("deadline"), "the cause is for the log");
+}
+
+/// Nothing holds a lock or an open transaction any more.
+async fn until_quiet(service: &Service) {
+    let open = "select count(*) as n from pg_stat_activity
+                 where datname = current_database() and application_name like 'shopd-%' and application_name <> 'shopd-test'
+                   and (state like 'idle in transaction%' or state = 'active')";
+    let since = Instant::now();
+    while count(&service.db, open).await > 0 {
+        assert!(since.elapsed() < PATIENCE, "sessions stay in their transactions");
+        poll().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deposit_whose_deadline_passes_is_answered_in_time_and_done_wholly_or_not_at_all() {
+    let service = Service::payments(2).await;
+    let (here, there) = (&service.clients[0], &service.clients[1]);
+    tried(here, "POST", "/api/Account/ann", Uuid::now_v7(), Some("10000"), None).await.expect(200);
+    let (begun, queued, elsewhere) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+    let mut holder = holder(&service, "select 1 from account where user_id = 'ann' for update").await;
+    let asked = Instant::now();
+    let late = tried(here, "POST", DEPOSIT, begun, Some(LEFT_MS), Some("1")).await;
+    assert_late(&late, asked);
+    // Its transaction still waits for the account, in a task of its own; these wait behind it and are given up before they begin.
+    let asked = Instant::now();
+    for late in join_all((0..20).map(|_| tried(here, "POST", DEPOSIT, queued, Some(LEFT_MS), Some("10")))).await {
+        assert_late(&late, asked);
+    }
+    let in_progress = tried(there, "POST", DEPOSIT, begun, Some(LEFT_MS), Some("1")).await.expect(409);
+    assert_eq!(in_progress.code(), "idempotency_in_progress");
+    assert_eq!(count(&service.db, DEPOSITS).await, 0);
+    holder.batch_execute("commit").await.unwrap();
+    until_quiet(&service).await;
+
+    let balance = async |stamp, amount| {
+        let answer = tried(there, "POST", DEPOSIT, stamp, Some("10000"), Some(amount)).await.expect(200);
+        assert!(!answer.headers.contains_key("idempotent-replayed"), "its client has heard nothing yet: {answer:?}");
+        answer.json()["balance"].as_i64().unwrap()
+    };
+    // The first was begun, so it was done; of the others nothing was.
+    assert_eq!(count(&service.db, DEPOSITS).await, 1);
+    assert_eq!((balance(begun, "1").await, balance(elsewhere, "100").await, balance(queued, "10").await), (1, 101, 111));
+    assert_eq!(count(&service.db, DEPOSITS).await, 3);
+    let log = service.processes[0].log();
+    assert!(log.contains("no answer within the gateway's deadline"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_whose_deadline_passes_is_answered_in_time_and_its_next_try_as_the_first() {
+    let service = Service::start("orders", Schema::Orders, 2, &[]).await;
+    let (here, there) = (&service.clients[0], &service.clients[1]);
+    let mut holder = holder(&service, "lock table orders in share mode").await;
+    let stamp = Uuid::now_v7();
+    let asked = Instant::now();
+    assert_late(&tried(here, "POST", "/api/Orders", stamp, Some(LEFT_MS), Some(ORDER)).await, asked);
+    // The first try is still waiting when the second begins.
+    let next = {
+        let there = there.clone();
+        tokio::spawn(async move { tried(&there, "POST", "/api/Orders", stamp, Some("10000"), Some(ORDER)).await })
+    };
+    let waits = "select count(*) as n from pg_locks where not granted";
+    let since = Instant::now();
+    while count(&service.db, waits).await < 2 {
+        assert!(since.elapsed() < PATIENCE, "both wait for the table");
+        poll().await;
+    }
+    holder.batch_execute("commit").await.unwrap();
+    let next = next.await.unwrap().expect(201);
+    assert!(!next.headers.contains_key("idempotent-replayed"), "{next:?}");
+    until_quiet(&service).await;
+    for facts in ["select count(*) as n from orders", "select count(*) as n from order_event", "select count(*) as n from outbox"] {
+        assert_eq!(count(&service.db, facts).await, 1, "{facts}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_whose_deadline_passes_give_back_sessions_that_work() {
+    let payments = Service::payments(1).await;
+    let orders = Service::start("orders", Schema::Orders, 1, &[]).await;
+    tried(&payments.clients[0], "POST", "/api/Account/ann", Uuid::now_v7(), None, None).await.expect(200);
+    let order = tried(&orders.clients[0], "POST", "/api/Orders", Uuid::now_v7(), None, Some(ORDER)).await.expect(201);
+    let item = format!("/api/Orders/{}", order.json()["id"].as_str().unwrap());
+    for (service, table, paths) in [
+        (&payments, "account", ["/api/Account/ann/balance", "/api/Account/ann/transactions"]),
+        (&orders, "orders", [item.as_str(), "/api/Orders?userId=ann"]),
+    ] {
+        let client = &service.clients[0];
+        let before = join_all(paths.map(|path| client.get(path))).await;
+        let mut holder = holder(service, &format!("lock table {table} in access exclusive mode")).await;
+        let asked = Instant::now();
+        // More than the pool has sessions: most of them wait for one, or for its turn.
+        let reads = (0..30).map(|n| tried(client, "GET", paths[n % 2], Uuid::now_v7(), Some(LEFT_MS), None));
+        for late in join_all(reads).await {
+            assert_late(&late, asked);
+        }
+        holder.batch_execute("commit").await.unwrap();
+        for round in 0..20 {
+            let after = join_all((0..20).map(|n| tried(client, "GET", paths[n % 2], Uuid::now_v7(), Some("10000"), None))).await;
+            for (n, answer) in after.iter().enumerate() {
+                assert_eq!((answer.status, &answer.text), (200, &before[n % 2].text), "round {round}");
+            }
+        }
+        until_quiet(service).await;
+    }
+}
