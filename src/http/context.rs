@@ -31,10 +31,6 @@ pub const STAMP_HEADER: &str = "x-shopd-stamp";
 /// The inner header that says how long the gateway waits for the answer of this try, in milliseconds.
 pub const DEADLINE_HEADER: &str = "x-shopd-deadline-ms";
 pub const REQUEST_ID_HEADER: &str = "x-request-id";
-/// The inner header by which the gateway says how long it will wait for an answer, milliseconds.
-pub const DEADLINE_HEADER: &str = "x-shopd-deadline-ms";
-/// The inner header that names one request of a client over all the gateway's tries.
-pub const STAMP_HEADER: &str = "x-shopd-stamp";
 
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const PREFIX_BYTES_MAX: usize = 64;
