@@ -19,6 +19,10 @@ pub enum Reply {
     Cut(String),
     Close,
     Hang,
+    /// An answer, after a while.
+    Slow(Duration, String),
+    /// Pieces of an answer as they come, then the end.
+    Pieces(tokio::sync::mpsc::Receiver<String>),
 }
 
 pub fn answer(status: &str, headers: &str, body: &str) -> Reply {
@@ -51,6 +55,28 @@ impl Service {
         service
     }
 
+    /// One that takes connections and says nothing, to checks neither: a process that was stopped.
+    pub async fn start_hung() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let service = Self { url, requests: Arc::default() };
+        let requests = service.requests.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let requests = requests.clone();
+                tokio::spawn(async move {
+                    let Some(request) = read_message(&mut stream).await else { return };
+                    if !request.starts_with("GET /health/live ") {
+                        requests.lock().unwrap().push(request);
+                    }
+                    // Until the other side is tired of it.
+                    read_message(&mut stream).await;
+                });
+            }
+        });
+        service
+    }
+
     pub fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
@@ -73,6 +99,21 @@ async fn converse<R: Fn(&str, usize) -> Reply>(mut stream: TcpStream, requests: 
             Reply::Cut(text) => return stream.write_all(text.as_bytes()).await.unwrap(),
             Reply::Close => return,
             Reply::Hang => std::future::pending().await,
+            Reply::Slow(time, text) => {
+                tokio::time::sleep(time).await;
+                // Who asked may have gone.
+                if stream.write_all(text.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+            Reply::Pieces(mut pieces) => {
+                while let Some(piece) = pieces.recv().await {
+                    if stream.write_all(piece.as_bytes()).await.is_err() {
+                        return;
+                    }
+                }
+                return;
+            }
         }
     }
 }
@@ -94,6 +135,13 @@ pub async fn read_message(stream: &mut TcpStream) -> Option<String> {
             _ => return None,
         }
     }
+}
+
+/// A header of a request's text.
+pub fn header(request: &str, name: &str) -> Option<String> {
+    let head = request.split("\r\n\r\n").next()?;
+    head.lines()
+        .find_map(|line| line.split_once(':').filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.trim().to_owned()))
 }
 
 /// An address where nobody listens, and the socket that keeps it from everyone else.
