@@ -20,6 +20,7 @@ mod outage;
 mod outbox;
 mod promises;
 mod replay;
+mod replicas;
 mod scenario;
 mod support;
 mod sweep;
