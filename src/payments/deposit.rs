@@ -56,11 +56,13 @@ async fn deposit_together(db: &Db, batch: Arc<Vec<Deposit>>) -> Result<Vec<Settl
                 idempotency::store(conn, answers).await?;
             } else {
                 let moved: Vec<Held> = accounts.into_values().collect();
-                tokio::try_join!(
+                // To their ends and in their order: of a transaction that failed the later ones say only that it did, not why.
+                let (moved, written, stored) = tokio::join!(
                     store::set_balances(conn, &moved, at),
                     store::write_entries(conn, &entries, at),
                     idempotency::store(conn, answers)
-                )?;
+                );
+                moved.and(written).and(stored)?;
             }
             Ok(settled)
         }
