@@ -1,7 +1,7 @@
 # What one does with this project every day. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test torture compose-test bench lint fmt
+.PHONY: help run test torture compose-test bench bench-proxy lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -24,6 +24,10 @@ compose-test: ## the containers: build the image, start compose.yaml, ask it for
 bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCHMARKS.md (QUICK=1: a short run)
 	@scripts/need.sh test
 	cargo bench --locked --bench shop $(ARGS)
+
+bench-proxy: ## the gateway beside nginx and HAProxy (Debian's nginx-light and haproxy); writes docs/PROXY_BENCHMARKS.md (QUICK=1: short)
+	@scripts/need.sh build
+	cargo bench --locked --bench proxy $(ARGS)
 
 lint: ## formatting and lints only
 	cargo fmt --check

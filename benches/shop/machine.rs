@@ -16,7 +16,7 @@ pub fn cpu_of_tree(root: u32) -> Duration {
     tree(root).into_iter().map(cpu).sum()
 }
 
-fn tree(root: u32) -> Vec<u32> {
+pub fn tree(root: u32) -> Vec<u32> {
     let mut found = vec![root];
     let parents: Vec<(u32, u32)> = std::fs::read_dir("/proc")
         .into_iter()
