@@ -118,7 +118,9 @@ fn renamed(service: ServiceName, path: &str, item: &Value) -> Option<(String, Va
     let mut item = item.as_object()?.clone();
     item.retain(|method, _| {
         let Ok(name) = Method::from_bytes(method.to_ascii_uppercase().as_bytes()) else { return true };
-        !METHODS.contains(&method.as_str()) || matches!(resolve(&name, &path), Ok(Target::Proxy { .. }))
+        let is_ours =
+            || matches!(resolve(&name, &path), Ok(Target::Proxy { .. } | Target::Socket { .. } | Target::Timeline { .. }));
+        !METHODS.contains(&method.as_str()) || is_ours()
     });
     if !item.keys().any(|key| METHODS.contains(&key.as_str())) {
         return None;
@@ -150,7 +152,8 @@ fn add_own_answers(method: &str, path: &str, operation: &mut Value) {
     let responses = operation.entry("responses").or_insert_with(|| json!({}));
     let Value::Object(responses) = responses else { return };
     let body: &[Code] = if method == "post" { &[Code::InvalidRequest, Code::PayloadTooLarge] } else { &[] };
-    let codes = [&[Code::UpstreamUnavailable, Code::UpstreamTimeout, Code::Internal], body].concat();
+    let own = [Code::RateLimited, Code::UpstreamUnavailable, Code::UpstreamTimeout, Code::Unavailable, Code::Internal];
+    let codes = [&own, body].concat();
     for (status, own) in problem_answers(&codes, path) {
         match responses.get_mut(&status) {
             Some(theirs) => join(theirs, &own),
@@ -250,7 +253,14 @@ fn summary(knows_orders: bool) -> Value {
         ]}),
         false => json!({"$ref": "#/components/schemas/Summary"}),
     };
-    let codes = [Code::InvalidRequest, Code::AccountNotFound, Code::Internal, Code::UpstreamUnavailable, Code::UpstreamTimeout];
+    let codes = [
+        Code::InvalidRequest,
+        Code::AccountNotFound,
+        Code::RateLimited,
+        Code::Internal,
+        Code::UpstreamUnavailable,
+        Code::UpstreamTimeout,
+    ];
     let mut responses = problem_answers(&codes, "/api/users/{userId}/summary");
     let example = json!({"userId": "alice", "balance": 100.5, "orders": [], "partial": false, "missing": []});
     let answer = json!({
@@ -332,7 +342,8 @@ mod tests {
         let merged = document(orders(), payments());
         let codes = |answer: &Value| answer["content"][PROBLEM_JSON]["schema"]["allOf"][1]["properties"]["code"]["enum"].clone();
         let balance = &merged["paths"]["/api/PaymentsProxy/{userId}/balance"]["get"]["responses"];
-        assert_eq!(codes(&balance["503"]), json!(["upstream_unavailable"]));
+        assert_eq!(codes(&balance["429"]), json!(["rate_limited"]));
+        assert_eq!(codes(&balance["503"]), json!(["upstream_unavailable", "unavailable"]));
         assert_eq!(codes(&balance["504"]), json!(["upstream_timeout"]));
         let place = &merged["paths"]["/api/OrdersProxy"]["post"]["responses"];
         let both = &place["503"];

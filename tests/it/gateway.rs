@@ -1,6 +1,7 @@
 //! The gateway between a client and services that are well, away, hung or broken.
 
 mod limits;
+mod live;
 mod pages;
 mod retries;
 mod service;

@@ -203,6 +203,10 @@ impl Shop {
         Self { address, stop, client }
     }
 
+    pub fn stop(&self) {
+        self.stop.stop();
+    }
+
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }

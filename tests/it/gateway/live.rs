@@ -1,0 +1,122 @@
+//! Streams through the gateway: they flow as they come, have no bound in time, and a socket outlives the replica that feeds it.
+
+use std::time::{Duration, Instant};
+
+use awc::ws::Frame;
+use futures::StreamExt;
+use reqwest::StatusCode;
+use tokio::sync::mpsc;
+
+use super::service::{Reply, Service, Shop, TIMEOUT, answer, code, header, nobody, problem};
+
+const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+
+fn chunk(text: &str) -> String {
+    format!("{:x}\r\n{text}\r\n", text.len())
+}
+
+fn event(id: u32) -> String {
+    chunk(&format!("id: {id}\ndata: {{\"n\":{id}}}\n\n"))
+}
+
+/// A stream of the service's: its head at once, then what is sent to it.
+fn stream() -> (mpsc::Sender<String>, Reply) {
+    let (pieces, reply) = mpsc::channel(16);
+    pieces.try_send(HEAD.to_owned()).unwrap();
+    (pieces, Reply::Pieces(reply))
+}
+
+#[tokio::test]
+async fn a_stream_of_events_flows_as_it_comes_and_has_no_bound() {
+    let (feed, reply) = stream();
+    let reply = std::sync::Mutex::new(Some(reply));
+    let orders = Service::start(move |_, _| reply.lock().unwrap().take().unwrap()).await;
+    let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
+    let began = Instant::now();
+    let asked =
+        shop.client.get(shop.url("/api/OrdersProxy/1/events")).header("Last-Event-ID", "7").header("Accept-Encoding", "gzip");
+    let answered = asked.send().await.unwrap();
+    assert_eq!((answered.status(), answered.headers()["content-type"].to_str().unwrap()), (StatusCode::OK, "text/event-stream"));
+    assert!(!answered.headers().contains_key("content-encoding") && began.elapsed() < TIMEOUT);
+    assert_eq!(header(&orders.requests()[0], "last-event-id").as_deref(), Some("7"));
+    let mut body = answered.bytes_stream();
+    let mut until = TIMEOUT * 2;
+    for id in [8, 9] {
+        tokio::time::sleep(until).await; // longer than any request may take
+        feed.send(event(id)).await.unwrap();
+        let piece = tokio::time::timeout(Duration::from_secs(5), body.next()).await.unwrap().unwrap().unwrap();
+        assert_eq!(piece, format!("id: {id}\ndata: {{\"n\":{id}}}\n\n"));
+        until = Duration::ZERO;
+    }
+    feed.send("0\r\n\r\n".into()).await.unwrap();
+    assert!(body.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_gateway_that_stops_ends_its_streams_at_once() {
+    let (_feed, reply) = stream();
+    let reply = std::sync::Mutex::new(Some(reply));
+    let orders = Service::start(move |_, _| reply.lock().unwrap().take().unwrap()).await;
+    let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
+    let mut body = shop.get("/api/OrdersProxy/events?userId=u1").await.bytes_stream();
+    shop.stop();
+    let ended = tokio::time::timeout(Duration::from_secs(2), body.next()).await.expect("it ends");
+    assert!(ended.is_none_or(|piece| piece.is_err()), "nothing more comes");
+}
+
+#[actix_web::test]
+async fn a_socket_is_fed_from_the_stream_and_outlives_its_replica() {
+    // The first stream breaks in the middle, the second one says that it is closing, the third has nothing more to say.
+    let said = std::sync::Mutex::new(0);
+    let orders = Service::start(move |_, _| {
+        let mut said = said.lock().unwrap();
+        *said += 1;
+        match *said {
+            1 => Reply::Cut(format!("{HEAD}{}{}", event(1), "30\r\nid: 9\nda")),
+            2 => Reply::Cut(format!(
+                "{HEAD}{}{}{}0\r\n\r\n",
+                chunk(": keep-alive\n\n"),
+                event(2),
+                chunk("event: closing\ndata: {}\n\n")
+            )),
+            3 => Reply::Close,
+            4 => Reply::Cut(format!("{HEAD}{}0\r\n\r\n", event(3))),
+            _ => answer("204 No Content", "", ""),
+        }
+    })
+    .await;
+    let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
+    let url = shop.url("/api/OrdersProxy/1/ws").replace("http://", "ws://");
+    let (response, mut socket) = awc::Client::new().ws(url).connect().await.unwrap();
+    assert_eq!(response.status().as_u16(), 101);
+    let mut texts = Vec::new();
+    let close = loop {
+        match tokio::time::timeout(Duration::from_secs(10), socket.next()).await.expect("in time") {
+            Some(Ok(Frame::Text(text))) => texts.push(String::from_utf8(text.to_vec()).unwrap()),
+            Some(Ok(Frame::Close(reason))) => break reason,
+            Some(Ok(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(texts, ["{\"n\":1}", "{\"n\":2}", "{\"n\":3}"]);
+    assert_eq!(close.map(|reason| reason.code), Some(awc::ws::CloseCode::Normal));
+    let requests = orders.requests();
+    assert!(requests.iter().all(|request| request.starts_with("GET /api/Orders/1/events HTTP/1.1\r\n")));
+    let last = |request: &String| header(request, "last-event-id").unwrap_or_default();
+    assert_eq!(requests.iter().map(last).collect::<Vec<_>>(), ["", "1", "2", "2", "3"]);
+}
+
+#[tokio::test]
+async fn what_is_no_upgrade_or_no_order_is_refused_before_the_socket_opens() {
+    let orders = Service::start(|request, _| match request.starts_with("GET /api/Orders/1/") {
+        true => stream().1,
+        false => answer("404 Not Found", "Content-Type: application/problem+json\r\n", "{\"code\":\"order_not_found\"}"),
+    })
+    .await;
+    let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
+    assert_eq!(problem(shop.get("/api/OrdersProxy/1/ws").await).await, code(400, "invalid_request"));
+    let upgrade = "GET /api/OrdersProxy/2/ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+                   Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let refused = shop.raw(upgrade).await;
+    assert!(refused.starts_with("HTTP/1.1 404 ") && refused.contains("order_not_found"), "{refused}");
+}
