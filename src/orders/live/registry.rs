@@ -213,7 +213,7 @@ impl Registry {
 }
 
 fn gauge(listening: usize) {
-    metrics::gauge!("shopd_live_streams").set(listening as f64);
+    metrics::gauge!("shopd_live_streams").set(u32::try_from(listening).unwrap_or(u32::MAX));
 }
 
 fn remove<K: Hash + Eq>(all: &mut HashMap<K, Vec<Listening>>, key: &K, token: u64) -> bool {

@@ -26,7 +26,6 @@ pub struct Replica {
     pub client: Client,
     pub stop: Shutdown,
     pub wake: Arc<Notify>,
-    pub orders: Orders,
     pub served: JoinHandle<Result<(), http::ServeError>>,
 }
 
@@ -49,11 +48,11 @@ impl Shop {
         let config = Config::default().http;
         let (listen, drain) = ("127.0.0.1:0".parse().expect("an address"), Duration::from_secs(9));
         let readiness = Readiness::new(|| async { Vec::new() });
-        let routes = orders::routes(orders.clone());
+        let routes = orders::routes(orders);
         let bound = http::bind("orders", listen, &config, drain, routes, readiness).expect("a port");
         let base = format!("http://{}", bound.local_addr);
         let served = tokio::spawn(bound.run(stop.clone()));
-        Replica { client: Client::new(base.clone()), base, stop, wake, orders, served }
+        Replica { client: Client::new(base.clone()), base, stop, wake, served }
     }
 
     pub async fn conn(&self) -> Conn {
