@@ -65,18 +65,18 @@ async fn listen(db: &Db, channel: &str, wake: &Notify, incident: &mut Incident) 
 #[derive(Clone)]
 pub struct Notifier {
     pending: Arc<Notify>,
-    /// Wakes the same process without the database between.
-    local: Arc<Notify>,
+    /// Wake the same process without the database between.
+    local: Arc<[Arc<Notify>]>,
 }
 
 impl Notifier {
-    /// `local` is signalled directly; other processes hear of it on `channel`.
-    pub fn start(db: Db, channel: &'static str, local: Arc<Notify>, stop: Shutdown) -> Self {
+    /// Each channel with who is signalled directly; other processes hear of all of them in one round trip.
+    pub fn start(db: Db, channels: &[(&'static str, Arc<Notify>)], stop: Shutdown) -> Self {
         let pending = Arc::new(Notify::new());
         let signal = pending.clone();
         let runtime = db.runtime().clone();
+        let statement = channels.iter().map(|(channel, _)| format!("notify {channel}")).collect::<Vec<_>>().join("; ");
         runtime.spawn(async move {
-            let statement = format!("notify {channel}");
             loop {
                 tokio::select! {
                     () = signal.notified() => {}
@@ -89,17 +89,17 @@ impl Notifier {
                 tokio::time::sleep(GAP).await;
             }
         });
-        Self { pending, local }
+        Self { pending, local: channels.iter().map(|(_, local)| local.clone()).collect() }
     }
 
     /// Wakes only this process.
-    pub fn local(local: Arc<Notify>) -> Self {
-        Self { pending: Arc::new(Notify::new()), local }
+    pub fn local(local: impl IntoIterator<Item = Arc<Notify>>) -> Self {
+        Self { pending: Arc::new(Notify::new()), local: local.into_iter().collect() }
     }
 
     /// Call after a commit.
     pub fn committed(&self) {
-        self.local.notify_one();
+        self.local.iter().for_each(|local| local.notify_one());
         self.pending.notify_one();
     }
 }

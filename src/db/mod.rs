@@ -8,6 +8,7 @@ mod group;
 mod listen;
 mod migrations;
 mod pool;
+mod snapshot;
 mod sql;
 pub mod types;
 
@@ -18,4 +19,5 @@ pub use group::{GroupCommit, Overloaded, each_for_itself};
 pub use listen::{Listener, Notifier};
 pub use migrations::{Schema, migrate, missing, pending};
 pub use pool::{Conn, Db, Pooled, Retry, in_time};
+pub use snapshot::Snapshot;
 pub use sql::{Sql, sql};

@@ -1,5 +1,5 @@
 //! What every role's port has in common: the server, problem+json, the request's context, bodies and parameters, pages, health,
-//! metrics, OpenAPI, idempotency keys. May import config, db and the values; never messaging or a service.
+//! metrics, OpenAPI, idempotency keys, server-sent events, WebSockets. May import config, db and the values; never messaging or a service.
 
 mod body;
 mod context;
@@ -12,10 +12,14 @@ pub mod idempotency;
 pub mod metrics;
 pub mod openapi;
 mod pages;
+mod prefer;
 mod problem;
 mod render;
 mod reply;
 mod server;
+pub mod sse;
+pub mod timeline;
+pub mod websocket;
 
 pub use body::{BODY_BYTES_MAX, Ignored, Json, ReadBody};
 pub use context::{DEADLINE_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, RequestContext, STAMP_HEADER};
@@ -24,6 +28,7 @@ pub use extract::{Params, escape, path_segment};
 pub use health::{Health, Readiness};
 pub use idempotency::{IDEMPOTENCY_KEY_HEADER, IdempotencyKey};
 pub use pages::{LIMIT_DEFAULT, LIMIT_MAX, cursor, cursor_of, limit, with_next};
+pub use prefer::{PREFERENCE_APPLIED, PreferWait};
 pub use problem::{Code, Problem};
 pub use render::{MethodNotAllowed, PROBLEM_JSON, only};
 pub use reply::{Answer, Reply, timestamp};

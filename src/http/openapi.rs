@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use actix_web::App;
 use paperclip::actix::{OpenApiExt, OperationModifier, web::ServiceConfig as ApiConfig};
-use paperclip::v2::models::{DefaultApiRaw, DefaultOperationRaw, Either, Info, Parameter, ParameterIn, Response};
+use paperclip::v2::models::{DefaultApiRaw, DefaultOperationRaw, Info, Parameter, ParameterIn, Response};
 use paperclip::v2::schema::{Apiv2Errors, Apiv2Schema};
 use serde_json::{Map, Value, json};
 
@@ -42,8 +42,13 @@ pub struct Success {
     pub description: &'static str,
     /// Names out of [`HEADERS`].
     pub headers: &'static [&'static str],
+    /// The content type of `example`.
+    pub media: &'static str,
     pub example: Option<Value>,
 }
+
+/// The content type of nearly everything.
+pub const JSON: &str = "application/json";
 
 /// Every response header of ours, with what it says.
 const HEADERS: &[(&str, &str)] = &[
@@ -53,6 +58,7 @@ const HEADERS: &[(&str, &str)] = &[
     ("ETag", "This state of the order, for `If-None-Match`."),
     ("Link", "`<...>; rel=\"next\"`: the next page; absent on the last one."),
     ("X-Next-Cursor", "The `cursor` of the next page; absent on the last one."),
+    ("Preference-Applied", "`wait=N`: this is the order after at most N seconds."),
     ("Retry-After", "Seconds."),
 ];
 
@@ -143,7 +149,7 @@ fn overlay(derived: &mut Map<String, Value>, operation: &Operation) {
     for success in &operation.successes {
         let mut answer = json!({"description": success.description, "headers": header_refs(success.headers)});
         if let Some(example) = &success.example {
-            answer["content"] = json!({"application/json": {"schema": schema, "example": example}});
+            answer["content"] = json!({success.media: {"schema": schema, "example": example}});
         }
         responses.insert(success.status.to_string(), answer);
     }
@@ -309,7 +315,7 @@ pub fn limit() -> Value {
 }
 
 pub use paperclip::actix::OperationModifier as Documented;
-pub use paperclip::v2::models::{DefaultOperationRaw as RawOperation, DefaultSchemaRaw as RawSchema, ParameterIn as In};
+pub use paperclip::v2::models::{DefaultOperationRaw as RawOperation, DefaultSchemaRaw as RawSchema, Either, ParameterIn as In};
 pub use paperclip::v2::schema::Apiv2Schema as Schema;
 
 impl Apiv2Schema for RequestContext {}

@@ -83,6 +83,20 @@ impl<T> Reply<T> {
         Self::from(Answer { status: StatusCode::NOT_MODIFIED, headers: Vec::new(), body: None })
     }
 
+    /// The body as it leaves; `None` where the answer is none of success.
+    pub fn success(&self) -> Option<&Bytes> {
+        self.answer.body.as_ref().filter(|_| self.answer.status.is_success())
+    }
+
+    /// The same answer with another body.
+    pub fn with_body(mut self, body: &T) -> Result<Self, Problem>
+    where
+        T: Serialize,
+    {
+        self.answer.body = Some(serde_json::to_vec(body).map_err(Problem::internal)?.into());
+        Ok(self)
+    }
+
     /// `name` in lower case.
     #[must_use]
     pub fn header(mut self, name: &'static str, value: &str) -> Self {

@@ -142,6 +142,21 @@ pub fn etag(order: &Order) -> String {
     format!("\"{}-{}-{}\"", order.id.simple(), order.status.as_str(), order.updated_at.timestamp_micros())
 }
 
+/// The id that an order's JSON names.
+pub fn id_of(order: &[u8]) -> Option<Uuid> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        id: Uuid,
+    }
+    serde_json::from_slice(order).ok().map(|Named { id }| id)
+}
+
+/// The user that a query must name.
+pub fn user(params: &Params) -> Result<UserId, Problem> {
+    let text = params.get("userId").ok_or_else(|| Problem::invalid("userId", "userId is required"))?;
+    UserId::new(text).map_err(|error| Problem::invalid("userId", error.to_string()))
+}
+
 /// Reads the list's query.
 pub fn list(params: &Params) -> Result<ListOrders, Problem> {
     let user_id = params.get("userId").map(|text| UserId::new(text).map_err(|e| Problem::invalid("userId", e.to_string())));

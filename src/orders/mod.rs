@@ -6,6 +6,7 @@
 pub mod audit;
 mod document;
 mod dto;
+mod live;
 mod on_payment;
 mod order;
 mod place_order;
@@ -13,8 +14,10 @@ mod routes;
 mod schema;
 mod store;
 mod sweep;
+mod timeline;
 
 pub use document::document;
+pub use live::{CHANNEL, Live, NoEventId, OrderStream, Reason, Seen, Update, Updates};
 pub use on_payment::OnPayment;
 pub use order::{FailureReason, NewOrder, Order, OrderStatus};
 pub use place_order::{PlaceError, Placed};
@@ -28,6 +31,7 @@ pub mod rules {
     pub use super::store::Ending;
 }
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, SubsecRound, Utc};
@@ -35,6 +39,8 @@ use uuid::Uuid;
 
 use crate::db::{self, Db, DbError, Notifier, Schema};
 use crate::http::idempotency::{Keyed, Settled};
+use crate::http::timeline::Part;
+use crate::shutdown::Shutdown;
 use crate::trace::TraceContext;
 use crate::user_id::UserId;
 
@@ -43,6 +49,7 @@ use crate::user_id::UserId;
 pub struct Orders {
     db: Db,
     intake: place_order::Intake,
+    live: Live,
 }
 
 pub type Placing = Result<Placed, PlaceError>;
@@ -87,7 +94,33 @@ pub struct OrderPage {
 impl Orders {
     /// `notifier` is told after every commit that left something in the outbox.
     pub fn new(db: Db, notifier: Notifier) -> Self {
-        Self { intake: place_order::intake(db.clone(), notifier), db }
+        let live = Live::new(db.clone(), Arc::default(), true, Shutdown::new());
+        Self::with_live(db, notifier, live)
+    }
+
+    /// With streams that hear of this process's commits without the database between, and end with it.
+    pub fn with_live(db: Db, notifier: Notifier, live: Live) -> Self {
+        Self { intake: place_order::intake(db.clone(), notifier), db, live }
+    }
+
+    /// The order's state, then its changes until it ends; after `seen` only what is not in it.
+    pub async fn stream(&self, id: Uuid, seen: Option<Seen>) -> Result<OrderStream, DbError> {
+        self.live.order(id, seen).await
+    }
+
+    /// The states of the user's latest orders, then every change of any.
+    pub async fn stream_of(&self, user: UserId, seen: Option<Seen>) -> Result<Updates, DbError> {
+        self.live.user(user, seen).await
+    }
+
+    /// Returns once the order has ended, or after `wait`.
+    pub async fn ended_within(&self, id: Uuid, wait: Duration) -> Result<(), DbError> {
+        self.live.ended_within(id, wait).await
+    }
+
+    /// What orders knows of an order's way.
+    pub async fn timeline(&self, id: Uuid) -> Result<Option<Part>, DbError> {
+        db::in_time(async { timeline::read(&mut *self.db.get().await?, id).await }).await
     }
 
     /// Accepts an order, or answers the stored one where the same id came with the same fields before; under `key` once, and

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use crate::contracts::{Outcome, PaymentStatusUpdated};
-use crate::db::{Conn, DbError};
+use crate::db::{Conn, DbError, Notifier};
 use crate::messaging::{Delivery, Handler, Keys, Poison, Received};
 use async_trait::async_trait;
 
@@ -35,7 +35,16 @@ pub fn settle(results: &[Received<PaymentStatusUpdated>]) -> Vec<Ending> {
 }
 
 /// The handler of `payment-status-updates`.
-pub struct OnPayment;
+pub struct OnPayment {
+    notifier: Notifier,
+}
+
+impl OnPayment {
+    /// `notifier` is told after every batch: orders may have ended.
+    pub fn new(notifier: Notifier) -> Self {
+        Self { notifier }
+    }
+}
 
 #[async_trait]
 impl Handler for OnPayment {
@@ -61,6 +70,10 @@ impl Handler for OnPayment {
         // Repeats of orders that have ended, and orders of another producer that orders never had.
         metrics::counter!("shopd_orders_results_without_effect_total").increment((endings.len() - ended) as u64);
         Ok(())
+    }
+
+    fn committed(&self) {
+        self.notifier.committed();
     }
 }
 

@@ -1,22 +1,35 @@
 //! `/api/Orders`: a handler extracts, calls and replies.
 
 use std::future::{Ready, ready};
+use std::time::Duration;
 
 use actix_web::dev::Payload;
 use actix_web::http::Method;
 use actix_web::web::Data;
-use actix_web::{FromRequest, HttpRequest};
+use actix_web::{FromRequest, HttpRequest, HttpResponse};
+use bytes::Bytes;
+use futures::StreamExt;
 use paperclip::actix::web::{self, ServiceConfig};
 use uuid::Uuid;
 
 use super::dto::{self, OrderBody, PlaceOrder};
-use super::{ListOrders, Orders, Origin, PlaceError, Placed, Placing};
+use super::{ListOrders, OrderStream, Orders, Origin, PlaceError, Placed, Placing, Reason, Seen, Update};
 use crate::http::idempotency::REPLAYED;
 use crate::http::openapi::{self, DataType, Documented, In, RawOperation, api_v2_operation};
-use crate::http::{self, Code, IdempotencyKey, Json, Params, Problem, Reply, RequestContext, Routes};
+use crate::http::sse::{self, Events};
+use crate::http::timeline::{self, INNER, Timeline};
+use crate::http::websocket::{Closing, Handshake, Telling, WebSocket};
+use crate::http::{
+    self, Code, IdempotencyKey, Json, PREFERENCE_APPLIED, Params, PreferWait, Problem, Reply, RequestContext, Routes,
+};
+use crate::user_id::UserId;
 
 pub const COLLECTION: &str = "/api/Orders";
 pub const ITEM: &str = "/api/Orders/{orderId}";
+pub const EVENTS: &str = "/api/Orders/events";
+pub const ITEM_EVENTS: &str = "/api/Orders/{orderId}/events";
+pub const ITEM_WS: &str = "/api/Orders/{orderId}/ws";
+pub const TIMELINE: &str = "/api/Orders/{orderId}/timeline";
 
 /// The service's routes over `orders`, and its document.
 pub fn routes(orders: Orders) -> Routes {
@@ -24,14 +37,30 @@ pub fn routes(orders: Orders) -> Routes {
         config.app_data(Data::new(orders.clone()));
         operations(config);
     };
-    Routes::new().api(api).document(&super::document())
+    Routes::new().api(api).plain(inner).document(&super::document())
+}
+
+/// What only the gateway asks; `Orders` is there already.
+fn inner(config: &mut actix_web::web::ServiceConfig) {
+    let resource = actix_web::web::resource(INNER).route(actix_web::web::get().to(part));
+    config.service(resource.default_service(http::only(&[Method::GET])));
+}
+
+async fn part(orders: Data<Orders>, id: OrderId) -> Result<HttpResponse, Problem> {
+    Ok(HttpResponse::Ok().json(orders.timeline(id.0).await?.ok_or_else(not_found)?))
 }
 
 /// The routes alone, for the document.
 pub(super) fn operations(config: &mut ServiceConfig) {
     let collection = web::resource(COLLECTION).route(web::get().to(list)).route(web::post().to(place));
     config.service(collection.default_service(http::only(&[Method::GET, Method::POST])));
-    config.service(web::resource(ITEM).route(web::get().to(get)).default_service(http::only(&[Method::GET])));
+    let get_only = || http::only(&[Method::GET]);
+    // Before the item's, whose id it would be.
+    config.service(web::resource(EVENTS).route(web::get().to(events_of_user)).default_service(get_only()));
+    config.service(web::resource(ITEM).route(web::get().to(get)).default_service(get_only()));
+    config.service(web::resource(ITEM_EVENTS).route(web::get().to(events)).default_service(get_only()));
+    config.service(web::resource(ITEM_WS).route(web::get().to(ws)).default_service(get_only()));
+    config.service(web::resource(TIMELINE).route(web::get().to(timeline)).default_service(get_only()));
 }
 
 #[api_v2_operation(summary = "Place an order", operation_id = "placeOrder", tags(Orders))]
@@ -39,11 +68,35 @@ async fn place(
     orders: Data<Orders>,
     context: RequestContext,
     key: IdempotencyKey,
+    prefer: PreferWait,
     body: Json<PlaceOrder>,
 ) -> Result<Reply<OrderBody>, Problem> {
     let stamp = key.added();
     let (order, origin) = (body.value.order(stamp), Origin { stamp, ..context.into() });
-    orders.place(order, origin, key.own().over(&body.bytes, placed)).await.reply(placed)
+    let reply = orders.place(order, origin, key.own().over(&body.bytes, placed)).await.reply(placed)?;
+    match prefer.0 {
+        Some(wait) => waited(&orders, reply, wait).await,
+        None => Ok(reply),
+    }
+}
+
+/// The same answer with the order as it is once it has ended, or after `wait`; a refusal at once.
+async fn waited(orders: &Orders, reply: Reply<OrderBody>, wait: Duration) -> Result<Reply<OrderBody>, Problem> {
+    let Some(id) = reply.success().and_then(|body| dto::id_of(body)) else { return Ok(reply) };
+    // The order is accepted, whatever comes of the waiting.
+    let now = match orders.ended_within(id, wait).await {
+        Ok(()) => orders.get(id).await,
+        Err(error) => Err(error),
+    };
+    let reply = match now {
+        Ok(Some(order)) => reply.with_body(&order.into())?,
+        Ok(None) => reply,
+        Err(error) => {
+            tracing::info!(%error, "an order was not waited for");
+            reply
+        }
+    };
+    Ok(reply.header(PREFERENCE_APPLIED, &format!("wait={}", wait.as_secs())))
 }
 
 fn placed(placed: Placing) -> Result<Reply<OrderBody>, Problem> {
@@ -62,11 +115,64 @@ async fn list(orders: Data<Orders>, context: RequestContext, query: ListQuery) -
 
 #[api_v2_operation(summary = "One order", operation_id = "getOrder", tags(Orders))]
 async fn get(orders: Data<Orders>, id: OrderId, req: HttpRequest) -> Result<Reply<OrderBody>, Problem> {
-    let not_found = || Problem::new(Code::OrderNotFound, "No order has this id.");
     let order = orders.get(id.0).await?.ok_or_else(not_found)?;
     let etag = dto::etag(&order);
     let reply = if http::if_none_match(&req, &etag) { Reply::not_modified() } else { Reply::ok(&order.into())? };
     Ok(reply.header("etag", &etag))
+}
+
+#[api_v2_operation(summary = "One order's changes", operation_id = "streamOrder", tags(Orders))]
+async fn events(orders: Data<Orders>, id: OrderId, after: After) -> Result<Events, Problem> {
+    match orders.stream(id.0, after.0).await? {
+        OrderStream::Unknown => Err(not_found()),
+        OrderStream::Over => Ok(Events::Over),
+        OrderStream::Updates(updates) => Ok(Events::Stream(Box::pin(updates.map(frame)))),
+    }
+}
+
+#[api_v2_operation(summary = "The changes of all of a user's orders", operation_id = "streamOrders", tags(Orders))]
+async fn events_of_user(orders: Data<Orders>, of: OfUser, after: After) -> Result<Events, Problem> {
+    Ok(Events::Stream(Box::pin(orders.stream_of(of.0, after.0).await?.map(frame))))
+}
+
+#[api_v2_operation(summary = "One order's changes, over WebSocket", operation_id = "watchOrder", tags(Orders))]
+async fn ws(orders: Data<Orders>, id: OrderId, after: After, handshake: Handshake) -> Result<WebSocket, Problem> {
+    match orders.stream(id.0, after.0).await? {
+        OrderStream::Unknown => Err(not_found()),
+        OrderStream::Over => Ok(handshake.tell(futures::stream::empty())),
+        OrderStream::Updates(updates) => Ok(handshake.tell(updates.map(telling))),
+    }
+}
+
+#[api_v2_operation(summary = "Every hop of an order, with its time", operation_id = "getTimeline", tags(Orders))]
+async fn timeline(orders: Data<Orders>, id: OrderId) -> Result<Reply<Timeline>, Problem> {
+    Reply::ok(&timeline::merge(orders.timeline(id.0).await?.ok_or_else(not_found)?, None))
+}
+
+fn not_found() -> Problem {
+    Problem::new(Code::OrderNotFound, "No order has this id.")
+}
+
+/// An update as a stream of server-sent events has it.
+fn frame(update: Update) -> Bytes {
+    match update {
+        Update::Event(event) => event.frame.clone(),
+        Update::Ended(reason) => {
+            let name = if reason == Reason::Stopping { "closing" } else { "dropped" };
+            sse::named(name, &format!(r#"{{"reason":"{}"}}"#, reason.as_str()))
+        }
+    }
+}
+
+/// An update as a WebSocket has it.
+fn telling(update: Update) -> Telling {
+    match update {
+        Update::Event(event) => Telling::Text(event.json.clone()),
+        Update::Ended(reason) => {
+            let closing = if reason == Reason::Stopping { Closing::Away } else { Closing::TryAgain };
+            Telling::Close(closing, reason.as_str())
+        }
+    }
 }
 
 impl From<RequestContext> for Origin {
@@ -104,6 +210,54 @@ impl openapi::Schema for OrderId {}
 impl Documented for OrderId {
     fn update_parameter(op: &mut RawOperation) {
         openapi::parameter(op, In::Path, "orderId", DataType::String, "The order's id, a UUID.");
+    }
+}
+
+/// The request's `Last-Event-ID`.
+struct After(Option<Seen>);
+
+impl FromRequest for After {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(sse::last_event_id(req).map(Self))
+    }
+}
+
+impl openapi::Schema for After {}
+
+impl Documented for After {
+    fn update_parameter(op: &mut RawOperation) {
+        let description = "The id of the last event that the client has got: only later ones are sent.";
+        openapi::parameter(op, In::Header, sse::LAST_EVENT_ID, DataType::String, description);
+    }
+}
+
+/// The query's user, who must be named.
+struct OfUser(UserId);
+
+impl FromRequest for OfUser {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(Params::of(req).and_then(|params| dto::user(&params)).map(Self))
+    }
+}
+
+impl openapi::Schema for OfUser {}
+
+impl Documented for OfUser {
+    fn update_parameter(op: &mut RawOperation) {
+        openapi::parameter(op, In::Query, "userId", DataType::String, "Whose orders.");
+        for parameter in &mut op.parameters {
+            if let openapi::Either::Right(parameter) = parameter
+                && parameter.name == "userId"
+            {
+                parameter.required = true;
+            }
+        }
     }
 }
 

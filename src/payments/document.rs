@@ -26,7 +26,9 @@ const DEPOSIT_REFUSED: &[Code] = &[
 ];
 
 fn operations() -> Vec<Operation> {
-    let ok = |description, headers, example| vec![Success { status: 200, description, headers, example: Some(example) }];
+    let ok = |description, headers, example| {
+        vec![Success { status: 200, description, headers, media: openapi::JSON, example: Some(example) }]
+    };
     let operation = |method, path, successes, codes| {
         let parameters = vec![("userId", openapi::user_id()), ("limit", openapi::limit()), ("cursor", openapi::cursor())];
         Operation { method, path, successes, codes, bodies: vec![], parameters, headers: &[] }

@@ -14,6 +14,7 @@ mod open;
 mod routes;
 mod schema;
 mod store;
+mod timeline;
 
 pub use account::{Account, DepositError, OpenError, Transaction, TransactionKind};
 pub use document::document;
@@ -30,8 +31,11 @@ pub mod rules {
 
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::db::{self, Db, DbError, Schema};
 use crate::http::idempotency::{Keyed, Settled};
+use crate::http::timeline::Part;
 use crate::money::Amount;
 use crate::user_id::UserId;
 
@@ -85,6 +89,11 @@ impl Payments {
             store::transactions(&mut conn, account.id, limit, before).await.map(Some)
         })
         .await
+    }
+
+    /// What payments knows of an order's way; `None` where nothing is decided on it.
+    pub async fn timeline(&self, order: Uuid) -> Result<Option<Part>, DbError> {
+        db::in_time(async { timeline::read(&mut *self.db.get().await?, order).await }).await
     }
 
     /// What is missing for this service to do its work; empty when ready. Bounded to two seconds.

@@ -5,12 +5,14 @@ use std::future::{Ready, ready};
 use actix_web::dev::Payload;
 use actix_web::http::Method;
 use actix_web::web::Data;
-use actix_web::{FromRequest, HttpRequest};
+use actix_web::{FromRequest, HttpRequest, HttpResponse};
 use paperclip::actix::web::{self, ServiceConfig};
+use uuid::Uuid;
 
 use super::dto::{self, AccountBody, BalanceBody, DepositBody, TransactionBody};
 use super::{DepositError, Deposited, OpenError, Opened, Payments};
 use crate::http::openapi::{self, DataType, Documented, In, RawOperation, api_v2_operation};
+use crate::http::timeline::INNER;
 use crate::http::{self, Code, IdempotencyKey, Ignored, Json, Params, Problem, Reply, RequestContext, Routes};
 use crate::user_id::UserId;
 
@@ -25,7 +27,20 @@ pub fn routes(payments: Payments) -> Routes {
         config.app_data(Data::new(payments.clone()));
         operations(config);
     };
-    Routes::new().api(api).document(&super::document())
+    Routes::new().api(api).plain(inner).document(&super::document())
+}
+
+/// What only the gateway asks; `Payments` is there already.
+fn inner(config: &mut actix_web::web::ServiceConfig) {
+    let resource = actix_web::web::resource(INNER).route(actix_web::web::get().to(timeline));
+    config.service(resource.default_service(http::only(&[Method::GET])));
+}
+
+async fn timeline(payments: Data<Payments>, req: HttpRequest) -> Result<HttpResponse, Problem> {
+    let text = http::path_segment(&req, "orderId")?;
+    let id = Uuid::try_parse(&text).map_err(|_| Problem::new(Code::InvalidOrderId, "The order id must be a UUID."))?;
+    let unknown = || Problem::new(Code::OrderNotFound, "Nothing is decided on an order with this id.");
+    Ok(HttpResponse::Ok().json(payments.timeline(id).await?.ok_or_else(unknown)?))
 }
 
 /// The routes alone, for the document.

@@ -12,7 +12,7 @@ use crate::http::idempotency::keep_pruned;
 use crate::http::{self, Bound, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::{Consumer, PgInbox, outbox};
-use crate::orders::{self, OnPayment, Orders, SweepRules, Sweeper};
+use crate::orders::{self, Live, OnPayment, Orders, SweepRules, Sweeper};
 use crate::shutdown::Shutdown;
 
 use super::{DRAIN_ALONE, RoleError};
@@ -21,13 +21,17 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let db = super::database(config.orders.database_url.as_ref(), "orders.database_url", "orders", &config)?;
     let batches = super::batches(config.orders.database_url.as_ref(), "orders.database_url", "orders", &config)?;
     let log = super::kafka(&config)?;
-    let notifier = Notifier::start(db.clone(), outbox::CHANNEL, Arc::new(Notify::new()), stop.clone());
+    let (relay_wake, live_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let channels = [(outbox::CHANNEL, relay_wake), (orders::CHANNEL, live_wake.clone())];
+    let notifier = Notifier::start(db.clone(), &channels, stop.clone());
+    let ended = Notifier::start(db.clone(), &channels[1..], stop.clone());
+    let live = Live::new(db.clone(), live_wake, true, stop.clone());
     let sweeper = sweeper(&config, db.clone(), notifier.clone());
     let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
-    let orders = Orders::new(db, notifier);
+    let orders = Orders::with_live(db, notifier, live);
     let (bound, readiness) = bind(&config, orders, super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("orders", readiness, stop.clone()));
-    let consumer = consumer(&config, batches, log, super::owner("orders"));
+    let consumer = consumer(&config, batches, log, super::owner("orders"), ended);
     let (consumed, swept) = (consumer.run(stop.clone()), orders::run_sweeper(sweeper, stop.clone()));
     let worker = async move {
         tokio::join!(consumed, swept, keys);
@@ -46,8 +50,15 @@ pub(super) fn bind(config: &Config, orders: Orders, drain: Duration) -> Result<(
     Ok((bound, readiness))
 }
 
-pub(super) fn consumer(config: &Config, batches: Db, log: SharedLog, owner: String) -> Consumer<PgInbox<OnPayment>> {
-    Consumer::new(batches, log, PAYMENT_STATUS_UPDATES, owner, config.consumer.clone(), OnPayment)
+/// `ended` is told when orders have ended.
+pub(super) fn consumer(
+    config: &Config,
+    batches: Db,
+    log: SharedLog,
+    owner: String,
+    ended: Notifier,
+) -> Consumer<PgInbox<OnPayment>> {
+    Consumer::new(batches, log, PAYMENT_STATUS_UPDATES, owner, config.consumer.clone(), OnPayment::new(ended))
 }
 
 pub(super) fn sweeper(config: &Config, db: Db, notifier: Notifier) -> Sweeper {

@@ -21,7 +21,7 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let db = super::database(config.payments.database_url.as_ref(), "payments.database_url", "payments", &config)?;
     let batches = super::batches(config.payments.database_url.as_ref(), "payments.database_url", "payments", &config)?;
     let log = super::kafka(&config)?;
-    let notifier = Notifier::start(db.clone(), outbox::CHANNEL, Arc::new(Notify::new()), stop.clone());
+    let notifier = Notifier::start(db.clone(), &[(outbox::CHANNEL, Arc::new(Notify::new()))], stop.clone());
     let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
     let (bound, readiness) = bind(&config, Payments::new(db), super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("payments", readiness, stop.clone()));

@@ -14,6 +14,7 @@ mod gateway;
 mod growth;
 mod healing;
 mod idempotency;
+mod live;
 mod log;
 mod openapi;
 mod outage;

@@ -10,6 +10,11 @@ use crate::support::shop::{All, Answer, Client};
 const DOCUMENT: &str = "/swagger/v1/swagger.json";
 const ORDERS: &str = "/api/OrdersProxy";
 const ORDER: &str = "/api/OrdersProxy/{orderId}";
+const EVENTS: &str = "/api/OrdersProxy/events";
+const ORDER_EVENTS: &str = "/api/OrdersProxy/{orderId}/events";
+const ORDER_WS: &str = "/api/OrdersProxy/{orderId}/ws";
+const TIMELINE: &str = "/api/OrdersProxy/{orderId}/timeline";
+const EXAMPLE_ORDER: &str = "3f2504e0-4f89-11d3-9a0c-0305e82c3301";
 const ACCOUNT: &str = "/api/PaymentsProxy/{userId}";
 const DEPOSIT: &str = "/api/PaymentsProxy/{userId}/deposit";
 const BALANCE: &str = "/api/PaymentsProxy/{userId}/balance";
@@ -29,6 +34,8 @@ async fn the_running_system_answers_as_its_document_says() {
     replay.get(TRANSACTIONS, 404).await;
     replay.get(SUMMARY, 404).await;
     replay.get(ORDER, 404).await;
+    replay.get(ORDER_EVENTS, 404).await;
+    replay.get(TIMELINE, 404).await;
     replay.post(ACCOUNT, &[200]).await;
     replay.post(ACCOUNT, &[409]).await;
     replay.post(DEPOSIT, &[200, 200]).await;
@@ -42,11 +49,16 @@ async fn the_running_system_answers_as_its_document_says() {
         replay.get(path, 200).await;
     }
     replay.get("/", 302).await;
+    replay.streams().await;
 
     let json = &[("content-type", "application/json")][..];
     for (method, path, asked, headers, body, status) in [
         ("get", ORDERS, "/api/OrdersProxy?limit=0", &[][..], None, 400),
         ("get", ORDER, "/api/OrdersProxy/x", &[], None, 400),
+        ("get", EVENTS, EVENTS, &[], None, 400),
+        ("get", ORDER_EVENTS, "/api/OrdersProxy/x/events", &[], None, 400),
+        ("get", ORDER_WS, "/api/OrdersProxy/x/ws", &[], None, 400),
+        ("get", TIMELINE, "/api/OrdersProxy/x/timeline", &[], None, 400),
         ("get", BALANCE, "/api/PaymentsProxy/%00/balance", &[], None, 400),
         ("get", SUMMARY, "/api/users/%zz/summary", &[], None, 400),
         ("get", TRANSACTIONS, "/api/PaymentsProxy/alice/transactions?cursor=x", &[], None, 400),
@@ -131,6 +143,33 @@ impl Replay<'_> {
         self.hold("get", path, answer, status);
     }
 
+    /// The example's order ends, so its stream ends by itself; a user's stays open, so its first event must do.
+    async fn streams(&mut self) {
+        self.client.ended(EXAMPLE_ORDER).await;
+        self.get(TIMELINE, 200).await;
+        let stream = self.client.send("GET", &self.filled("get", ORDER_EVENTS), &[], None).await.unwrap();
+        let id = self.an_order_comes(&stream);
+        self.hold("get", ORDER_EVENTS, stream, 200);
+        let path = self.filled("get", ORDER_EVENTS);
+        let over = self.client.send("GET", &path, &[("last-event-id", &id)], None).await.unwrap();
+        self.hold("get", ORDER_EVENTS, over, 204);
+        let stream = self.client.beginning(&format!("{EVENTS}?userId=alice"), "\n\nid: ").await;
+        self.hold("get", EVENTS, stream, 200);
+        let waited = &[("prefer", "wait=10")];
+        let answer = self.client.send("POST", ORDERS, waited, Some(r#"{"userId":"alice","amount":1}"#)).await.unwrap();
+        assert!(answer.headers.contains_key("preference-applied"), "{answer:?}");
+        self.hold("post", ORDERS, answer, 201);
+    }
+
+    /// The id of the one event in `stream`, which is the order.
+    fn an_order_comes(&self, stream: &Answer) -> String {
+        let line =
+            |name: &str| stream.text.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_else(|| panic!("{stream:?}"));
+        self.fits(&serde_json::from_str(line("data: ")).unwrap(), &self.document["components"]["schemas"]["Order"], "data");
+        assert!(stream.text.starts_with("retry: 1000\n\n"), "{stream:?}");
+        line("id: ").to_owned()
+    }
+
     /// Sends every example body that the document has, as each of the media types it names; `statuses` in the examples' order.
     async fn post(&mut self, path: &str, statuses: &[u16]) {
         let asked = self.filled("post", path);
@@ -176,7 +215,8 @@ impl Replay<'_> {
         let described = &self.operation(method, path)["responses"][status.to_string()];
         assert!(described.is_object(), "{at} is not described: {answer:?}");
         for name in described["headers"].as_object().expect("headers").keys() {
-            let optional = ["Link", "X-Next-Cursor", "Retry-After", "Idempotent-Replayed"].contains(&name.as_str());
+            let optional =
+                ["Link", "X-Next-Cursor", "Retry-After", "Idempotent-Replayed", "Preference-Applied"].contains(&name.as_str());
             assert!(optional || answer.headers.contains_key(&name.to_lowercase()), "{at}: no {name} in {:?}", answer.headers);
         }
         let Some(content) = described["content"].as_object() else {

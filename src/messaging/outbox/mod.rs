@@ -22,7 +22,8 @@ use uuid::Uuid;
 use crate::db::types::{Xid, Xid8};
 use crate::db::{Conn, DbError, sql};
 
-pub use cursor::{Cursor, Look, Snapshot};
+pub use crate::db::Snapshot;
+pub use cursor::{Cursor, Look};
 pub use reader::{Page, Reader};
 pub use sent::sent;
 pub use source::{Claim, Purged, Session, Source};

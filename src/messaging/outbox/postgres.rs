@@ -14,7 +14,8 @@ use crate::db::types::{Xid, Xid8};
 use crate::db::{Conn, Db, DbError, Listener, sql};
 use crate::shutdown::Shutdown;
 
-use super::cursor::{Cursor, Look, Snapshot};
+use super::Snapshot;
+use super::cursor::{Cursor, Look};
 use super::source::{Claim, Purged, Session, Source};
 use super::{CHANNEL, Row};
 

@@ -7,7 +7,8 @@ use crate::db::{Db, DbError};
 use crate::faults;
 
 use super::Row;
-use super::cursor::{Cursor, Look, Snapshot};
+use super::Snapshot;
+use super::cursor::{Cursor, Look};
 use super::source::{Claim, Purged, Session, Source};
 
 /// A page of unpublished rows; [`Reader::published`] moves past it.

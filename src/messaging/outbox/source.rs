@@ -10,7 +10,8 @@ use crate::db::DbError;
 use crate::shutdown::Shutdown;
 
 use super::Row;
-use super::cursor::{Cursor, Look, Snapshot};
+use super::Snapshot;
+use super::cursor::{Cursor, Look};
 
 /// What a purge dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use crate::http::idempotency::keep_pruned;
 use crate::http::{Bound, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::outbox;
-use crate::orders::Orders;
+use crate::orders::{CHANNEL, Live, Orders};
 use crate::payments::Payments;
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
@@ -93,16 +93,20 @@ async fn run_roles(
 
     // One wake-up a database: its writers signal the relay without the database between.
     let (orders_wake, payments_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let notifier = |db: &Db, wake: &Arc<Notify>| {
+    let notifier = |db: &Db, channels: &[(&'static str, Arc<Notify>)]| {
         if embedded {
-            Notifier::local(wake.clone())
+            Notifier::local(channels.iter().map(|(_, wake)| wake.clone()))
         } else {
-            Notifier::start(db.clone(), outbox::CHANNEL, wake.clone(), services.clone())
+            Notifier::start(db.clone(), channels, services.clone())
         }
     };
-    let requests = notifier(orders_db, &orders_wake);
+    let events = (CHANNEL, Arc::new(Notify::new()));
+    // Streams end first: the gateway's drain waits for them.
+    let live = Live::new(orders_db.clone(), events.1.clone(), !embedded, stop.clone());
+    let requests = notifier(orders_db, &[(outbox::CHANNEL, orders_wake.clone()), events.clone()]);
     let sweeper = orders::sweeper(config, orders_db.clone(), requests.clone());
-    let orders = Orders::new(orders_db.clone(), requests);
+    let orders = Orders::with_live(orders_db.clone(), requests, live);
+    let ended = notifier(orders_db, &[events]);
     let behind = super::share(config, 30);
     let (orders_bound, _) = orders::bind(config, orders, behind)?;
     let (payments_bound, _) = payments::bind(config, Payments::new(payments_db.clone()), behind)?;
@@ -118,9 +122,9 @@ async fn run_roles(
 
     let mut workers = JoinSet::new();
     workers.spawn(public_port.run_checks());
-    workers.spawn(orders::consumer(config, stores.orders.batches.clone(), log.clone(), owner.clone()).run(services.clone()));
+    workers.spawn(orders::consumer(config, stores.orders.batches.clone(), log.clone(), owner.clone(), ended).run(services.clone()));
     workers.spawn(crate::orders::run_sweeper(sweeper, services.clone()));
-    let results = notifier(payments_db, &payments_wake);
+    let results = notifier(payments_db, &[(outbox::CHANNEL, payments_wake.clone())]);
     workers.spawn(
         payments::consumer(config, stores.payments.batches.clone(), log.clone(), owner.clone(), results).run(services.clone()),
     );

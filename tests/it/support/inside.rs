@@ -84,7 +84,7 @@ impl Inside {
         let log = log(orders.clone());
         log.create_topics(&TOPICS, PARTITIONS).await.expect("topics");
         let wakes = [Arc::new(Notify::new()), Arc::new(Notify::new())];
-        let accept = Orders::new(orders.clone(), Notifier::local(wakes[0].clone()));
+        let accept = Orders::new(orders.clone(), Notifier::local([wakes[0].clone()]));
         Self { orders, payments, log, config, urls, wakes, accept }
     }
 
@@ -145,7 +145,7 @@ impl Inside {
     }
 
     pub fn payments(&self) -> Part {
-        let handler = OnOrder::new(Notifier::local(self.wakes[1].clone()));
+        let handler = OnOrder::new(Notifier::local([self.wakes[1].clone()]));
         let consumer = Consumer::new(
             self.payments.clone(),
             self.log.clone(),
@@ -158,13 +158,14 @@ impl Inside {
     }
 
     pub fn orders(&self) -> Part {
+        let handler = OnPayment::new(Notifier::local([]));
         let consumer =
-            Consumer::new(self.orders.clone(), self.log.clone(), RESULTS, "orders".into(), self.config.consumer.clone(), OnPayment);
+            Consumer::new(self.orders.clone(), self.log.clone(), RESULTS, "orders".into(), self.config.consumer.clone(), handler);
         self.run(|stop| consumer.run(stop))
     }
 
     pub fn sweeper(&self, after: Duration, asks_per_second_max: u32) -> Sweeper {
-        let notifier = Notifier::local(self.wakes[0].clone());
+        let notifier = Notifier::local([self.wakes[0].clone()]);
         Sweeper::new(self.orders.clone(), notifier, SweepRules { after, asks_per_second_max })
     }
 

@@ -248,6 +248,19 @@ impl Client {
         Ok(Answer { status, headers, text: answer.text().await? })
     }
 
+    /// An answer that does not end, until `text` came in it.
+    pub async fn beginning(&self, path: &str, text: &str) -> Answer {
+        let mut answer = self.http.get(format!("{}{path}", self.base)).send().await.expect("an answer");
+        let status = answer.status().as_u16();
+        let headers = answer.headers().iter().map(|(n, v)| (n.to_string(), v.to_str().unwrap_or_default().to_owned())).collect();
+        let mut came = String::new();
+        while !came.contains(text) {
+            let chunk = answer.chunk().await.expect("more").unwrap_or_else(|| panic!("it ended: {came}"));
+            came.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
+        }
+        Answer { status, headers, text: came }
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         self.send("GET", path, &[], None).await.expect("an answer")
     }

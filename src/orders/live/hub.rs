@@ -1,0 +1,228 @@
+//! The one reader of `order_event` in a process: looks by the rule of [`super::position`], and hands what is new to who listens.
+//!
+//! It works while somebody listens; else it asks nothing. A stream begins at the boundary between two looks, so it misses nothing and
+//! gets nothing twice, and one look serves all who came meanwhile.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use uuid::Uuid;
+
+use super::CHANNEL;
+use super::event::{Event, Reason};
+use super::position::{Position, Seen};
+use super::registry::{Begun, Shared, Topic};
+use super::store::{self, Boundary, Row};
+use crate::db::{Conn, Db, DbError, Listener, Snapshot};
+use crate::shutdown::Shutdown;
+use crate::telemetry::Incident;
+
+/// What is committed is looked for so often, whether anybody says so or not.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Between the beginnings of two looks: what comes together is read together.
+const LOOK_GAP: Duration = Duration::from_millis(2);
+/// How long the session stays when nobody listens any more.
+const LINGER: Duration = Duration::from_secs(10);
+const RETRY_AFTER: Duration = Duration::from_millis(250);
+const PAGE_ROWS_MAX: i64 = 1_000;
+/// Orders whose beginnings are read in one statement.
+const ORDERS_MAX: usize = 1_000;
+
+pub struct Hub {
+    pub shared: Arc<Shared>,
+    pub db: Db,
+    /// Commits of this process.
+    pub wake: Arc<Notify>,
+    /// Other processes write, too, and say so on the channel.
+    pub listens: bool,
+}
+
+/// The snapshot of a look.
+struct Current {
+    text: String,
+    open: Vec<u64>,
+}
+
+/// Whose events are read.
+enum Of {
+    Transactions(Vec<u64>),
+    Younger,
+}
+
+/// Stops a listener when its session ends, however that happens.
+struct StopsAtDrop(Shutdown);
+
+impl Drop for StopsAtDrop {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+impl Hub {
+    /// Runs until `stop`, then ends every stream.
+    pub async fn run(self, stop: Shutdown) {
+        let mut incident = Incident::new("reading the orders' events");
+        let mut stands: Option<Boundary> = None;
+        loop {
+            if !self.shared.is_busy() {
+                stands = None;
+                tokio::select! {
+                    () = self.shared.work.notified() => {}
+                    () = stop.stopped() => break,
+                }
+                continue;
+            }
+            let ended = tokio::select! {
+                ended = self.session(&mut stands, &mut incident) => ended,
+                () = stop.stopped() => break,
+            };
+            if let Err(error) = ended {
+                incident.failed(&error);
+                tokio::select! {
+                    () = sleep(RETRY_AFTER) => {}
+                    () = stop.stopped() => break,
+                }
+            }
+        }
+        self.shared.end(Reason::Stopping);
+    }
+
+    /// Looks over one session until nobody has listened for a while. Where it breaks, `stands` tells how far everybody is: that is
+    /// made of events alone, so it holds in the next session, too, also after a crash of the server.
+    async fn session(&self, stands: &mut Option<Boundary>, incident: &mut Incident) -> Result<(), DbError> {
+        let mut conn = self.db.dedicated().await?;
+        let _listener = self.listens.then(|| {
+            let stop = Shutdown::new();
+            Listener::start(self.db.clone(), CHANNEL, self.wake.clone(), stop.clone());
+            StopsAtDrop(stop)
+        });
+        let mut boundary = self.begin(&mut conn, stands.take()).await?;
+        let mut last = String::new();
+        loop {
+            let began = Instant::now();
+            if self.shared.is_listened_to() {
+                let looked = self.look(&mut conn, &mut boundary, &mut last).await;
+                *stands = Some(boundary.clone());
+                looked?;
+            } else {
+                // Nobody waits for what was written meanwhile.
+                boundary = store::beginning(&mut conn).await?.0;
+            }
+            self.attach(&mut conn, &boundary).await?;
+            *stands = Some(boundary.clone());
+            incident.recovered();
+            self.pause(began).await;
+            if !self.shared.is_busy() && timeout(LINGER, self.shared.work.notified()).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn pause(&self, began: Instant) {
+        if !self.shared.is_awaited() {
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = self.shared.work.notified() => {}
+                () = sleep(POLL_INTERVAL) => {}
+            }
+        }
+        sleep_until(began + LOOK_GAP).await;
+    }
+
+    /// Goes on where the last session broke; on another server than that, everybody begins anew.
+    async fn begin(&self, conn: &mut Conn, stands: Option<Boundary>) -> Result<Boundary, DbError> {
+        let (now, xmax) = store::beginning(conn).await?;
+        match stands {
+            Some(stands) if stands.seen.below() <= xmax && now.legacy <= stands.legacy => Ok(stands),
+            Some(_) => {
+                self.shared.end(Reason::Interrupted);
+                Ok(now)
+            }
+            None => Ok(now),
+        }
+    }
+
+    /// Everything that is visible now and was not, to whoever listens. Where it fails half-way, `boundary` is where it came to.
+    async fn look(&self, conn: &mut Conn, boundary: &mut Boundary, last: &mut String) -> Result<(), DbError> {
+        let text = store::snapshot(conn).await?;
+        if text == *last {
+            return Ok(());
+        }
+        let snapshot = Current { open: store::open(&Snapshot::parse(&text)?), text };
+        // Only a look that broke off leaves a transaction delivered in part.
+        if let Some(at) = boundary.seen.at() {
+            self.deliver(conn, boundary, &snapshot, Of::Transactions(vec![at.xid]), at).await?;
+        }
+        let late = boundary.seen.open().to_vec();
+        if !late.is_empty() {
+            self.deliver(conn, boundary, &snapshot, Of::Transactions(late), Position { xid: 0, id: 0 }).await?;
+        }
+        let last_seen = Position { xid: boundary.seen.below() - 1, id: i64::MAX };
+        self.deliver(conn, boundary, &snapshot, Of::Younger, last_seen).await?;
+        boundary.seen = Seen::all_up_to(last_seen.xid.max(boundary.seen.below() - 1), &snapshot.open);
+        *last = snapshot.text;
+        Ok(())
+    }
+
+    /// What the snapshot sees of these behind `after`, to whoever listens.
+    async fn deliver(
+        &self,
+        conn: &mut Conn,
+        boundary: &mut Boundary,
+        snapshot: &Current,
+        of: Of,
+        mut after: Position,
+    ) -> Result<(), DbError> {
+        loop {
+            let (text, legacy) = (&snapshot.text, boundary.legacy);
+            let rows = match &of {
+                Of::Transactions(xids) => store::events_of(conn, xids, after, text, legacy, PAGE_ROWS_MAX).await?,
+                Of::Younger => store::events_behind(conn, after, text, legacy, PAGE_ROWS_MAX).await?,
+            };
+            let full = rows.len() as i64 == PAGE_ROWS_MAX;
+            for row in rows {
+                after = row.position;
+                boundary.seen = boundary.seen.then(row.position, &snapshot.open);
+                if self.shared.wants(row.order.id, &row.order.user_id) {
+                    let user = row.order.user_id.clone();
+                    self.shared.deliver(&Arc::new(Event::new(row, &boundary.seen)?), &user);
+                }
+            }
+            if !full {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Begins the streams of all who wait, at `boundary`.
+    async fn attach(&self, conn: &mut Conn, boundary: &Boundary) -> Result<(), DbError> {
+        let waiting = self.shared.take_waiting();
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let boundary = Arc::new(boundary.clone());
+        let (of_orders, of_users): (Vec<Begun>, Vec<Begun>) =
+            self.shared.attach(waiting).into_iter().partition(|one| matches!(one.topic(), Topic::Order(_)));
+        of_users.into_iter().for_each(|one| one.tell(boundary.clone(), Vec::new()));
+        let mut of_orders = of_orders.into_iter();
+        loop {
+            let some: Vec<Begun> = of_orders.by_ref().take(ORDERS_MAX).collect();
+            if some.is_empty() {
+                return Ok(());
+            }
+            let id = |one: &Begun| if let Topic::Order(id) = one.topic() { Some(*id) } else { None };
+            let ids: Vec<Uuid> = some.iter().filter_map(id).collect();
+            let mut events: HashMap<Uuid, Vec<Row>> = HashMap::new();
+            for row in store::events_of_orders(conn, &ids, &boundary).await? {
+                events.entry(row.order.id).or_default().push(row);
+            }
+            for one in some {
+                let those = id(&one).and_then(|id| events.get(&id).cloned());
+                one.tell(boundary.clone(), those.unwrap_or_default());
+            }
+        }
+    }
+}

@@ -1,0 +1,245 @@
+//! The reads of `order_event` for streams: one named function a statement.
+//!
+//! Rows that another server wrote before a dump was restored into this one may bear transaction ids that this one has not reached:
+//! nobody can see those in a snapshot, nor compare them. Up to the number `legacy` every row is theirs, seen by everyone; its xid
+//! counts as 0.
+
+use chrono::{DateTime, Utc};
+use diesel::QueryableByName;
+use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::RunQueryDsl;
+use uuid::Uuid;
+
+use crate::db::types::{Xid, Xid8};
+use crate::db::{Conn, DbError, Snapshot, sql};
+use crate::money::Amount;
+use crate::user_id::UserId;
+
+use super::super::order::{FailureReason, Order, OrderStatus};
+use super::position::{Position, Seen};
+
+/// An event with the order as it was then.
+#[derive(Clone, Debug)]
+pub struct Row {
+    pub position: Position,
+    pub order: Order,
+}
+
+/// Where a reader stands between two looks; streams begin there.
+#[derive(Clone, Debug)]
+pub struct Boundary {
+    pub seen: Seen,
+    /// Rows up to this number are of another server.
+    pub legacy: i64,
+}
+
+#[derive(QueryableByName)]
+struct EventRow {
+    #[diesel(sql_type = Xid8)]
+    xid: Xid,
+    #[diesel(sql_type = BigInt)]
+    id: i64,
+    #[diesel(sql_type = SqlUuid)]
+    order_id: Uuid,
+    #[diesel(sql_type = Text)]
+    status: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    failure_reason: Option<String>,
+    #[diesel(sql_type = Timestamptz)]
+    at: DateTime<Utc>,
+    #[diesel(sql_type = Text)]
+    user_id: String,
+    #[diesel(sql_type = BigInt)]
+    amount: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    description: Option<String>,
+    #[diesel(sql_type = Timestamptz)]
+    created_at: DateTime<Utc>,
+}
+
+impl TryFrom<EventRow> for Row {
+    type Error = DbError;
+
+    fn try_from(row: EventRow) -> Result<Self, DbError> {
+        let odd = |what: &str| DbError::Defect(format!("event {} of order {}: {what} breaks its rule", row.id, row.order_id));
+        let reason = row.failure_reason.as_deref().map(|text| FailureReason::parse(text).ok_or_else(|| odd("failure_reason")));
+        let order = Order {
+            id: row.order_id,
+            status: OrderStatus::parse(&row.status).ok_or_else(|| odd("status"))?,
+            failure_reason: reason.transpose()?,
+            amount: Amount::from_minor(row.amount).ok_or_else(|| odd("amount"))?,
+            user_id: UserId::new(row.user_id.as_str()).map_err(|_| odd("user_id"))?,
+            description: row.description,
+            created_at: row.created_at,
+            updated_at: row.at,
+        };
+        Ok(Self { position: Position { xid: row.xid.0, id: row.id }, order })
+    }
+}
+
+fn rows(found: Vec<EventRow>) -> Result<Vec<Row>, DbError> {
+    found.into_iter().map(Row::try_from).collect()
+}
+
+#[derive(QueryableByName)]
+struct BeginningRow {
+    #[diesel(sql_type = Text)]
+    snapshot: String,
+    #[diesel(sql_type = Xid8)]
+    high: Xid,
+    #[diesel(sql_type = BigInt)]
+    legacy: i64,
+}
+
+/// Everything that there is now, and the first transaction id that was not given out yet.
+pub async fn beginning(conn: &mut Conn) -> Result<(Boundary, u64), DbError> {
+    let row: BeginningRow = sql("select pg_current_snapshot()::text as snapshot,
+                coalesce((select e.xid from order_event e where e.xid < pg_snapshot_xmax(pg_current_snapshot())
+                           order by e.xid desc limit 1), '0'::xid8) as high,
+                coalesce((select max(e.id) from order_event e where e.xid >= pg_snapshot_xmax(pg_current_snapshot())), 0) as legacy")
+    .get_result(conn)
+    .await?;
+    let snapshot = Snapshot::parse(&row.snapshot)?;
+    Ok((Boundary { seen: Seen::all_up_to(row.high.0, &open(&snapshot)), legacy: row.legacy }, snapshot.xmax))
+}
+
+/// A snapshot's open transactions, sorted.
+pub fn open(snapshot: &Snapshot) -> Vec<u64> {
+    snapshot.open.iter().map(|xid| xid.0).collect()
+}
+
+#[derive(QueryableByName)]
+struct SnapshotRow {
+    #[diesel(sql_type = Text)]
+    snapshot: String,
+}
+
+/// The current snapshot's text.
+pub async fn snapshot(conn: &mut Conn) -> Result<String, DbError> {
+    let row: SnapshotRow = sql("select pg_current_snapshot()::text as snapshot").get_result(conn).await?;
+    Ok(row.snapshot)
+}
+
+/// What these transactions wrote behind `after` and `snapshot` sees, by position.
+pub async fn events_of(
+    conn: &mut Conn,
+    xids: &[u64],
+    after: Position,
+    snapshot: &str,
+    legacy: i64,
+    rows_max: i64,
+) -> Result<Vec<Row>, DbError> {
+    let found =
+        sql("select e.xid, e.id, e.order_id, e.status, e.failure_reason, e.at, o.user_id, o.amount, o.description, o.created_at
+           from order_event e join orders o on o.id = e.order_id
+          where e.xid = any($1) and (e.xid, e.id) > ($2, $3) and e.id > $4 and pg_visible_in_snapshot(e.xid, $5::pg_snapshot)
+          order by e.xid, e.id limit $6")
+        .bind::<Array<Xid8>, _>(xids.iter().copied().map(Xid).collect::<Vec<_>>())
+        .bind::<Xid8, _>(Xid(after.xid))
+        .bind::<BigInt, _>(after.id)
+        .bind::<BigInt, _>(legacy)
+        .bind::<Text, _>(snapshot)
+        .bind::<BigInt, _>(rows_max)
+        .load(conn)
+        .await?;
+    rows(found)
+}
+
+/// What lies behind `after` and `snapshot` sees, by position.
+pub async fn events_behind(
+    conn: &mut Conn,
+    after: Position,
+    snapshot: &str,
+    legacy: i64,
+    rows_max: i64,
+) -> Result<Vec<Row>, DbError> {
+    let found =
+        sql("select e.xid, e.id, e.order_id, e.status, e.failure_reason, e.at, o.user_id, o.amount, o.description, o.created_at
+           from order_event e join orders o on o.id = e.order_id
+          where (e.xid, e.id) > ($1, $2) and e.xid < pg_snapshot_xmax($4::pg_snapshot) and e.id > $3
+            and pg_visible_in_snapshot(e.xid, $4::pg_snapshot)
+          order by e.xid, e.id limit $5")
+        .bind::<Xid8, _>(Xid(after.xid))
+        .bind::<BigInt, _>(after.id)
+        .bind::<BigInt, _>(legacy)
+        .bind::<Text, _>(snapshot)
+        .bind::<BigInt, _>(rows_max)
+        .load(conn)
+        .await?;
+    rows(found)
+}
+
+/// All events of these orders up to `boundary`, in no order.
+pub async fn events_of_orders(conn: &mut Conn, ids: &[Uuid], boundary: &Boundary) -> Result<Vec<Row>, DbError> {
+    let found =
+        sql("select case when e.id <= $2 then '0'::xid8 else e.xid end as xid, e.id, e.order_id, e.status, e.failure_reason, e.at,
+                o.user_id, o.amount, o.description, o.created_at
+           from order_event e join orders o on o.id = e.order_id
+          where e.order_id = any($1)")
+        .bind::<Array<SqlUuid>, _>(ids)
+        .bind::<BigInt, _>(boundary.legacy)
+        .load(conn)
+        .await?;
+    let found = rows(found)?;
+    Ok(found.into_iter().filter(|row| boundary.seen.contains(row.position)).collect())
+}
+
+/// As of `boundary`, the last event of each of the user's `orders_max` latest orders, by position.
+pub async fn states_of_user(conn: &mut Conn, user: &UserId, boundary: &Boundary, orders_max: i64) -> Result<Vec<Row>, DbError> {
+    let found = sql("select e.xid, e.id, o.id as order_id, e.status, e.failure_reason, e.at, o.user_id, o.amount, o.description, o.created_at
+           from (select id, user_id, amount, description, created_at from orders where user_id = $1
+                  order by created_at desc, id desc limit $2) o
+          cross join lateral (
+                select s.* from (select case when e.id <= $3 then '0'::xid8 else e.xid end as xid, e.id, e.status, e.failure_reason, e.at
+                                   from order_event e where e.order_id = o.id) s
+                 where s.xid < $4 and s.xid <> all($5)
+                 order by s.status in ('Finished', 'Cancelled') desc, s.xid desc, s.id desc limit 1) e
+          order by e.xid, e.id")
+    .bind::<Text, _>(user.as_str())
+    .bind::<BigInt, _>(orders_max)
+    .bind::<BigInt, _>(boundary.legacy)
+    .bind::<Xid8, _>(Xid(boundary.seen.below()))
+    .bind::<Array<Xid8>, _>(boundary.seen.open().iter().copied().map(Xid).collect::<Vec<_>>())
+    .load(conn)
+    .await?;
+    rows(found)
+}
+
+/// A page of the user's events up to `boundary` that `seen` does not hold, in the order in which they are due ([`Seen::round`]), behind
+/// `after` of that order.
+pub async fn missed_by_user(
+    conn: &mut Conn,
+    user: &UserId,
+    seen: &Seen,
+    boundary: &Boundary,
+    after: Option<(u8, Position)>,
+    rows_max: i64,
+) -> Result<Vec<Row>, DbError> {
+    let at = seen.at().unwrap_or(Position { xid: 0, id: i64::MAX });
+    let (round, after) = after.unwrap_or((0, Position { xid: 0, id: 0 }));
+    let xids = |xids: &[u64]| xids.iter().copied().map(Xid).collect::<Vec<_>>();
+    let found = sql("select m.xid, m.id, m.order_id, m.status, m.failure_reason, m.at, m.user_id, m.amount, m.description, m.created_at
+           from (select s.*, case when s.xid = $3 then 0 when s.xid < $5 then 1 else 2 end as round
+                   from (select case when e.id <= $2 then '0'::xid8 else e.xid end as xid, e.id, e.order_id, e.status, e.failure_reason,
+                                e.at, o.user_id, o.amount, o.description, o.created_at
+                           from orders o join order_event e on e.order_id = o.id where o.user_id = $1) s
+                  where s.xid < $7 and s.xid <> all($8)
+                    and case when s.xid = $3 then s.id > $4 else s.xid >= $5 or s.xid = any($6) end) m
+          where (m.round, m.xid, m.id) > ($9, $10, $11)
+          order by m.round, m.xid, m.id limit $12")
+    .bind::<Text, _>(user.as_str())
+    .bind::<BigInt, _>(boundary.legacy)
+    .bind::<Xid8, _>(Xid(at.xid))
+    .bind::<BigInt, _>(at.id)
+    .bind::<Xid8, _>(Xid(seen.below()))
+    .bind::<Array<Xid8>, _>(xids(seen.open()))
+    .bind::<Xid8, _>(Xid(boundary.seen.below()))
+    .bind::<Array<Xid8>, _>(xids(boundary.seen.open()))
+    .bind::<Integer, _>(i32::from(round))
+    .bind::<Xid8, _>(Xid(after.xid))
+    .bind::<BigInt, _>(after.id)
+    .bind::<BigInt, _>(rows_max)
+    .load(conn)
+    .await?;
+    rows(found)
+}

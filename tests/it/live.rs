@@ -1,0 +1,539 @@
+//! Live orders, over real ports and a real database: nothing is missed or comes twice, whatever commits when and wherever a client
+//! comes back.
+
+mod client;
+mod replica;
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rand::RngExt;
+use serde_json::Value;
+use shopd::db::sql;
+use shopd::http::timeline::{HopName, merge};
+use shopd::orders::Orders;
+use shopd::payments::Payments;
+
+use crate::support::books::count;
+use crate::support::inside::{Inside, until};
+use crate::support::shop::{Answer, poll};
+use client::{Event, Events, Frame, WebSocket};
+use replica::{Shop, accept, accept_described, connect, finish, order, run};
+
+const LISTED: &str = "/api/Orders/events?userId=u";
+
+fn of(n: usize) -> String {
+    format!("/api/Orders/{}/events", order(n))
+}
+
+fn codes(answer: &Answer) -> (u16, String) {
+    (answer.status, answer.code())
+}
+
+/// What each event says, for comparison.
+fn said(events: &[Event]) -> Vec<(String, String)> {
+    events.iter().map(|event| (event.order(), event.status())).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_orders_stream_begins_with_its_state_and_ends_with_it_on_any_replica() {
+    let shop = Shop::new().await;
+    let (one, other) = (shop.replica("one").await, shop.replica("other").await);
+    shop.run(&accept("u", 1, 1)).await;
+
+    let mut stream = Events::open(&one.base, &of(1), "").await;
+    assert_eq!(stream.status, 200);
+    for (name, value) in [("content-type", "text/event-stream"), ("cache-control", "no-store"), ("x-accel-buffering", "no")] {
+        assert_eq!(stream.headers[name], value);
+    }
+    let new = stream.next().await.unwrap();
+    assert_eq!(new.data, one.client.get(&format!("/api/Orders/{}", order(1))).await.text, "as GET has it");
+    let mut same = Events::open(&other.base, &of(1), "").await;
+    assert_eq!(same.next().await.unwrap(), new, "the same id everywhere");
+    drop(same);
+
+    shop.run(&finish(1, 1)).await;
+    let rest = stream.rest().await;
+    assert_eq!(said(&rest), [(order(1), "Finished".to_owned())]);
+    assert_eq!(rest[0].data, one.client.get(&format!("/api/Orders/{}", order(1))).await.text);
+    assert_ne!(rest[0].id, new.id);
+
+    let mut resumed = Events::open(&other.base, &of(1), &new.id).await;
+    assert_eq!(resumed.rest().await, rest, "only what came later");
+    let mut anew = Events::open(&other.base, &of(1), "").await;
+    assert_eq!(anew.rest().await, rest, "the current state only");
+    let over = Events::open(&other.base, &of(1), &rest[0].id).await;
+    assert_eq!(over.status, 204, "a client stops coming back");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_streamed_is_refused_as_a_problem() {
+    let shop = Shop::new().await;
+    let one = shop.replica("one").await;
+    shop.run(&accept("u", 1, 1)).await;
+    let ws = |id: &str| format!("/api/Orders/{id}/ws");
+    for (path, last_id, status, code) in [
+        (of(2), None, 404, "order_not_found"),
+        ("/api/Orders/x/events".into(), None, 400, "invalid_order_id"),
+        (of(1), Some("x"), 400, "invalid_request"),
+        (LISTED.into(), Some("1-1~5,3"), 400, "invalid_request"),
+        ("/api/Orders/events".into(), None, 400, "invalid_request"),
+        ("/api/Orders/events?userId=".into(), None, 400, "invalid_request"),
+        (ws(&order(1)), None, 400, "invalid_request"),
+        (ws("x"), None, 400, "invalid_order_id"),
+        (format!("/api/Orders/{}/timeline", order(2)), None, 404, "order_not_found"),
+        ("/api/Orders/x/timeline".into(), None, 400, "invalid_order_id"),
+    ] {
+        let headers: Vec<_> = last_id.map(|id| ("Last-Event-ID", id)).into_iter().collect();
+        let answer = one.client.send("GET", &path, &headers, None).await.unwrap();
+        assert_eq!(codes(&answer), (status, code.to_owned()), "{path} {last_id:?}");
+        assert_eq!(answer.headers["content-type"], "application/problem+json");
+    }
+    let answer = one.client.send("POST", &of(1), &[], Some("{}")).await.unwrap();
+    assert_eq!(codes(&answer), (405, "method_not_allowed".into()));
+    let head = one.client.send("HEAD", &of(1), &[], None).await.unwrap();
+    assert_eq!((head.status, head.text.as_str()), (200, ""), "the head of a stream, and no stream");
+    assert!(WebSocket::open(&one.base, &ws(&order(2))).await.is_err_and(|answer| answer.starts_with("HTTP/1.1 404 ")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_commits_late_is_not_missed_and_holds_nobody_up() {
+    let shop = Shop::new().await;
+    let (one, other) = (shop.replica("one").await, shop.replica("other").await);
+    // Open all the time, in another database: it must hold nobody up.
+    let elsewhere = connect(&crate::support::postgres::database("live").await, "test");
+    let mut bystander = elsewhere.dedicated().await.unwrap();
+    run(&mut bystander, "create table t (i int); begin; insert into t values (1)").await;
+
+    let mut stays = Events::open(&one.base, LISTED, "").await;
+    let mut goes = Events::open(&one.base, LISTED, "").await;
+    let mut late = shop.conn().await;
+    run(&mut late, &format!("begin; {}", accept("u", 1, 2))).await;
+    shop.run(&accept("u", 3, 3)).await;
+    shop.run(&accept("u", 4, 4)).await;
+    for stream in [&mut stays, &mut goes] {
+        assert_eq!(said(&stream.take(2).await), [3, 4].map(|n| (order(n), "New".to_owned())), "not held up");
+    }
+    let last = {
+        shop.run(&finish(3, 3)).await;
+        goes.next().await.unwrap().id
+    };
+    assert!(last.contains('~'), "{last} says what is still open");
+    drop(goes);
+    run(&mut late, "commit").await;
+    shop.run(&accept("u", 5, 5)).await;
+    let missed = [(1, "New"), (2, "New"), (5, "New")].map(|(n, status)| (order(n), status.to_owned()));
+    assert_eq!(stays.next().await.unwrap().order(), order(3), "which the other one has");
+    let got = stays.take(3).await;
+    assert_eq!(said(&got), missed);
+    let mut resumed = Events::open(&other.base, LISTED, &last).await;
+    assert_eq!(said(&resumed.take(3).await), missed, "exactly the rest, on another replica");
+    // In the middle of what was late: the rest of that, on yet another stream.
+    let mut again = Events::open(&other.base, LISTED, &got[0].id).await;
+    assert_eq!(said(&again.take(2).await), missed[1..]);
+}
+
+/// The negative control of these: a cursor over the event's number alone passes what commits late.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cursor_over_the_number_alone_would_miss_what_commits_late() {
+    let shop = Shop::new().await;
+    let mut late = shop.conn().await;
+    run(&mut late, &format!("begin; {}", accept("u", 1, 1))).await;
+    shop.run(&accept("u", 2, 2)).await;
+    shop.run("create table cursor as select max(id) as id from order_event").await;
+    run(&mut late, "commit").await;
+    let unseen = "select count(*) as n from order_event where id > (select id from cursor)";
+    assert_eq!(count(&shop.db, unseen).await, 0, "the late one lies below the cursor");
+    assert_eq!(count(&shop.db, "select count(*) as n from order_event").await, 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_writers_and_a_client_that_comes_and_goes_nothing_is_missed_or_comes_twice() {
+    const WRITERS: usize = 8;
+    const ORDERS: usize = 60;
+    let shop = Arc::new(Shop::new().await);
+    let replicas = [shop.replica("one").await, shop.replica("other").await];
+    let written = Arc::new(AtomicUsize::new(0));
+    let writers: Vec<_> = (0..WRITERS)
+        .map(|writer| {
+            let (shop, written) = (shop.clone(), written.clone());
+            tokio::spawn(async move {
+                let mut conn = shop.conn().await;
+                let mut last = None;
+                for k in 0..ORDERS {
+                    let n = writer * 1_000 + k;
+                    let begun = format!("begin; {}", last.map_or(String::new(), |last| finish(last, last)));
+                    run(&mut conn, &begun).await;
+                    let pause = rand::rng().random_range(0..6);
+                    tokio::time::sleep(Duration::from_millis(pause)).await; // the writer's own work
+                    run(&mut conn, &accept("u", n, n)).await;
+                    let keep = rand::rng().random_bool(0.9);
+                    run(&mut conn, if keep { "commit" } else { "rollback" }).await;
+                    if keep {
+                        written.fetch_add(1 + usize::from(last.is_some()), Ordering::SeqCst);
+                        last = Some(n);
+                    }
+                }
+            })
+        })
+        .collect();
+    let mut got: HashMap<(String, String), usize> = HashMap::new();
+    let (mut last, mut lives) = (String::new(), 0);
+    let mut writing = tokio::spawn(async move {
+        for writer in writers {
+            writer.await.unwrap();
+        }
+    });
+    let mut done = false;
+    // A first stream before anything is there, so that its id is of the first event.
+    let mut stream = Events::open(&replicas[0].base, LISTED, "").await;
+    while !done || got.len() < written.load(Ordering::SeqCst) {
+        lives += 1;
+        for _ in 0..rand::rng().random_range(1..40) {
+            tokio::select! {
+                event = stream.next() => {
+                    let event = event.expect("it stays open");
+                    *got.entry((event.order(), event.status())).or_default() += 1;
+                    last = event.id;
+                }
+                ended = &mut writing, if !done => {
+                    ended.unwrap();
+                    done = true;
+                }
+            }
+            if done && got.len() >= written.load(Ordering::SeqCst) {
+                break;
+            }
+        }
+        stream = Events::open(&replicas[lives % 2].base, LISTED, &last).await;
+    }
+    let twice: Vec<_> = got.iter().filter(|(_, times)| **times != 1).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+    let events = count(&shop.db, "select count(*) as n from order_event").await;
+    assert_eq!(got.len() as i64, events, "none missed, over {lives} streams");
+    assert!(lives > 10, "it came and went {lives} times");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_users_states_come_in_order_and_a_client_that_breaks_off_among_them_gets_the_rest() {
+    let shop = Shop::new().await;
+    let one = shop.replica("one").await;
+    for n in 1..=6 {
+        shop.run(&accept("u", n, n)).await;
+    }
+    shop.run(&accept("somebody", 7, 7)).await;
+    shop.run(&finish(2, 3)).await;
+    let mut stream = Events::open(&one.base, LISTED, "").await;
+    let states = stream.take(6).await;
+    let expected = [(1, "New"), (4, "New"), (5, "New"), (6, "New"), (2, "Finished"), (3, "Finished")];
+    let expected = expected.map(|(n, status)| (order(n), status.to_owned()));
+    assert_eq!(said(&states), expected, "each order once, the oldest change first");
+    shop.run(&accept("u", 8, 8)).await;
+    let live = stream.next().await.unwrap();
+    // Every change behind the state that came last, those that a state stood for among them.
+    let changes =
+        [(1, "New"), (2, "New"), (3, "New"), (4, "New"), (5, "New"), (6, "New"), (2, "Finished"), (3, "Finished"), (8, "New")];
+    let changes = changes.map(|(n, status)| (order(n), status.to_owned()));
+    for (state, said_there) in states.iter().zip(said(&states)) {
+        let rest = &changes[changes.iter().position(|change| *change == said_there).unwrap() + 1..];
+        let mut resumed = Events::open(&one.base, LISTED, &state.id).await;
+        let got = resumed.take(rest.len()).await;
+        assert_eq!(said(&got), rest);
+        assert_eq!(*got.last().unwrap(), live);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resume_after_a_long_absence_brings_every_page_of_what_was_missed() {
+    let shop = Shop::new().await;
+    let one = shop.replica("one").await;
+    shop.run(&accept("u", 1, 1)).await;
+    let last = Events::open(&one.base, LISTED, "").await.next().await.unwrap().id;
+    let mut late = shop.conn().await;
+    run(&mut late, &format!("begin; {}", accept("u", 2, 700))).await;
+    shop.run(&accept("u", 701, 1_400)).await;
+    let mut stream = Events::open(&one.base, LISTED, &last).await;
+    let mut got = stream.take(699).await;
+    run(&mut late, "commit").await;
+    drop(stream);
+    let mut stream = Events::open(&one.base, LISTED, &got.last().unwrap().id).await;
+    got.extend(stream.take(700).await);
+    let orders: HashSet<_> = got.iter().map(Event::order).collect();
+    assert_eq!((got.len(), orders.len()), (1_399, 1_399));
+    assert_eq!(stream.headers["content-type"], "text/event-stream");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_reads_too_slowly_is_dropped_and_gets_the_rest_when_it_comes_back() {
+    const ORDERS: usize = 12_000;
+    let shop = Shop::new().await;
+    let one = shop.replica("one").await;
+    shop.run(&accept("u", 1, 1)).await;
+    let mut stream = Events::open(&one.base, LISTED, "").await;
+    let mut got = stream.take(1).await;
+    // More than the sockets between hold, and the queue behind them.
+    for from in (2..ORDERS).step_by(1_000) {
+        shop.run(&accept_described("u", from, from + 999, "repeat('x', 1000)")).await;
+    }
+    until("it is dropped", async || metric(&one.client.get("/metrics").await.text, "shopd_live_dropped_total") > 0).await;
+    let written = count(&shop.db, "select count(*) as n from order_event").await;
+    let rest = stream.rest().await;
+    let (word, events) = rest.split_last().unwrap();
+    assert_eq!((word.name.as_str(), word.data.as_str(), word.id.as_str()), ("dropped", r#"{"reason":"slow_reader"}"#, ""));
+    got.extend_from_slice(events);
+    assert!((got.len() as i64) < written, "{} of {written}", got.len());
+    while (got.len() as i64) < written {
+        let mut stream = Events::open(&one.base, LISTED, &got.last().unwrap().id).await;
+        while (got.len() as i64) < written {
+            match stream.next().await {
+                Some(event) if event.name.is_empty() => got.push(event),
+                _ => break,
+            }
+        }
+    }
+    let orders: HashSet<_> = got.iter().map(Event::order).collect();
+    assert_eq!((orders.len() as i64, got.len() as i64), (written, written));
+}
+
+fn metric(text: &str, name: &str) -> u64 {
+    let lines = text.lines().filter(|line| line.starts_with(name));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_outlives_the_session_that_feeds_it() {
+    let shop = Shop::new().await;
+    let one = shop.replica("fed").await;
+    let mut stream = Events::open(&one.base, LISTED, "").await;
+    shop.run(&accept("u", 1, 1)).await;
+    let mut got = stream.take(1).await;
+    for n in 2..=4 {
+        let mut late = shop.conn().await;
+        run(&mut late, &format!("begin; {}", accept("u", n * 10, n * 10))).await;
+        shop.run(&accept("u", n, n)).await;
+        got.extend(stream.take(1).await);
+        shop.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'shopd-fed' and pid <> pg_backend_pid()")
+            .await;
+        run(&mut late, "commit").await;
+        got.extend(stream.take(1).await);
+    }
+    let expected = [1, 2, 20, 3, 30, 4, 40].map(|n| (order(n), "New".to_owned()));
+    assert_eq!(said(&got), expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_of_a_restored_database_are_streamed_and_new_ones_with_them() {
+    let shop = Shop::new().await;
+    shop.run(&accept("u", 1, 3)).await;
+    shop.run(&finish(2, 2)).await;
+    // As pg_restore leaves it: transaction ids that this server has not reached.
+    shop.run("update order_event set xid = (xid::text::bigint + 9000000000)::text::xid8").await;
+    let one = shop.replica("one").await;
+    let mut stream = Events::open(&one.base, LISTED, "").await;
+    let states = stream.take(3).await;
+    let expected = [(1, "New"), (3, "New"), (2, "Finished")].map(|(n, status)| (order(n), status.to_owned()));
+    assert_eq!(said(&states), expected);
+    shop.run(&accept("u", 4, 4)).await;
+    shop.run(&finish(1, 1)).await;
+    let live = stream.take(2).await;
+    assert_eq!(said(&live), [(order(4), "New".to_owned()), (order(1), "Finished".to_owned())]);
+    let mut resumed = Events::open(&one.base, LISTED, &states[1].id).await;
+    assert_eq!(resumed.take(3).await, [states[2].clone(), live[0].clone(), live[1].clone()]);
+    let over = Events::open(&one.base, &of(2), &states[2].id).await;
+    assert_eq!(over.status, 204);
+    // An id that only the old server could give: the current state at once.
+    let mut anew = Events::open(&one.base, &of(3), "9000000999-7").await;
+    assert_eq!(anew.next().await.unwrap().order(), order(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_websocket_tells_the_same_and_closes_normally_behind_the_last_state() {
+    let shop = Shop::new().await;
+    let one = shop.replica("one").await;
+    shop.run(&accept("u", 1, 2)).await;
+    let path = |n| format!("/api/Orders/{}/ws", order(n));
+    let item = async |n| Frame::Text(one.client.get(&format!("/api/Orders/{}", order(n))).await.text);
+    let mut socket = WebSocket::open(&one.base, &path(1)).await.unwrap();
+    assert_eq!(socket.next().await, item(1).await);
+    socket.send(1, b"nobody listens to this").await;
+    socket.send(9, b"there?").await;
+    assert_eq!(socket.next().await, Frame::Pong(b"there?".to_vec()));
+    shop.run(&finish(1, 1)).await;
+    assert_eq!(socket.next().await, item(1).await);
+    assert_eq!(socket.next().await, Frame::Close(1000, String::new()));
+
+    let mut over = WebSocket::open(&one.base, &path(1)).await.unwrap();
+    assert_eq!((over.next().await, over.next().await), (item(1).await, Frame::Close(1000, String::new())));
+    let mut large = WebSocket::open(&one.base, &path(2)).await.unwrap();
+    assert_eq!(large.next().await, item(2).await);
+    large.send(1, &[b'x'; 10_000]).await;
+    assert!(matches!(large.next().await, Frame::Close(1002, _)));
+    let mut leaves = WebSocket::open(&one.base, &path(2)).await.unwrap();
+    assert_eq!(leaves.next().await, item(2).await);
+    leaves.send(8, &1000u16.to_be_bytes()).await;
+    assert!(matches!(leaves.next().await, Frame::Close(1000, _)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_prefers_to_wait_is_answered_with_the_orders_end() {
+    let shop = Shop::new().await;
+    let one = shop.replica("one").await;
+    let post = async |headers: &[(&str, &str)], n| {
+        let body = format!(r#"{{"orderId":"{}","userId":"u","amount":1,"description":"a book"}}"#, order(n));
+        one.client.send("POST", "/api/Orders", headers, Some(&body)).await.unwrap()
+    };
+    let waits = ("Prefer", "wait=10");
+    let only_waits = [waits];
+    let asked = Instant::now();
+    let (answer, ()) = tokio::join!(post(&only_waits, 1), async {
+        until("it is there", async || count(&shop.db, "select count(*) as n from orders").await == 1).await;
+        shop.run(&finish(1, 1)).await;
+        one.wake.notify_one();
+    });
+    assert!(asked.elapsed() < Duration::from_secs(9), "no longer than needed");
+    assert_eq!((answer.status, answer.json()["status"].as_str()), (201, Some("Finished")));
+    assert_eq!(answer.headers["preference-applied"], "wait=10");
+    assert_eq!(answer.headers["location"], format!("/api/Orders/{}", order(1)));
+
+    // Replays: by id, and by key, whose stored answer is the order as it was.
+    let again = post(&[waits], 1).await;
+    assert_eq!((again.status, again.json()["status"].as_str()), (200, Some("Finished")));
+    assert_eq!((&*again.headers["idempotent-replayed"], &*again.headers["preference-applied"]), ("true", "wait=10"));
+    let keyed = post(&[("Idempotency-Key", "k")], 2).await;
+    assert_eq!((keyed.status, keyed.json()["status"].as_str()), (201, Some("New")));
+    assert!(!keyed.headers.contains_key("preference-applied"));
+    shop.run(&finish(2, 2)).await;
+    let replayed = post(&[("Idempotency-Key", "k"), waits], 2).await;
+    assert_eq!((replayed.status, replayed.json()["status"].as_str()), (201, Some("Finished")));
+    assert_eq!((&*replayed.headers["idempotent-replayed"], &*replayed.headers["preference-applied"]), ("true", "wait=10"));
+    let plain = post(&[("Idempotency-Key", "k")], 2).await;
+    assert_eq!(plain.json()["status"], "New", "what is stored stays as it was");
+
+    let asked = Instant::now();
+    let late = post(&[("Prefer", "wait=1")], 3).await;
+    assert_eq!((late.status, late.json()["status"].as_str()), (201, Some("New")), "it did not end in time");
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+    let other_fields = r#"{"userId":"v","amount":1}"#.replace("{", &format!(r#"{{"orderId":"{}","#, order(3)));
+    let refused = one.client.send("POST", "/api/Orders", &[waits], Some(&other_fields)).await.unwrap();
+    assert_eq!(codes(&refused), (409, "order_conflict".into()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn streams_end_at_once_when_their_process_stops() {
+    let shop = Shop::new().await;
+    let (mut one, other) = (shop.replica("one").await, shop.replica("other").await);
+    shop.run(&accept("u", 1, 1)).await;
+    let (mut order_stream, mut user_stream) =
+        (Events::open(&one.base, &of(1), "").await, Events::open(&one.base, LISTED, "").await);
+    let mut socket = WebSocket::open(&one.base, &format!("/api/Orders/{}/ws", order(1))).await.unwrap();
+    let last = order_stream.next().await.unwrap();
+    assert_eq!(user_stream.next().await.unwrap(), last);
+    assert!(matches!(socket.next().await, Frame::Text(_)));
+    let waits = tokio::spawn({
+        let client = one.client.clone();
+        async move {
+            let body = r#"{"userId":"u","amount":1}"#;
+            client.send("POST", "/api/Orders", &[("Prefer", "wait=30")], Some(body)).await.unwrap()
+        }
+    });
+    assert_eq!(user_stream.next().await.unwrap().status(), "New");
+    let asked = Instant::now();
+    one.stop.stop();
+    for stream in [&mut order_stream, &mut user_stream] {
+        let rest = stream.rest().await;
+        let (word, others) = rest.split_last().unwrap();
+        assert_eq!((word.name.as_str(), word.data.as_str(), others.len()), ("closing", r#"{"reason":"stopping"}"#, 0));
+    }
+    assert_eq!(socket.next().await, Frame::Close(1001, "stopping".into()));
+    let answer = waits.await.unwrap();
+    assert_eq!((answer.status, answer.json()["status"].as_str()), (201, Some("New")), "who waits is answered");
+    (&mut one.served).await.unwrap().expect("a clean end");
+    assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
+    shop.run(&finish(1, 1)).await;
+    let mut resumed = Events::open(&other.base, &of(1), &last.id).await;
+    assert_eq!(said(&resumed.rest().await), [(order(1), "Finished".to_owned())]);
+}
+
+#[derive(diesel::QueryableByName)]
+struct Begun {
+    #[diesel(sql_type = diesel::sql_types::BigInt)]
+    sessions: i64,
+    #[diesel(sql_type = diesel::sql_types::Text)]
+    begun: String,
+}
+
+/// The sessions that read events for streams or hear of them, and when each began its last statement.
+async fn feeding(shop: &Shop) -> (i64, String) {
+    use diesel_async::RunQueryDsl;
+    let statement = sql("select count(*) as sessions, coalesce(string_agg(query_start::text, ' ' order by pid), '') as begun
+          from pg_stat_activity
+         where application_name = 'shopd-idle' and (query ~* 'listen shopd_order_event|pg_current_snapshot|order_event e')");
+    let Begun { sessions, begun } = statement.get_result(&mut shop.conn().await).await.unwrap();
+    (sessions, begun)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_streams_nothing_is_asked() {
+    let shop = Shop::new().await;
+    let one = shop.replica("idle").await;
+    let placed = one.client.post("/api/Orders", r#"{"userId":"u","amount":1}"#).await;
+    assert_eq!(placed.status, 201);
+    assert_eq!(feeding(&shop).await.0, 0, "nobody came yet");
+    let id = placed.json()["id"].as_str().unwrap().to_owned();
+    // A stream of events would be missed only when its next heartbeat cannot be sent.
+    let mut stream = WebSocket::open(&one.base, &format!("/api/Orders/{id}/ws")).await.unwrap();
+    assert_eq!(stream.next().await, Frame::Text(placed.text));
+    assert!(feeding(&shop).await.0 > 0);
+    drop(stream);
+    let mut begun = HashSet::new();
+    until("the session ends", async || {
+        let (sessions, statements) = feeding(&shop).await;
+        begun.insert(statements);
+        sessions == 0
+    })
+    .await;
+    // With a stream it would be one each second, over the ten that the session stays.
+    assert!(begun.len() <= 5, "{begun:?}");
+    for _commit in 0..20 {
+        one.wake.notify_one();
+        poll().await;
+    }
+    assert_eq!(feeding(&shop).await.0, 0, "commits wake nobody");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_timeline_tells_every_hop_of_a_paid_and_of_a_cancelled_order() {
+    let inside = Inside::on_kafka().await;
+    inside.account("alice", 150).await;
+    let ids = inside.place("alice", 2).await;
+    let orders = Orders::new(inside.orders.clone(), shopd::db::Notifier::local([]));
+    let payments = Payments::new(inside.payments.clone());
+    let fresh = merge(orders.timeline(ids[0]).await.unwrap().unwrap(), None);
+    assert_eq!(fresh.hops.iter().map(|hop| hop.name).collect::<Vec<_>>(), [HopName::Accepted, HopName::Outbox]);
+    assert!(payments.timeline(ids[0]).await.unwrap().is_none());
+    let parts = [inside.relay("orders"), inside.relay("payments"), inside.payments(), inside.orders()];
+    until("both end", async || inside.waiting().await == 0).await;
+    for (id, last, balances) in [(ids[0], "finished", Some((1.5, 0.5))), (ids[1], "cancelled", None)] {
+        let of_orders = orders.timeline(id).await.unwrap().unwrap();
+        assert!(of_orders.trace_id.is_some());
+        let merged = merge(of_orders, payments.timeline(id).await.unwrap());
+        let json: Value = serde_json::to_value(&merged).unwrap();
+        let hops = json["hops"].as_array().unwrap();
+        let names: Vec<_> = hops.iter().map(|hop| hop["name"].as_str().unwrap()).collect();
+        assert_eq!(names, ["accepted", "outbox", "topic", "inbox", "ledger", "outbox", "topic", "inbox", last]);
+        let times: Vec<_> = hops.iter().map(|hop| hop["at"].as_str().unwrap()).collect();
+        assert!(times.is_sorted(), "{times:?}");
+        assert!(hops.iter().all(|hop| hop["ms"].as_f64().unwrap() >= 0.0));
+        for (at, topic) in [(2, "order-payment-requests"), (6, "payment-status-updates")] {
+            assert_eq!(hops[at]["topic"], topic);
+            assert!(hops[at]["partition"].is_i64() && hops[at]["offset"].is_i64());
+        }
+        let ledger = (hops[4]["balanceBefore"].as_f64(), hops[4]["balanceAfter"].as_f64());
+        assert_eq!(ledger, balances.map_or((None, None), |(before, after)| (Some(before), Some(after))));
+    }
+    for part in parts {
+        part.stop().await;
+    }
+}

@@ -1,0 +1,112 @@
+//! Replicas of the orders service inside the test process, on one database, and a hand that writes in it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel_async::SimpleAsyncConnection;
+use shopd::config::{Config, Secret};
+use shopd::db::{self, Conn, Db, Notifier, Schema};
+use shopd::http::{self, Readiness};
+use shopd::orders::{self, Live, Orders};
+use shopd::shutdown::Shutdown;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use crate::support::postgres;
+use crate::support::shop::Client;
+
+pub struct Shop {
+    pub url: String,
+    pub db: Db,
+}
+
+/// One port; stopped with the test.
+pub struct Replica {
+    pub base: String,
+    pub client: Client,
+    pub stop: Shutdown,
+    pub wake: Arc<Notify>,
+    pub served: JoinHandle<Result<(), http::ServeError>>,
+}
+
+impl Shop {
+    pub async fn new() -> Self {
+        let url = postgres::database("live").await;
+        let mut config = Config::default().database;
+        // What is held open is held open for long.
+        config.idle_in_transaction_timeout = Duration::from_secs(60);
+        let db = Db::new(&Secret::new(url.as_str()), "test", &config).expect("a database");
+        db::migrate(&db, &[Schema::Orders]).await.expect("a schema");
+        Self { url, db }
+    }
+
+    /// `role` names its sessions.
+    pub async fn replica(&self, role: &str) -> Replica {
+        let (db, stop, wake) = (connect(&self.url, role), Shutdown::new(), Arc::new(Notify::new()));
+        let live = Live::new(db.clone(), wake.clone(), true, stop.clone());
+        let orders = Orders::with_live(db, Notifier::local([wake.clone()]), live);
+        let config = Config::default().http;
+        let (listen, drain) = ("127.0.0.1:0".parse().expect("an address"), Duration::from_secs(9));
+        let readiness = Readiness::new(|| async { Vec::new() });
+        let routes = orders::routes(orders);
+        let bound = http::bind("orders", listen, &config, drain, routes, readiness).expect("a port");
+        let base = format!("http://{}", bound.local_addr);
+        let served = tokio::spawn(bound.run(stop.clone()));
+        Replica { client: Client::new(base.clone()), base, stop, wake, served }
+    }
+
+    pub async fn conn(&self) -> Conn {
+        self.db.dedicated().await.expect("a connection")
+    }
+
+    /// Writes as orders does, in a transaction of its own, and tells the replicas.
+    pub async fn run(&self, statements: &str) {
+        let mut conn = self.conn().await;
+        run(&mut conn, statements).await;
+        run(&mut conn, &format!("notify {}", orders::CHANNEL)).await;
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.stop.stop();
+    }
+}
+
+pub fn connect(url: &str, role: &str) -> Db {
+    Db::new(&Secret::new(url), role, &Config::default().database).expect("a database")
+}
+
+pub async fn run(conn: &mut Conn, statements: &str) {
+    conn.batch_execute(statements).await.unwrap_or_else(|error| panic!("{error}: {statements}"));
+}
+
+/// Order `n`'s id.
+pub fn order(n: usize) -> String {
+    format!("00000000-0000-7000-8000-{n:012x}")
+}
+
+/// Accepts the orders `from..=to` of `user`.
+pub fn accept(user: &str, from: usize, to: usize) -> String {
+    accept_described(user, from, to, "'a book'")
+}
+
+pub fn accept_described(user: &str, from: usize, to: usize, description: &str) -> String {
+    format!(
+        "with o as (insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent)
+                    select ('00000000-0000-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, '{user}', 100, {description}, t, t, ''
+                      from generate_series({from}, {to}) n, clock_timestamp() t returning id, created_at)
+         insert into order_event (order_id, status, at, traceparent) select id, 'New', created_at, '' from o order by id;"
+    )
+}
+
+/// Ends the orders `from..=to`.
+pub fn finish(from: usize, to: usize) -> String {
+    let id = |n| format!("'{}'", order(n));
+    format!(
+        "with o as (update orders set status = 'Finished', updated_at = clock_timestamp() where id between {} and {} returning id, updated_at)
+         insert into order_event (order_id, status, at) select id, 'Finished', updated_at from o order by id;",
+        id(from),
+        id(to)
+    )
+}
