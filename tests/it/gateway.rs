@@ -1,6 +1,6 @@
 //! The gateway between a client and services that are well, away, hung or broken.
 
-mod service;
+pub mod service;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
