@@ -4,6 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use shopd::cli::{Cli, Command, Dlq, Global};
 use shopd::config::{Config, Mistakes, Role, Sources, load};
 use shopd::healthcheck;
@@ -112,6 +113,7 @@ fn run(role: Role, config: Config) -> ExitCode {
 /// Runs `work` to its end, under the signals.
 fn drive<R, F: Future<Output = R>>(config: Config, work: impl FnOnce(Config, Shutdown) -> F) -> Result<(R, Shutdown), ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| failed(&error))?;
+    raise_open_files();
     let timeout = config.shutdown.timeout;
     let stop = Shutdown::new();
     let result = runtime.block_on(async {
@@ -126,6 +128,18 @@ fn drive<R, F: Future<Output = R>>(config: Config, work: impl FnOnce(Config, Shu
     // What still runs has been asked to stop and belongs to nobody; a thread that blocks must not hold the end up.
     runtime.shutdown_background();
     result.map(|result| (result, stop))
+}
+
+/// As many connections as the system lets this process have: the soft limit of most systems (1 024) is for programs that use `select`.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
+        Ok((soft, hard))
+    });
+    match raised {
+        Ok((from, to)) => tracing::debug!(from, to, "open files"),
+        Err(error) => tracing::warn!(%error, "the limit of open files stays as it is"),
+    }
 }
 
 async fn dispatch(role: Role, config: Config, stop: Shutdown) -> Result<(), RoleError> {

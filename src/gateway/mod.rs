@@ -16,6 +16,7 @@ mod respond;
 mod routes;
 mod summary;
 mod swagger_ui;
+mod timeline;
 mod upstream;
 mod worker;
 
@@ -168,9 +169,7 @@ async fn handle(
         Target::Proxy { service, rest } => worker.proxy(service, rest, &req, &context, body).await?,
         Target::Socket { rest } => live::socket(&worker, rest, &req, &context, body).await?,
         Target::Summary { user } => summary::summary(&worker, user, &context).await?,
-        Target::Timeline { order } => {
-            worker.proxy(ServiceName::Orders, &format!("/{order}/timeline"), &req, &context, body).await?
-        }
+        Target::Timeline { order } => timeline::timeline(&worker, order, &context).await?,
         Target::Options { allow } => HttpResponse::NoContent().insert_header((ALLOW, allow)).finish(),
         Target::Root => HttpResponse::Found().insert_header((LOCATION, "/swagger")).finish(),
         Target::SwaggerPage => swagger_ui::page(),

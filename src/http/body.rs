@@ -124,7 +124,7 @@ async fn collect(mut payload: Payload) -> Result<Bytes, Problem> {
     Ok(body.freeze())
 }
 
-fn too_large() -> Problem {
+pub(super) fn too_large() -> Problem {
     Problem::new(Code::PayloadTooLarge, "The body is larger than 64 KiB.")
 }
 

@@ -10,17 +10,18 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use actix_web::body::{BoxBody, MessageBody};
-use actix_web::dev::{Payload, ServiceRequest, ServiceResponse};
+use actix_web::dev::{Payload, Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
 use actix_web::error::InternalError;
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 use actix_web::http::{Method, StatusCode};
-use actix_web::middleware::Next;
 use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, HttpResponse};
 use futures::FutureExt;
+use futures::future::LocalBoxFuture;
 use tracing::Instrument;
 use uuid::Uuid;
 
 use super::problem::Problem;
+use super::server::{Exchange, InProgress};
 use super::{drain, head, metrics, render};
 use crate::trace::TraceContext;
 
@@ -52,7 +53,7 @@ pub struct RequestContext {
 
 impl RequestContext {
     /// `inner`: the port is behind the gateway, whose inner headers count; one that cannot be read is none.
-    fn of(headers: &HeaderMap, inner: bool) -> Self {
+    pub(super) fn of(headers: &HeaderMap, inner: bool) -> Self {
         let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let only = |name: &str| {
             let mut values = headers.get_all(name);
@@ -66,6 +67,17 @@ impl RequestContext {
             stamp: only(STAMP_HEADER).and_then(stamp),
             deadline: only(DEADLINE_HEADER).and_then(milliseconds).map(|left| Instant::now() + left),
             public_prefix: text(PREFIX_HEADER).filter(|prefix| inner && is_prefix(prefix)).map(str::to_owned),
+        }
+    }
+
+    /// Of what was refused before it was a request.
+    pub(super) fn unasked() -> Self {
+        Self {
+            trace: TraceContext::new_root(),
+            request_id: Uuid::now_v7().to_string(),
+            stamp: None,
+            deadline: None,
+            public_prefix: None,
         }
     }
 
@@ -125,12 +137,60 @@ struct Asked {
 }
 
 /// The layer itself. `role` names the port in logs and metrics; `inner` says that it is behind the gateway.
-pub(super) async fn layer<B: MessageBody + 'static>(
+#[derive(Clone, Copy)]
+pub(super) struct Layer {
+    pub role: &'static str,
+    pub inner: bool,
+}
+
+pub(super) struct Layered<S> {
+    layer: Layer,
+    next: Rc<S>,
+}
+
+impl<S, B> Transform<S, ServiceRequest> for Layer
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
+    B: MessageBody + 'static,
+{
+    type Response = ServiceResponse<BoxBody>;
+    type Error = Error;
+    type Transform = Layered<S>;
+    type InitError = ();
+    type Future = Ready<Result<Layered<S>, ()>>;
+
+    fn new_transform(&self, next: S) -> Self::Future {
+        ready(Ok(Layered { layer: *self, next: Rc::new(next) }))
+    }
+}
+
+impl<S, B> Service<ServiceRequest> for Layered<S>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
+    B: MessageBody + 'static,
+{
+    type Response = ServiceResponse<BoxBody>;
+    type Error = Error;
+    type Future = LocalBoxFuture<'static, Result<Self::Response, Error>>;
+
+    forward_ready!(next);
+
+    fn call(&self, req: ServiceRequest) -> Self::Future {
+        Box::pin(layer(self.layer.role, self.layer.inner, req, self.next.clone()))
+    }
+}
+
+async fn layer<S, B>(
     role: &'static str,
     inner: bool,
     mut req: ServiceRequest,
-    next: Next<B>,
-) -> Result<ServiceResponse<BoxBody>, Error> {
+    next: Rc<S>,
+) -> Result<ServiceResponse<BoxBody>, Error>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
+    B: MessageBody + 'static,
+{
+    let progress = Exchange::of(req.request()).map(Exchange::begin);
     let context = RequestContext::of(req.headers(), inner);
     let asked = Asked {
         role,
@@ -140,13 +200,15 @@ pub(super) async fn layer<B: MessageBody + 'static>(
         context: context.clone(),
         began: Instant::now(),
     };
-    let span = tracing::info_span!("request", role, request_id = %context.request_id, trace_id = %context.trace.trace_id());
+    // Only where every request is logged: what is logged at `info` names its ids itself, and a span's fields are formatted though
+    // nothing is ever logged in it.
+    let span = tracing::debug_span!("request", role, request_id = %context.request_id, trace_id = %context.trace.trace_id());
     req.extensions_mut().insert(context);
     if asked.method == Method::HEAD {
         req.head_mut().method = Method::GET;
     }
     let body = drain::share(&mut req);
-    async move {
+    let answered = async move {
         // A panic costs its own request an answer, not its connection; the panic hook has logged it.
         let handler = AssertUnwindSafe(next.call(req)).catch_unwind();
         let outcome = match asked.context.deadline {
@@ -159,35 +221,43 @@ pub(super) async fn layer<B: MessageBody + 'static>(
             },
         };
         let outcome = outcome.unwrap_or_else(|_| Err(Problem::internal("a handler panicked").into()));
-        answer(&asked, outcome, body).await
+        answer(&asked, outcome, body, progress).await
+    };
+    match span.is_disabled() {
+        true => answered.await,
+        false => answered.instrument(span).await,
     }
-    .instrument(span)
-    .await
 }
 
 async fn answer<B: MessageBody + 'static>(
     asked: &Asked,
     outcome: Result<ServiceResponse<B>, Error>,
     body: Option<Rc<drain::Shared>>,
+    progress: Option<InProgress>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let instance = asked.context.public_path(&asked.path);
     match outcome {
         Ok(done) => {
             let (req, response) = done.into_parts();
             let response = render::problem_of(response.map_into_boxed_body(), &asked.context, &instance);
-            let response = finish(asked, response, body).await;
+            let response = finish(asked, response, body, progress).await;
             Ok(ServiceResponse::new(req, response))
         }
         // Only layers below us fail so, a panic or the deadline; the request is gone with them.
         Err(error) => {
             let response = render::problem_of(HttpResponse::from_error(error), &asked.context, &instance);
-            let response = finish(asked, response, body).await;
+            let response = finish(asked, response, body, progress).await;
             Err(InternalError::from_response("rendered", response).into())
         }
     }
 }
 
-async fn finish(asked: &Asked, mut response: HttpResponse, body: Option<Rc<drain::Shared>>) -> HttpResponse {
+async fn finish(
+    asked: &Asked,
+    mut response: HttpResponse,
+    body: Option<Rc<drain::Shared>>,
+    progress: Option<InProgress>,
+) -> HttpResponse {
     if let Ok(id) = HeaderValue::from_str(&asked.context.request_id) {
         response.headers_mut().insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
     }
@@ -197,15 +267,19 @@ async fn finish(asked: &Asked, mut response: HttpResponse, body: Option<Rc<drain
         && !drain::rest(&body).await
     {
         response.head_mut().set_connection_type(actix_web::http::ConnectionType::Close);
+        progress.as_ref().inspect(|progress| progress.closes());
     }
     if asked.method == Method::HEAD {
         response = response.map_body(|_, body| BoxBody::new(head::HeadOf::of(&body)));
+    } else if let Some(progress) = progress {
+        response = response.map_body(|_, body| progress.answered(body));
     }
     let elapsed = asked.began.elapsed();
     metrics::request(asked.role, &asked.method, asked.route.as_deref(), status, elapsed);
     let (method, path, status, ms) = (&asked.method, &asked.path, status.as_u16(), elapsed.as_millis() as u64);
     if status >= 400 {
-        tracing::info!(%method, path, status, ms, "request");
+        let (role, request_id, trace_id) = (asked.role, &asked.context.request_id, asked.context.trace.trace_id());
+        tracing::info!(%method, path, status, ms, role, request_id, trace_id, "request");
     } else {
         tracing::debug!(%method, path, status, ms, "request");
     }

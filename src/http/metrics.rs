@@ -1,5 +1,7 @@
 //! `/metrics`: Prometheus text. One recorder a process, whatever roles it runs; labels tell the roles apart.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -40,9 +42,50 @@ pub(super) async fn upkeep() {
     }
 }
 
+/// What is recorded of one kind of request. Looking these up in the recorder costs more than recording.
+struct Recorders {
+    kind: (&'static str, &'static str, StatusCode),
+    duration: metrics::Histogram,
+    answered: metrics::Counter,
+}
+
+/// By route; of each only a few kinds. Bounded: a route is one of the application's patterns.
+type ByRoute = HashMap<String, Vec<Recorders>>;
+
+thread_local! {
+    static RECORDERS: RefCell<ByRoute> = RefCell::default();
+}
+
 /// Counts one answered request. Labels are bounded: `route` is the pattern, and unusual methods share a name.
 pub(super) fn request(role: &'static str, method: &Method, route: Option<&str>, status: StatusCode, elapsed: Duration) {
-    let method = match method.as_str() {
+    let (kind, route) = ((role, name(method), status), route.unwrap_or("unmatched"));
+    RECORDERS.with_borrow_mut(|recorders| {
+        if !recorders.contains_key(route) {
+            recorders.insert(route.to_owned(), Vec::new());
+        }
+        let Some(kinds) = recorders.get_mut(route) else { return };
+        let at = kinds.iter().position(|recorders| recorders.kind == kind).unwrap_or_else(|| {
+            kinds.push(Recorders::new(kind, route));
+            kinds.len() - 1
+        });
+        kinds[at].duration.record(elapsed.as_secs_f64());
+        kinds[at].answered.increment(1);
+    });
+}
+
+impl Recorders {
+    fn new(kind: (&'static str, &'static str, StatusCode), route: &str) -> Self {
+        let (role, method, status) = kind;
+        let labels = [("role", role.to_owned()), ("method", method.to_owned()), ("route", route.to_owned())];
+        let duration = metrics::histogram!(DURATION, &labels);
+        let [a, b, c] = labels;
+        let answered = metrics::counter!(REQUESTS, &[a, b, c, ("status", status.as_str().to_owned())]);
+        Self { kind, duration, answered }
+    }
+}
+
+fn name(method: &Method) -> &'static str {
+    match method.as_str() {
         "GET" => "GET",
         "HEAD" => "HEAD",
         "POST" => "POST",
@@ -51,12 +94,7 @@ pub(super) fn request(role: &'static str, method: &Method, route: Option<&str>, 
         "PATCH" => "PATCH",
         "OPTIONS" => "OPTIONS",
         _ => "other",
-    };
-    let route = route.unwrap_or("unmatched").to_owned();
-    let labels = [("role", role.to_owned()), ("method", method.to_owned()), ("route", route)];
-    metrics::histogram!(DURATION, &labels).record(elapsed.as_secs_f64());
-    let [a, b, c] = labels;
-    metrics::counter!(REQUESTS, &[a, b, c, ("status", status.as_u16().to_string())]).increment(1);
+    }
 }
 
 pub(super) fn configure(config: &mut web::ServiceConfig) {

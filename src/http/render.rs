@@ -5,13 +5,13 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::body::{BodySize, BoxBody, MessageBody};
-use actix_web::http::header::{ALLOW, CONTENT_TYPE, HeaderValue};
-use actix_web::http::{Method, StatusCode};
+use actix_web::http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::{HttpResponse, ResponseError};
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::context::RequestContext;
+use super::context::{REQUEST_ID_HEADER, RequestContext};
 use super::problem::{Code, Problem};
 use super::reply::Answer;
 
@@ -46,16 +46,25 @@ impl ResponseError for MethodNotAllowed {
     }
 }
 
-/// A resource's `default_service`: 405 with `Allow`. `HEAD` is allowed wherever `GET` is.
+/// A resource's `default_service`: `OPTIONS` is answered with what is allowed, any other method with 405 and the same. `HEAD` is
+/// allowed wherever `GET` is, `OPTIONS` everywhere.
 pub fn only(methods: &[Method]) -> actix_web::Route {
     let mut names: Vec<&str> = methods.iter().map(Method::as_str).collect();
     if methods.contains(&Method::GET) && !methods.contains(&Method::HEAD) {
         names.push("HEAD");
     }
+    if !methods.contains(&Method::OPTIONS) {
+        names.push("OPTIONS");
+    }
     let allow = names.join(", ");
-    actix_web::web::to(move || {
+    actix_web::web::to(move |asked: Method| {
         let allow = allow.clone();
-        async move { Err::<HttpResponse, _>(MethodNotAllowed { allow }) }
+        async move {
+            match asked {
+                Method::OPTIONS => Ok(HttpResponse::NoContent().insert_header((ALLOW, allow)).finish()),
+                _ => Err(MethodNotAllowed { allow }),
+            }
+        }
     })
 }
 
@@ -101,6 +110,17 @@ fn of_status(status: StatusCode, cause: Option<String>) -> Problem {
 fn render(problem: &Problem, context: &RequestContext, instance: &str) -> HttpResponse<BoxBody> {
     log_cause(problem, context);
     answer(problem, context, instance).respond(None)
+}
+
+/// The answer to a request that goes no further than the server; closes the connection, because its body is still to come.
+pub(super) fn unread(problem: &Problem, headers: &HeaderMap, path: &str, inner: bool) -> HttpResponse<BoxBody> {
+    let context = RequestContext::of(headers, inner);
+    let mut response = render(problem, &context, &context.public_path(path));
+    if let Ok(id) = HeaderValue::from_str(&context.request_id) {
+        response.headers_mut().insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
+    }
+    response.head_mut().set_connection_type(ConnectionType::Close);
+    response
 }
 
 /// A problem as it is sent, to whoever asked for `instance`.

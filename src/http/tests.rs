@@ -146,7 +146,7 @@ async fn every_error_is_a_problem_with_the_ids_of_its_request() {
         assert_eq!(answer.status, status, "{path}");
         assert_eq!(answer.header("content-type"), "application/problem+json");
         assert_eq!(answer.header("x-request-id"), "mine");
-        assert_eq!(answer.header("allow"), if status == 405 { "get, post, head" } else { "" });
+        assert_eq!(answer.header("allow"), if status == 405 { "get, post, head, options" } else { "" });
         assert_eq!(answer.header("retry-after"), if path == "/fails" { "1" } else { "" });
         let text = answer.body;
         assert!(text.starts_with(&format!("{{\"type\":\"urn:shopd:problem:{code}\",\"title\":")), "{text}");
@@ -167,6 +167,16 @@ async fn head_answers_as_get_without_a_body() {
     assert!(answer.contains("content-length: 7\r\n"), "{answer}");
     let answer = server.raw(b"HEAD /nowhere HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 404") && answer.ends_with("\r\n\r\n"), "{answer}");
+    server.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_known_route_allows_can_be_asked() {
+    let server = start(routes()).await;
+    let options = server.ask("OPTIONS", "/items/1", &[], "").await;
+    assert_eq!((options.status, options.header("allow"), options.body.as_str()), (204, "get, post, head, options", ""));
+    assert_eq!(server.ask("OPTIONS", "/metrics", &[], "").await.header("allow"), "get, head, options");
+    assert_eq!(server.ask("OPTIONS", "/nowhere", &[], "").await.status, 404);
     server.stop().await;
 }
 

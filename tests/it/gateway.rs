@@ -4,7 +4,7 @@ mod limits;
 mod live;
 mod pages;
 mod retries;
-mod service;
+pub mod service;
 
 use reqwest::StatusCode;
 

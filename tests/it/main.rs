@@ -13,6 +13,7 @@ mod faults;
 mod gateway;
 mod growth;
 mod healing;
+mod hostile;
 mod idempotency;
 mod live;
 mod log;

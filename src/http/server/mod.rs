@@ -1,16 +1,27 @@
-//! One role's port: bound first, so that its address is known, then run until the process stops.
+//! One role's port: bound first, so that its address is known, then run until the process stops. HTTP/1.1, and HTTP/2 with prior
+//! knowledge; `serving.rs` joins the parts.
+
+mod connection;
+mod exchange;
+mod expect;
+mod greeting;
+mod h2;
+mod listen;
+mod refusal;
+mod serving;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use actix_web::dev::Server;
+use actix_server::Server;
 use actix_web::http::Method;
-use actix_web::middleware::from_fn;
-use actix_web::{App, HttpResponse, HttpServer, web};
+use actix_web::{App, HttpResponse, web};
 use paperclip::actix::OpenApiExt;
 use paperclip::actix::web::ServiceConfig as ApiConfig;
 
+pub(super) use self::exchange::{Exchange, InProgress};
+use self::serving::Serving;
 use super::health::{self, Readiness};
 use super::{context, metrics, render};
 use crate::config::HttpConfig;
@@ -107,21 +118,19 @@ pub fn bind(
             app = app.configure(|config| configure(config));
         }
         let app = app.configure(health::configure(role, readiness)).configure(metrics::configure);
-        app.wrap(from_fn(move |req, next| context::layer(role, inner, req, next)))
+        app.wrap(context::Layer { role, inner })
     };
     let workers = config.workers.max(1);
     let bind_error = |source| ServeError::Bind { role, listen, source };
-    let server = HttpServer::new(app)
+    let socket = listen::listen(listen).map_err(bind_error)?;
+    let local_addr = socket.local_addr().map_err(bind_error)?;
+    let server = Server::build()
         .workers(workers)
-        .max_connections(config.connections_max.div_ceil(workers).max(1))
-        .keep_alive(config.keep_alive)
-        .client_request_timeout(config.header_timeout)
-        .tcp_nodelay(true)
+        .max_concurrent_connections(config.connections_max.div_ceil(workers).max(1))
         .shutdown_timeout(drain.as_secs() + 1)
-        .disable_signals()
-        .bind(listen)
-        .map_err(bind_error)?;
-    let local_addr = server.addrs().first().copied().unwrap_or(listen);
+        .disable_signals();
+    let serving = Serving { role, inner, bounds: exchange::Bounds::of(config), stop: server.graceful_shutdown_signal() };
+    let server = server.listen(role, socket, move || serving.clone().factory(app.clone())).map_err(bind_error)?;
     Ok(Bound { local_addr, role, drain, server: server.run() })
 }
 

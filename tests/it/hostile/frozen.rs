@@ -1,0 +1,51 @@
+//! A process that was stopped by its host for longer than its bounds: a virtual machine that moves, a laptop's lid, SIGSTOP.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use tokio::io::AsyncWriteExt;
+
+use super::wire::{Edge, HEAD_TIME_MAX, read_until, statuses};
+
+const GET: &[u8] = b"GET /api/OrdersProxy/1 HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// Red where time is looked at before what has come: the framework's own timers answer 408 to the fresh connection, and end the idle
+/// one unanswered.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_sent_to_a_frozen_process_is_answered_when_it_goes_on() {
+    let edge = Edge::start().await;
+    let (mut idle, mut fresh, mut begun) = (edge.open().await, edge.open().await, edge.open().await);
+    idle.write_all(GET).await.unwrap();
+    read_until(&mut idle, r#"{"id":1}"#).await;
+    let (first, second) = GET.split_at(20);
+    begun.write_all(first).await.unwrap();
+    // By its own connection, so that everything above has been accepted.
+    edge.serves().await;
+    edge.process.signal(Signal::SIGSTOP);
+    idle.write_all(GET).await.unwrap();
+    fresh.write_all(GET).await.unwrap();
+    begun.write_all(second).await.unwrap();
+    let mut late = edge.open().await;
+    late.write_all(GET).await.unwrap();
+    // Beyond the head's bound and the idle connection's: it is time itself that is tested here.
+    tokio::time::sleep(HEAD_TIME_MAX * 3).await;
+    edge.process.signal(Signal::SIGCONT);
+    for (name, stream) in [("idle", &mut idle), ("fresh", &mut fresh), ("begun", &mut begun), ("late", &mut late)] {
+        let answered = read_until(stream, r#"{"id":1}"#).await;
+        assert_eq!(statuses(&answered), ["200"], "{name}: {answered}");
+    }
+}
+
+/// A proxy would take a late 408 for the answer to the request that it sends at that moment.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_on_which_nothing_was_asked_ends_without_a_word() {
+    let edge = Edge::start().await;
+    let (mut silent, mut idle) = (edge.open().await, edge.open().await);
+    idle.write_all(GET).await.unwrap();
+    assert_eq!(statuses(&read_until(&mut idle, r#"{"id":1}"#).await), ["200"]);
+    let began = std::time::Instant::now();
+    assert_eq!(super::rest(&mut silent).await, "");
+    assert!(began.elapsed() >= HEAD_TIME_MAX - Duration::from_millis(100), "{:?}", began.elapsed());
+    assert_eq!(super::rest(&mut idle).await, "");
+    edge.serves().await;
+}
