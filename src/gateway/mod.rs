@@ -99,7 +99,7 @@ impl Gateway {
     /// Everything the gateway serves beside health and metrics.
     pub fn routes(&self) -> Routes {
         let gateway = self.clone();
-        Routes::new().plain(move |config| gateway.configure(config))
+        Routes::new().plain(move |config| gateway.configure(config)).cors(&self.0.cors_origins)
     }
 
     /// Called once a worker thread, which keeps connections of its own.

@@ -3,6 +3,7 @@
 
 mod body;
 mod context;
+mod cors;
 mod drain;
 mod etag;
 mod extract;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use actix_server::Server;
 use actix_web::http::Method;
+use actix_web::middleware::Condition;
 use actix_web::{App, HttpResponse, web};
 use paperclip::actix::OpenApiExt;
 use paperclip::actix::web::ServiceConfig as ApiConfig;
@@ -23,7 +24,7 @@ use paperclip::actix::web::ServiceConfig as ApiConfig;
 pub(super) use self::exchange::{Exchange, InProgress};
 use self::serving::Serving;
 use super::health::{self, Readiness};
-use super::{context, metrics, render};
+use super::{context, cors, metrics, render};
 use crate::config::HttpConfig;
 use crate::shutdown::Shutdown;
 
@@ -48,6 +49,7 @@ pub enum ServeError {
 pub struct Routes {
     api: Vec<Arc<ConfigureApi>>,
     plain: Vec<Arc<Configure>>,
+    cors_origins: Arc<[String]>,
 }
 
 type ConfigureApi = dyn Fn(&mut ApiConfig) + Send + Sync;
@@ -69,6 +71,13 @@ impl Routes {
     #[must_use]
     pub fn plain(mut self, configure: impl Fn(&mut web::ServiceConfig) + Send + Sync + 'static) -> Self {
         self.plain.push(Arc::new(configure));
+        self
+    }
+
+    /// Web pages of these origins may use it, `*` for all.
+    #[must_use]
+    pub fn cors(mut self, origins: &[String]) -> Self {
+        self.cors_origins = origins.into();
         self
     }
 
@@ -109,6 +118,8 @@ pub fn bind(
     let inner = role != GATEWAY;
     let app = move || {
         let (api, plain, readiness) = (routes.api.clone(), routes.plain.clone(), readiness.clone());
+        // Around everything, so that a page can read a refusal, too.
+        let cors = Condition::new(!routes.cors_origins.is_empty(), cors::layer(&routes.cors_origins));
         let mut app = App::new().wrap_api();
         for configure in api {
             app = app.configure(|config| configure(config));
@@ -118,7 +129,7 @@ pub fn bind(
             app = app.configure(|config| configure(config));
         }
         let app = app.configure(health::configure(role, readiness)).configure(metrics::configure);
-        app.wrap(context::Layer { role, inner })
+        app.wrap(context::Layer { role, inner }).wrap(cors)
     };
     let workers = config.workers.max(1);
     let bind_error = |source| ServeError::Bind { role, listen, source };

@@ -11,7 +11,7 @@ use actix_service::{
     IntoService, IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, fn_factory, fn_service, map_config,
 };
 use actix_web::Error;
-use actix_web::body::BoxBody;
+use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{AppConfig, ServiceResponse};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -37,15 +37,16 @@ pub(super) struct Serving {
 
 impl Serving {
     /// Made once a worker thread; `app` makes its application.
-    pub(super) fn factory<I, A>(
+    pub(super) fn factory<I, A, B>(
         self,
         app: impl Fn() -> I + 'static,
     ) -> impl ServiceFactory<TcpStream, Config = (), Response = (), Error = Infallible, InitError = ()>
     where
         I: IntoServiceFactory<A, Request> + 'static,
-        A: ServiceFactory<Request, Config = AppConfig, Response = ServiceResponse<BoxBody>, Error = Error> + 'static,
+        A: ServiceFactory<Request, Config = AppConfig, Response = ServiceResponse<B>, Error = Error> + 'static,
         A::InitError: std::fmt::Debug,
         A::Service: 'static,
+        B: MessageBody + 'static,
     {
         fn_factory(move || {
             let serving = self.clone();
@@ -82,9 +83,10 @@ impl Serving {
         })
     }
 
-    async fn serve<A, H>(&self, stream: TcpStream, app: Rc<A>, http1: &H)
+    async fn serve<A, B, H>(&self, stream: TcpStream, app: Rc<A>, http1: &H)
     where
-        A: Service<Request, Response = ServiceResponse<BoxBody>>,
+        A: Service<Request, Response = ServiceResponse<B>>,
+        B: MessageBody,
         A::Error: Into<actix_http::Response<BoxBody>>,
         H: Service<(Connection, HttpProtocol, Option<std::net::SocketAddr>), Response = ()>,
         H::Error: std::fmt::Display,

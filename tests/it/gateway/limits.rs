@@ -131,3 +131,31 @@ async fn options_names_the_methods_of_a_route() {
     assert_eq!(options("/api/PaymentsProxy/u1/deposit").await, (204, "POST, OPTIONS".into()));
     assert_eq!(options("/nothing").await.0, 404);
 }
+
+#[tokio::test]
+async fn a_page_of_a_configured_origin_may_use_the_api_and_no_other() {
+    let orders = Service::start(|_, _| json_answer("[]")).await;
+    let shop = Shop::start_with(&[&orders.url], &[&nobody()], |config| {
+        config.cors_origins = vec!["https://shop.example".into()];
+    })
+    .await;
+    let allowed = async |shop: &Shop, method: reqwest::Method, path: &str, origin: &str| {
+        let asked = shop.client.request(method, shop.url(path)).header("Origin", origin);
+        let asked =
+            asked.header("Access-Control-Request-Method", "POST").header("Access-Control-Request-Headers", "idempotency-key");
+        let answered = asked.send().await.unwrap();
+        let header = |name: &str| answered.headers().get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+        (answered.status().as_u16(), header("access-control-allow-origin"), header("access-control-allow-headers"))
+    };
+    let (mine, other) = ("https://shop.example", "https://evil.example");
+    let preflight = allowed(&shop, reqwest::Method::OPTIONS, "/api/OrdersProxy", mine).await;
+    assert_eq!((preflight.0, preflight.1.as_str(), preflight.2.as_str()), (200, mine, "idempotency-key"));
+    assert_eq!(allowed(&shop, reqwest::Method::GET, "/api/OrdersProxy", mine).await.1, mine);
+    // A refusal can be read, too.
+    let (status, origin, _) = allowed(&shop, reqwest::Method::GET, "/api/PaymentsProxy/u1/balance", mine).await;
+    assert_eq!((status, origin.as_str()), (503, mine));
+    assert_eq!(allowed(&shop, reqwest::Method::GET, "/api/OrdersProxy", other).await.1, "");
+    assert_eq!(allowed(&shop, reqwest::Method::OPTIONS, "/api/OrdersProxy", other).await.1, "");
+    let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
+    assert_eq!(allowed(&shop, reqwest::Method::GET, "/api/OrdersProxy", mine).await.1, "");
+}
