@@ -188,7 +188,7 @@ pub struct DatabaseConfig {
     pub connect_timeout: Duration,
     /// Bound on one statement, kept by the server.
     pub statement_timeout: Duration,
-    /// Bound on waiting for one lock, kept by the server.
+    /// Bound on waiting for one lock, kept by the server; above the next one, so that who waits for a frozen process's lock gets it.
     pub lock_timeout: Duration,
     /// A transaction whose client says nothing for this long is ended by the server, so that a frozen process holds nobody up.
     pub idle_in_transaction_timeout: Duration,
@@ -272,7 +272,7 @@ impl Config {
                 pool_size_max: 8,
                 connect_timeout: Duration::from_millis(5_000),
                 statement_timeout: Duration::from_millis(8_000),
-                lock_timeout: Duration::from_millis(2_000),
+                lock_timeout: Duration::from_millis(2_500),
                 idle_in_transaction_timeout: Duration::from_millis(2_000),
             },
             consumer: ConsumerConfig {

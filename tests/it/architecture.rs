@@ -75,7 +75,8 @@ fn imports(module: &str) -> Vec<(PathBuf, usize, String)> {
     for file in sources(module) {
         let text = std::fs::read_to_string(&file).unwrap();
         for (n, line) in text.lines().enumerate() {
-            let code = line.split("//").next().unwrap_or_default();
+            // `pub(in crate::http)` imports nothing.
+            let code = line.split("//").next().unwrap_or_default().replace("(in crate::", "(in ");
             for part in code.split("crate::").skip(1) {
                 let end = part.find([';', ' ', '(', ')', '<', '>', ',', '.']).filter(|_| !part.contains('{')).unwrap_or(part.len());
                 found.push((file.clone(), n + 1, part[..end].to_owned()));

@@ -13,7 +13,7 @@ use crate::support::shop::{Answer, Client, PATIENCE, poll};
 
 const DEPOSIT: &str = "/api/Account/ann/deposit";
 const ORDER: &str = r#"{"userId":"ann","amount":1}"#;
-/// What the gateway waits. The database hangs for longer, and would itself give up after two seconds (`lock_timeout`).
+/// What the gateway waits. The database hangs for longer, and would itself give up after two and a half seconds (`lock_timeout`).
 const LEFT_MS: &str = "300";
 const IN_TIME: Duration = Duration::from_millis(1_700);
 
