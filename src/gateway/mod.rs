@@ -161,7 +161,8 @@ async fn handle(
         Refusal::MethodNotAllowed { allow } => Error::from(MethodNotAllowed { allow: allow.to_owned() }),
     })?;
     let limits = &worker.gateway.0.limits;
-    let left = match routes::pattern(path).filter(|_| limits.is_any() && !matches!(target, Target::Options { .. })) {
+    let is_limited = limits.is_any() && !matches!(target, Target::Options { .. });
+    let left = match is_limited.then(|| routes::pattern(path)).flatten() {
         Some(pattern) => limits.check(req.method(), pattern, req.peer_addr().map(|peer| peer.ip()), req.headers())?,
         None => None,
     };

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::http::uri::PathAndQuery;
@@ -11,7 +11,6 @@ use actix_web::http::{Method, Version};
 use actix_web::web::Payload;
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::body;
@@ -34,7 +33,7 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(gateway: Gateway) -> Self {
-        Self { gateway, client: Client::new(), way: RefCell::new(None) }
+        Self { gateway, client: Client::start(), way: RefCell::new(None) }
     }
 
     /// Asks a service on the gateway's own account, under the client's ids.
