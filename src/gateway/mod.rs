@@ -99,15 +99,13 @@ impl Gateway {
     /// Everything the gateway serves beside health and metrics.
     pub fn routes(&self) -> Routes {
         let gateway = self.clone();
-        Routes::new().plain(move |config| gateway.configure(config)).cors(&self.0.cors_origins)
+        Routes::new().plain(move |config| gateway.configure(config)).patterns(routes::pattern).cors(&self.0.cors_origins)
     }
 
     /// Called once a worker thread, which keeps connections of its own.
     pub fn configure(&self, config: &mut web::ServiceConfig) {
         config.app_data(web::Data::new(Worker::new(self.clone())));
-        for pattern in routes::PATTERNS {
-            config.service(web::resource(*pattern).to(handle));
-        }
+        // One handler for all: matching patterns first would only be thrown away.
         config.default_service(web::to(handle));
     }
 

@@ -60,7 +60,7 @@ impl Worker {
         let way = self.way(None, "gateway");
         let hop = hop(&way, service, context, None)?;
         let target = target.parse().map_err(|error| UpstreamError::Unavailable(format!("{target}: {error}")))?;
-        let headers = || forward::request(headers, &hop);
+        let headers = |out: &mut HeaderMap| forward::request(headers, &hop, out);
         let outgoing = Outgoing { method: Method::GET, target, headers: &headers, body: Bytes::new(), kind, wait: Duration::ZERO };
         self.client.send(self.gateway.replicas(service), &outgoing, deadline).await
     }
@@ -101,7 +101,7 @@ impl Worker {
         let outgoing = Outgoing {
             method: req.method().clone(),
             target: inner_target(service, rest, req.uri().query()).map_err(Problem::internal)?,
-            headers: &|| forward::request(req.headers(), &hop),
+            headers: &|out| forward::request(req.headers(), &hop, out),
             body,
             kind: match (is_stream, own_key) {
                 (true, _) => Kind::Stream,

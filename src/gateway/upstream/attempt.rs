@@ -75,7 +75,7 @@ pub async fn attempt(
 async fn ask(client: &awc::Client, replica: &Replica, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
     let uri = replica.uri(outgoing.target.clone()).map_err(Failure::refused)?;
     let mut request = client.request(outgoing.method.clone(), uri).no_decompress();
-    *request.headers_mut() = (outgoing.headers)();
+    (outgoing.headers)(request.headers_mut());
     let left_ms = until.saturating_duration_since(Instant::now()).as_millis().max(1) as u64;
     request.headers_mut().insert(HeaderName::from_static(DEADLINE_HEADER), HeaderValue::from(left_ms));
     // Without a body no length is named where the method needs none.

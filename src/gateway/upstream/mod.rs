@@ -43,8 +43,8 @@ pub struct Outgoing<'a> {
     pub method: Method,
     /// Raw.
     pub target: PathAndQuery,
-    /// Made anew for each try.
-    pub headers: &'a dyn Fn() -> HeaderMap,
+    /// Writes them into an empty map; called for each try.
+    pub headers: &'a dyn Fn(&mut HeaderMap),
     pub body: Bytes,
     pub kind: Kind,
     /// How long the service is asked to wait on purpose.

@@ -80,7 +80,7 @@ async fn a_preface_that_comes_in_parts_is_waited_for_and_one_that_does_not_come_
     edge.serves().await;
 }
 
-/// Red where a stream that its client takes back is forgotten at once, and so never counts.
+/// By the library's bound on streams that were taken back before we saw them, or by ours on those that we began to answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_takes_back_everything_it_asks_loses_its_connection() {
     let edge = Edge::start().await;
