@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use bytes::{BufMut, BytesMut};
 
 use super::routes::ServiceName;
 use crate::http::{IDEMPOTENCY_KEY_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, STAMP_HEADER};
@@ -16,11 +17,14 @@ const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
 /// The services wait no longer, whatever is asked.
 const WAIT_MAX: Duration = Duration::from_secs(30);
-const VIA: &str = "1.1 shopd";
+/// How `Via` names us.
+const OURS: &str = "1.1 shopd";
 
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const VIA: &str = "via";
+const FORWARDED: &str = "forwarded";
+const FORWARDED_FOR: &str = "x-forwarded-for";
+const FORWARDED_HOST: &str = "x-forwarded-host";
+const FORWARDED_PROTO: &str = "x-forwarded-proto";
 
 /// By which way a request came: the same for all requests of a connection, so it is written once.
 #[derive(Debug)]
@@ -53,50 +57,71 @@ impl Way {
 pub struct Hop<'a> {
     pub way: &'a Way,
     pub service: ServiceName,
-    pub request_id: HeaderValue,
-    pub traceparent: HeaderValue,
+    pub request_id: &'a str,
+    pub traceparent: &'a str,
     /// Of a request that has an effect: names it over all its tries, and is its key where the client sent none.
-    pub stamp: Option<HeaderValue>,
+    pub stamp: Option<&'a str>,
 }
 
-/// Writes the headers under which a request goes on into an empty map. The body's framing and `Host` are the client library's to write; `Expect` was met
+/// Writes the header lines under which a request goes on. `Host` and the body's length are the connection's to write; `Expect` was met
 /// by the server already.
-pub fn request(incoming: &HeaderMap, hop: &Hop<'_>, headers: &mut HeaderMap) {
+pub fn request(incoming: &HeaderMap, hop: &Hop<'_>, out: &mut BytesMut) {
     let dropped = named_by_connection(incoming);
+    let has = |name: &str| incoming.contains_key(name) && !is_hop_by_hop(name, &dropped);
+    // A state belongs to the trace it came with: without a parent of that trace it means nothing.
+    let keeps_state = has(TRACEPARENT);
     for (name, value) in incoming {
         let text = name.as_str();
-        let own = matches!(text, "host" | "content-length" | "expect" | REQUEST_ID_HEADER | TRACEPARENT) || text.starts_with(INNER);
+        let own = match text {
+            "host" | "content-length" | "expect" | REQUEST_ID_HEADER | TRACEPARENT | VIA | FORWARDED | FORWARDED_FOR => true,
+            TRACESTATE => !keeps_state,
+            _ => text.starts_with(INNER),
+        };
         if !own && !is_hop_by_hop(text, &dropped) {
-            headers.append(name.clone(), value.clone());
+            line(out, text, value.as_bytes());
         }
     }
-    // A state belongs to the trace it came with: without a parent of that trace it means nothing.
-    if !incoming.contains_key(TRACEPARENT) {
-        headers.remove(TRACESTATE);
-    }
-    headers.insert(HeaderName::from_static(PREFIX_HEADER), HeaderValue::from_static(hop.service.public_prefix()));
-    headers.insert(HeaderName::from_static(REQUEST_ID_HEADER), hop.request_id.clone());
-    headers.insert(HeaderName::from_static(TRACEPARENT), hop.traceparent.clone());
-    if let Some(stamp) = &hop.stamp {
-        headers.insert(HeaderName::from_static(STAMP_HEADER), stamp.clone());
-        if !headers.contains_key(IDEMPOTENCY_KEY_HEADER) {
-            headers.insert(HeaderName::from_static(IDEMPOTENCY_KEY_HEADER), stamp.clone());
+    line(out, PREFIX_HEADER, hop.service.public_prefix().as_bytes());
+    line(out, REQUEST_ID_HEADER, hop.request_id.as_bytes());
+    line(out, TRACEPARENT, hop.traceparent.as_bytes());
+    if let Some(stamp) = hop.stamp {
+        line(out, STAMP_HEADER, stamp.as_bytes());
+        if !has(IDEMPOTENCY_KEY_HEADER) {
+            line(out, IDEMPOTENCY_KEY_HEADER, stamp.as_bytes());
         }
     }
-    join(headers, header::VIA, &HeaderValue::from_static(VIA));
-    if let Some(forwarded) = &hop.way.forwarded {
-        join(headers, header::FORWARDED, forwarded);
-    }
-    if let Some(peer) = &hop.way.forwarded_for {
-        join(headers, FORWARDED_FOR, peer);
+    // Lists go on as one line each.
+    let list = |out: &mut BytesMut, name: &str, own: &[u8]| {
+        out.put_slice(name.as_bytes());
+        out.put_slice(b": ");
+        for value in incoming.get_all(name).filter(|_| has(name)) {
+            out.put_slice(value.as_bytes());
+            out.put_slice(b", ");
+        }
+        out.put_slice(own);
+        out.put_slice(b"\r\n");
+    };
+    list(out, VIA, OURS.as_bytes());
+    for (name, own) in [(FORWARDED, &hop.way.forwarded), (FORWARDED_FOR, &hop.way.forwarded_for)] {
+        if let Some(own) = own {
+            list(out, name, own.as_bytes());
+        }
     }
     // A proxy in front of us saw the client; what it says is kept.
-    if let Some(host) = hop.way.forwarded_host.as_ref().filter(|_| !headers.contains_key(FORWARDED_HOST)) {
-        headers.insert(FORWARDED_HOST, host.clone());
+    if let Some(host) = hop.way.forwarded_host.as_ref().filter(|_| !has(FORWARDED_HOST)) {
+        line(out, FORWARDED_HOST, host.as_bytes());
     }
-    if !headers.contains_key(FORWARDED_PROTO) {
-        headers.insert(FORWARDED_PROTO, HeaderValue::from_static(hop.way.scheme));
+    if !has(FORWARDED_PROTO) {
+        line(out, FORWARDED_PROTO, hop.way.scheme.as_bytes());
     }
+}
+
+/// `value` holds no control character: it was read from a head, or is made of our own text.
+pub fn line(out: &mut BytesMut, name: &str, value: &[u8]) {
+    out.put_slice(name.as_bytes());
+    out.put_slice(b": ");
+    out.put_slice(value);
+    out.put_slice(b"\r\n");
 }
 
 /// The headers under which an answer goes back, in the map they came in. The ids are the gateway's own layer's to write, the framing
@@ -107,7 +132,7 @@ pub fn answer(mut headers: HeaderMap) -> HeaderMap {
     }
     let is_own = |name: &str| matches!(name, "content-length" | REQUEST_ID_HEADER) || name.starts_with(INNER);
     headers.retain(|name, _| !is_own(name.as_str()) && !is_hop_by_hop(name.as_str(), &[]));
-    join(&mut headers, header::VIA, &HeaderValue::from_static(VIA));
+    join(&mut headers, header::VIA, &HeaderValue::from_static(OURS));
     headers
 }
 
@@ -185,12 +210,17 @@ mod tests {
         let hop = Hop {
             way: &Way::new(Some(peer), "shop.example:8000", "http"),
             service: ServiceName::Orders,
-            request_id: HeaderValue::from_static("r-1"),
-            traceparent: HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
-            stamp: stamp.map(HeaderValue::from_static),
+            request_id: "r-1",
+            traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            stamp,
         };
+        let mut out = BytesMut::new();
+        request(incoming, &hop, &mut out);
         let mut headers = HeaderMap::new();
-        request(incoming, &hop, &mut headers);
+        for line in std::str::from_utf8(&out).unwrap().split_terminator("\r\n") {
+            let (name, value) = line.split_once(": ").unwrap();
+            headers.append(HeaderName::from_bytes(name.as_bytes()).unwrap(), HeaderValue::from_str(value).unwrap());
+        }
         headers
     }
 

@@ -5,12 +5,12 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use actix_web::http::header::{self, HeaderMap, HeaderValue};
+use actix_web::http::header::{self, HeaderMap};
 use actix_web::http::uri::PathAndQuery;
 use actix_web::http::{Method, Version};
 use actix_web::web::Payload;
 use actix_web::{HttpRequest, HttpResponse};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use uuid::Uuid;
 
 use super::body;
@@ -58,9 +58,10 @@ impl Worker {
         deadline: Instant,
     ) -> Result<Answer, UpstreamError> {
         let way = self.way(None, "gateway");
-        let hop = hop(&way, service, context, None)?;
+        let traceparent = context.trace.child().traceparent();
+        let hop = Hop { way: &way, service, request_id: &context.request_id, traceparent: &traceparent, stamp: None };
         let target = target.parse().map_err(|error| UpstreamError::Unavailable(format!("{target}: {error}")))?;
-        let headers = |out: &mut HeaderMap| forward::request(headers, &hop, out);
+        let headers = |out: &mut BytesMut| forward::request(headers, &hop, out);
         let outgoing = Outgoing { method: Method::GET, target, headers: &headers, body: Bytes::new(), kind, wait: Duration::ZERO };
         self.client.send(self.gateway.replicas(service), &outgoing, deadline).await
     }
@@ -94,10 +95,12 @@ impl Worker {
         let host = host.or(req.uri().authority().map(|authority| authority.as_str())).unwrap_or_default();
         let peer = req.peer_addr().map(|peer| peer.ip().to_canonical());
         // Beside GET everything has an effect.
-        let stamp = (req.method() != Method::GET).then(stamp).transpose().map_err(Problem::internal)?;
+        let stamp = (req.method() != Method::GET).then(|| Uuid::now_v7().hyphenated().to_string());
         let own_key = stamp.is_some() && !req.headers().contains_key(IDEMPOTENCY_KEY_HEADER);
         let way = self.way(peer, host);
-        let hop = hop(&way, service, context, stamp).map_err(|error| problem(service, error))?;
+        let traceparent = context.trace.child().traceparent();
+        let (request_id, stamp) = (context.request_id.as_str(), stamp.as_deref());
+        let hop = Hop { way: &way, service, request_id, traceparent: &traceparent, stamp };
         let outgoing = Outgoing {
             method: req.method().clone(),
             target: inner_target(service, rest, req.uri().query()).map_err(Problem::internal)?,
@@ -122,21 +125,6 @@ impl Worker {
             _ => latest.insert(Rc::new(Way::new(peer, host, SCHEME))).clone(),
         }
     }
-}
-
-fn hop<'w>(
-    way: &'w Way,
-    service: ServiceName,
-    context: &RequestContext,
-    stamp: Option<HeaderValue>,
-) -> Result<Hop<'w>, UpstreamError> {
-    let value = |text: &str| HeaderValue::from_str(text).map_err(|error| UpstreamError::Unavailable(error.to_string()));
-    let (request_id, traceparent) = (value(&context.request_id)?, value(&context.trace.child().traceparent())?);
-    Ok(Hop { way, service, request_id, traceparent, stamp })
-}
-
-fn stamp() -> Result<HeaderValue, actix_web::http::header::InvalidHeaderValue> {
-    HeaderValue::from_str(Uuid::now_v7().hyphenated().encode_lower(&mut Uuid::encode_buffer()))
 }
 
 fn inner_target(service: ServiceName, rest: &str, query: Option<&str>) -> Result<PathAndQuery, actix_web::http::uri::InvalidUri> {

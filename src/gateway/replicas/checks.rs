@@ -51,8 +51,7 @@ async fn is_live(replica: &Replica, time_max: Duration) -> bool {
 }
 
 async fn probe(replica: &Replica) -> std::io::Result<bool> {
-    let (host, port) = (replica.authority.host(), replica.authority.port_u16().unwrap_or(80));
-    let mut stream = TcpStream::connect((host.trim_matches(['[', ']']), port)).await?;
+    let mut stream = TcpStream::connect(replica.address()).await?;
     let request = format!("GET /health/live HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", replica.authority);
     stream.write_all(request.as_bytes()).await?;
     let mut status_line = [0; "HTTP/1.1 200".len()];

@@ -7,11 +7,11 @@
 mod checks;
 mod health;
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use actix_web::http::uri::{Authority, InvalidUri, Scheme, Uri};
+use actix_web::http::uri::{Authority, InvalidUri};
 use tokio::sync::Notify;
 use tower::retry::budget::{Budget, TpsBudget};
 
@@ -25,6 +25,8 @@ const BUDGET_PART: f32 = 0.2;
 const BUDGET_PER_S_MIN: u32 = 100;
 const BUDGET_WINDOW: Duration = Duration::from_secs(10);
 
+static NEXT_ID: AtomicUsize = AtomicUsize::new(0);
+
 pub struct Replicas {
     replicas: Vec<Replica>,
     budget: TpsBudget,
@@ -34,6 +36,8 @@ pub struct Replicas {
 pub struct Replica {
     /// `http://host:port`
     base: String,
+    /// Among all replicas of the process.
+    pub id: usize,
     authority: Authority,
     in_flight: AtomicU32,
     health: Mutex<Health>,
@@ -66,6 +70,7 @@ impl Replicas {
             Ok(Replica {
                 authority: base.strip_prefix("http://").unwrap_or(&base).parse()?,
                 base,
+                id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
                 in_flight: AtomicU32::new(0),
                 health: Mutex::default(),
                 is_settled: AtomicBool::new(true),
@@ -170,12 +175,14 @@ impl Replica {
         &self.base
     }
 
-    /// Where `target` is at this replica.
-    ///
-    /// # Errors
-    /// Where the parts are no URI together.
-    pub fn uri(&self, target: actix_web::http::uri::PathAndQuery) -> Result<Uri, actix_web::error::HttpError> {
-        Uri::builder().scheme(Scheme::HTTP).authority(self.authority.clone()).path_and_query(target).build()
+    /// `host:port`, for `Host`.
+    pub fn authority(&self) -> &str {
+        self.authority.as_str()
+    }
+
+    /// For connecting.
+    pub fn address(&self) -> (&str, u16) {
+        (self.authority.host().trim_matches(['[', ']']), self.authority.port_u16().unwrap_or(80))
     }
 
     /// Ends when the replica misses its checks.

@@ -4,22 +4,23 @@ use std::fmt::Display;
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
-use actix_web::HttpMessage;
-use actix_web::dev::Payload;
+use actix_http::ResponseHead;
 use actix_web::error::PayloadError;
-use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::{self, HeaderMap};
 use actix_web::http::{Method, StatusCode};
-use awc::error::{ConnectError, SendRequestError};
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use serde::de::IgnoredAny;
 use tokio::time::timeout;
 
+use super::connection::{Broken, Connection, Pool};
 use super::deadline::Deadlines;
-use super::{Outgoing, UpstreamError};
+use super::{Kind, Outgoing, UpstreamError};
+use crate::gateway::forward::line;
 use crate::gateway::replicas::{Replica, Seen};
 use crate::http::DEADLINE_HEADER;
 
+/// Room for a request's head; it grows where that is too little.
+const HEAD_BYTES: usize = 1_024;
 /// An answer up to this size is read whole before any of it is passed on, so that a broken one can still be asked for again.
 const WHOLE_BYTES_MAX: usize = 256 * 1024;
 
@@ -62,84 +63,78 @@ impl Failure {
 
 /// Asks `replica` and waits until `until`, which the service is told.
 pub async fn attempt(
-    client: &awc::Client,
+    pool: &Pool,
     deadlines: &Deadlines,
     replica: &Replica,
     outgoing: &Outgoing<'_>,
     until: Instant,
 ) -> Result<Answer, Failure> {
-    let asked = deadlines.bound(until, ask(client, replica, outgoing, until)).await;
+    let asked = deadlines.bound(until, ask(pool, replica, outgoing, until)).await;
     asked.unwrap_or_else(|| Err(Failure::late("no answer")))
 }
 
-async fn ask(client: &awc::Client, replica: &Replica, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
-    let uri = replica.uri(outgoing.target.clone()).map_err(Failure::refused)?;
-    let mut request = client.request(outgoing.method.clone(), uri).no_decompress();
-    (outgoing.headers)(request.headers_mut());
-    let left_ms = until.saturating_duration_since(Instant::now()).as_millis().max(1) as u64;
-    request.headers_mut().insert(HeaderName::from_static(DEADLINE_HEADER), HeaderValue::from(left_ms));
-    // Without a body no length is named where the method needs none.
-    let sent = match outgoing.body.is_empty() && outgoing.method == Method::GET {
-        true => request.send(),
-        false => request.send_body(outgoing.body.clone()),
+async fn ask(pool: &Pool, replica: &Replica, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
+    let request = written(replica, outgoing, until);
+    let is_stream = outgoing.kind == Kind::Stream;
+    let kept = if is_stream { None } else { pool.take(replica) };
+    let (mut connection, head) = match kept {
+        Some(mut kept) => match kept.ask(&request, &pool.config).await {
+            Ok(head) => (kept, head),
+            // It was just being closed, as idle ones are. That says nothing about the replica.
+            Err(Broken::Closed(_)) => ask_anew(pool, replica, &request).await?,
+            Err(error) => return Err(Failure::broken(error)),
+        },
+        None => ask_anew(pool, replica, &request).await?,
     };
-    let response = sent.await.map_err(failure)?;
-    let status = response.status();
-    if status.is_informational() {
-        return Err(Failure::broken(format_args!("{status} is no answer")));
-    }
-    let mut headers = HeaderMap::new();
-    let mut response = response.map_body(|head, payload| {
-        std::mem::swap(&mut headers, &mut head.headers);
-        payload
-    });
-    let payload = response.take_payload();
-    let body = match status {
-        // They have no body, whatever length they name.
-        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => AnswerBody::Whole(Bytes::new()),
-        _ => read(payload, &headers, until).await?,
-    };
-    Ok(Answer { status, headers, body })
-}
-
-/// Only what failed before the request was written proves that it was not sent.
-fn failure(error: SendRequestError) -> Failure {
-    match error {
-        SendRequestError::Timeout => Failure::late("no answer"),
-        SendRequestError::Connect(ConnectError::Disconnected) => Failure::broken("closed before it answered"),
-        SendRequestError::Connect(error) => Failure::refused(error),
-        SendRequestError::Url(error) => Failure::refused(error),
-        other => Failure::broken(format_args!("broke before it answered: {other}")),
-    }
-}
-
-async fn read(mut payload: Payload, headers: &HeaderMap, until: Instant) -> Result<AnswerBody, Failure> {
-    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
-    let length = text(header::CONTENT_LENGTH).and_then(|value| value.trim().parse::<u64>().ok());
-    let content_type = text(header::CONTENT_TYPE).unwrap_or_default();
-    if content_type.starts_with("text/event-stream") {
-        return Ok(AnswerBody::Stream { length: None, chunks: Box::pin(payload) });
-    }
-    let mut whole = Whole::Nothing;
-    while let Some(chunk) = payload.next().await {
-        whole.add(chunk.map_err(|error| Failure::broken(format_args!("broke in its answer: {error}")))?);
-        if whole.len() > WHOLE_BYTES_MAX {
-            let idle_max = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
-            return Ok(AnswerBody::Stream { length, chunks: rest_of(whole.freeze(), payload, length, idle_max) });
+    let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let (status, is_stream) = (head.status, content_type.starts_with("text/event-stream"));
+    let body = match is_stream {
+        true => AnswerBody::Stream { length: None, chunks: rest_of(None, connection, None) },
+        false => {
+            let mut whole = Whole::Nothing;
+            loop {
+                match connection.chunk().await.map_err(Failure::broken)? {
+                    Some(chunk) => whole.add(chunk),
+                    None => {
+                        pool.put(replica, connection);
+                        break AnswerBody::Whole(whole.freeze());
+                    }
+                }
+                if whole.len() > WHOLE_BYTES_MAX {
+                    let idle_max = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
+                    let chunks = rest_of(Some(whole.freeze()), connection, Some(idle_max));
+                    break AnswerBody::Stream { length, chunks };
+                }
+            }
         }
-    }
-    let whole = whole.freeze();
-    // The client library ends a body that was cut off as if it were whole, so that is looked for here: by its length, and where
-    // it came in chunks, by what it means.
-    let is_plain_json = || content_type.contains("json") && !headers.contains_key(header::CONTENT_ENCODING);
-    let is_cut = match length {
-        Some(length) => length != whole.len() as u64,
-        None => !whole.is_empty() && is_plain_json() && serde_json::from_slice::<IgnoredAny>(&whole).is_err(),
     };
-    if is_cut {
-        return Err(Failure::broken("closed in the middle of its answer"));
+    Ok(Answer { status, headers: head.headers, body })
+}
+
+async fn ask_anew(pool: &Pool, replica: &Replica, request: &[u8]) -> Result<(Connection, ResponseHead), Failure> {
+    let mut connection = Connection::open(replica).await.map_err(Failure::refused)?;
+    let head = connection.ask(request, &pool.config).await.map_err(Failure::broken)?;
+    Ok((connection, head))
+}
+
+/// The whole request as it goes over the wire.
+fn written(replica: &Replica, outgoing: &Outgoing<'_>, until: Instant) -> BytesMut {
+    let mut out = BytesMut::with_capacity(HEAD_BYTES + outgoing.body.len());
+    out.put_slice(outgoing.method.as_str().as_bytes());
+    out.put_u8(b' ');
+    out.put_slice(outgoing.target.as_str().as_bytes());
+    out.put_slice(b" HTTP/1.1\r\n");
+    line(&mut out, "host", replica.authority().as_bytes());
+    (outgoing.headers)(&mut out);
+    let left_ms = until.saturating_duration_since(Instant::now()).as_millis().max(1);
+    line(&mut out, DEADLINE_HEADER, left_ms.to_string().as_bytes());
+    if !outgoing.body.is_empty() || outgoing.method != Method::GET {
+        line(&mut out, "content-length", outgoing.body.len().to_string().as_bytes());
     }
-    Ok(AnswerBody::Whole(whole))
+    out.put_slice(b"\r\n");
+    out.put_slice(&outgoing.body);
+    out
 }
 
 /// A body as it gathers: most come in one piece, which is not copied.
@@ -180,19 +175,18 @@ impl Whole {
     }
 }
 
-/// What was read already and what is still to come, each chunk within `idle_max`; it fails where it ends short of its `length`.
-fn rest_of(first: Bytes, payload: Payload, length: Option<u64>, idle_max: Duration) -> Chunks {
-    let left = length.map(|length| length.saturating_sub(first.len() as u64));
-    let rest = stream::try_unfold((payload, left), move |(mut payload, left)| async move {
-        let late = |_| PayloadError::Io(std::io::ErrorKind::TimedOut.into());
-        match timeout(idle_max, payload.next()).await.map_err(late)?.transpose()? {
-            Some(chunk) => {
-                let left = left.map(|left| left.saturating_sub(chunk.len() as u64));
-                Ok(Some((chunk, (payload, left))))
+/// What was read already and what is still to come, each piece within `idle_max`; it fails where it ends short of what was announced.
+fn rest_of(first: Option<Bytes>, connection: Connection, idle_max: Option<Duration>) -> Chunks {
+    let rest = stream::try_unfold(connection, move |mut connection| async move {
+        let io = |error: Broken| PayloadError::Io(std::io::Error::other(error));
+        let chunk = match idle_max {
+            Some(idle_max) => {
+                let late = |_| PayloadError::Io(std::io::ErrorKind::TimedOut.into());
+                timeout(idle_max, connection.chunk()).await.map_err(late)?
             }
-            None if left.is_some_and(|left| left > 0) => Err(PayloadError::Incomplete(None)),
-            None => Ok(None),
-        }
+            None => connection.chunk().await,
+        };
+        Ok(chunk.map_err(io)?.map(|chunk| (chunk, connection)))
     });
-    Box::pin(stream::once(async { Ok(first) }).chain(rest.into_stream()))
+    Box::pin(stream::iter(first.map(Ok)).chain(rest.into_stream()))
 }

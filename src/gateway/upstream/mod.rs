@@ -4,37 +4,28 @@
 //! has a key under which the service does it once. May import the gateway's replicas only.
 
 mod attempt;
+mod connection;
 mod deadline;
 mod retry;
 
 use std::time::{Duration, Instant};
 
-use actix_web::http::header::HeaderMap;
 use actix_web::http::uri::PathAndQuery;
 use actix_web::http::{Method, StatusCode};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use tokio::time::sleep_until;
 
 pub use attempt::{Answer, AnswerBody, Chunks};
 use attempt::{Failure, attempt};
+use connection::Pool;
 use deadline::Deadlines;
 use retry::{Next, Outcome, Tries};
 
 use super::replicas::{Replicas, Seen};
 
-/// Below the services' keep-alive (75 s), so that it is always us who end an idle connection.
-const IDLE_MAX: Duration = Duration::from_secs(10);
-/// A replica whose host does not even answer the handshake.
-const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
-/// Their number is bounded by what asks over them: requests under way, and the server's connections.
-const NO_LIMIT: usize = 0;
-
 /// Connections to the services; one of these a worker thread, neither `Send` nor shared.
 pub struct Client {
-    pooled: awc::Client,
-    /// Keeps nothing: a request after a broken one must not meet a second connection that the service has closed meanwhile, and a
-    /// stream's connection is not asked over again.
-    fresh: awc::Client,
+    pool: Pool,
     deadlines: Deadlines,
 }
 
@@ -43,8 +34,8 @@ pub struct Outgoing<'a> {
     pub method: Method,
     /// Raw.
     pub target: PathAndQuery,
-    /// Writes them into an empty map; called for each try.
-    pub headers: &'a dyn Fn(&mut HeaderMap),
+    /// Writes the header lines; called for each try.
+    pub headers: &'a dyn Fn(&mut BytesMut),
     pub body: Bytes,
     pub kind: Kind,
     /// How long the service is asked to wait on purpose.
@@ -82,12 +73,7 @@ impl UpstreamError {
 impl Client {
     /// Call it on the thread that uses it, within its runtime.
     pub fn start() -> Self {
-        let client = |idle: Duration| {
-            let connector = awc::Connector::new().timeout(CONNECT_TIME_MAX).conn_keep_alive(idle).limit(NO_LIMIT);
-            // Every wait here has a deadline of its own.
-            awc::Client::builder().connector(connector).disable_timeout().disable_redirects().no_default_headers().finish()
-        };
-        Self { pooled: client(IDLE_MAX), fresh: client(Duration::ZERO), deadlines: Deadlines::start() }
+        Self { pool: Pool::default(), deadlines: Deadlines::start() }
     }
 
     /// Asks until `deadline`. A try that can be repeated elsewhere gets half of the time that is left beside its wait on purpose.
@@ -104,9 +90,7 @@ impl Client {
             tried.push(picked.index);
             let others = tried.len() < replicas.len();
             let until = if others { deadline - left.saturating_sub(outgoing.wait) / 2 } else { deadline };
-            // A connection kept from before is only for a first try.
-            let client = if made == 0 && outgoing.kind != Kind::Stream { &self.pooled } else { &self.fresh };
-            let asked = attempt(client, &self.deadlines, picked.replica, outgoing, until);
+            let asked = attempt(&self.pool, &self.deadlines, picked.replica, outgoing, until);
             let done = if others { unless_it_dies(asked, &picked, replicas, &tried).await } else { asked.await };
             made += 1;
             let (outcome, seen) = judge(&done);
@@ -131,7 +115,6 @@ impl Client {
                         break;
                     }
                 }
-                Next::SameAgain => tried.clear(),
                 Next::After(wait) => {
                     let until = Instant::now() + wait;
                     if until >= deadline {

@@ -43,8 +43,6 @@ pub enum Next {
     Stop,
     /// Another replica; within the budget or not.
     Elsewhere { budgeted: bool },
-    /// The same replica over a new connection: the kept one may just have been closed.
-    SameAgain,
     /// Any replica, after a while.
     After(Duration),
 }
@@ -57,7 +55,6 @@ pub fn next(outcome: Outcome, tries: Tries) -> Next {
         Outcome::Answered => Next::Stop,
         Outcome::Refused if tries.others => Next::Elsewhere { budgeted: false },
         Outcome::Broken | Outcome::Late if tries.others => Next::Elsewhere { budgeted: true },
-        Outcome::Broken if tries.made == 1 => Next::SameAgain,
         // Only where somebody is likely to do better.
         Outcome::Unavailable if tries.others_well => Next::Elsewhere { budgeted: true },
         // An earlier try of this very request is what runs; or the client's own, which then has its own answer.
@@ -86,13 +83,7 @@ mod tests {
         for outcome in [Outcome::Broken, Outcome::Late] {
             assert_eq!(next(outcome, FIRST), Next::Elsewhere { budgeted: true });
         }
-        assert_eq!(next(Outcome::Late, ALONE), Next::Stop);
-    }
-
-    #[test]
-    fn a_replica_that_is_alone_is_asked_once_more_where_its_connection_broke() {
-        assert_eq!(next(Outcome::Broken, ALONE), Next::SameAgain);
-        assert_eq!(next(Outcome::Broken, Tries { made: 2, ..ALONE }), Next::Stop);
+        assert_eq!([Outcome::Late, Outcome::Broken].map(|outcome| next(outcome, ALONE)), [Next::Stop, Next::Stop]);
     }
 
     #[test]

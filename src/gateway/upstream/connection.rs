@@ -1,0 +1,176 @@
+//! Connections to replicas: HTTP/1.1 over TCP, the request written in one piece, the answer read by the framework's own decoder.
+//!
+//! Ours because the framework's client starts a timer and a task for each request and writes head and body apart (measured with
+//! `make bench-proxy`: a seventh of what a proxied request cost), and because it ends a body that was cut off as if it were whole.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::time::{Duration, Instant};
+
+use actix_http::h1::{ClientCodec, ClientPayloadCodec, MessageType};
+use actix_http::{ResponseHead, ServiceConfig};
+use actix_web::http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
+use actix_web::http::{StatusCode, Version};
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_util::codec::Decoder;
+
+use crate::gateway::replicas::Replica;
+
+/// A replica whose host does not even answer the handshake.
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
+/// Below the services' keep-alive (75 s), so that it is nearly always us who end an idle connection.
+const IDLE_MAX: Duration = Duration::from_secs(10);
+/// Kept of one replica at most, by one worker thread.
+const KEPT_MAX: usize = 1_024;
+const READ_BYTES: usize = 8 * 1024;
+
+/// Why an exchange ended without a whole answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// Before a byte of an answer.
+    #[error("closed before it answered: {0}")]
+    Closed(io::Error),
+    #[error("closed in the middle of its answer")]
+    Cut,
+    #[error("what came is no answer: {0}")]
+    Unreadable(String),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// One connection to a replica.
+pub struct Connection {
+    stream: TcpStream,
+    read: BytesMut,
+    /// What of an answer's body is still to come.
+    body: Option<ClientPayloadCodec>,
+    /// The body ends with the connection.
+    until_close: bool,
+    keeps: bool,
+    idle_since: Instant,
+}
+
+impl Connection {
+    /// # Errors
+    /// No connection came about: nothing was sent.
+    pub async fn open(replica: &Replica) -> io::Result<Self> {
+        let connect = TcpStream::connect(replica.address());
+        let stream = timeout(CONNECT_TIME_MAX, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        stream.set_nodelay(true)?;
+        let read = BytesMut::with_capacity(READ_BYTES);
+        Ok(Self { stream, read, body: None, until_close: false, keeps: false, idle_since: Instant::now() })
+    }
+
+    /// Sends a whole request and reads the head of its answer; the body follows by [`Connection::chunk`].
+    pub async fn ask(&mut self, request: &[u8], config: &ServiceConfig) -> Result<ResponseHead, Broken> {
+        self.stream.write_all(request).await.map_err(Broken::Closed)?;
+        let mut codec = ClientCodec::new(config.clone());
+        let mut answered = false;
+        let head = loop {
+            match codec.decode(&mut self.read).map_err(|error| Broken::Unreadable(error.to_string()))? {
+                Some(head) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+                    return Err(Broken::Unreadable("it switches protocols".to_owned()));
+                }
+                // The answer itself is still to come.
+                Some(head) if head.status.is_informational() => codec = ClientCodec::new(config.clone()),
+                Some(head) => break head,
+                None => {
+                    let read = self.fill().await;
+                    match read {
+                        Ok(0) if answered => return Err(Broken::Cut),
+                        Ok(0) => return Err(Broken::Closed(io::ErrorKind::UnexpectedEof.into())),
+                        Ok(_) => answered = true,
+                        Err(error) if answered => return Err(error.into()),
+                        Err(error) => return Err(Broken::Closed(error)),
+                    }
+                }
+            }
+        };
+        let has = |name| head.headers.contains_key(name);
+        // They have no body, whatever length they name.
+        let bodyless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&head.status);
+        let has_body = !bodyless && codec.message_type() != MessageType::None;
+        self.until_close = has_body && !has(&CONTENT_LENGTH) && !has(&TRANSFER_ENCODING);
+        let says_close = |value: &[u8]| value.to_ascii_lowercase().windows(5).any(|part| part == b"close");
+        let closes = head.headers.get_all(CONNECTION).any(|value| says_close(value.as_bytes()));
+        self.keeps = head.version == Version::HTTP_11 && !closes && !self.until_close;
+        self.body = has_body.then(|| codec.into_payload_codec());
+        Ok(head)
+    }
+
+    /// The next piece of the answer's body; `None` at its end.
+    ///
+    /// # Errors
+    /// [`Broken::Cut`] where it ends short of what its head announced.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Broken> {
+        loop {
+            let Some(body) = &mut self.body else { return Ok(None) };
+            match body.decode(&mut self.read).map_err(|error| Broken::Unreadable(error.to_string()))? {
+                Some(Some(chunk)) => return Ok(Some(chunk)),
+                Some(None) => self.body = None,
+                None if self.fill().await? > 0 => {}
+                None if self.until_close => self.body = None,
+                None => return Err(Broken::Cut),
+            }
+        }
+    }
+
+    async fn fill(&mut self) -> io::Result<usize> {
+        if self.read.capacity() - self.read.len() < READ_BYTES / 8 {
+            self.read.reserve(READ_BYTES);
+        }
+        self.stream.read_buf(&mut self.read).await
+    }
+
+    /// Nothing of an answer is left, and another request may follow.
+    fn is_free(&self) -> bool {
+        self.keeps && self.body.is_none() && self.read.is_empty()
+    }
+
+    /// Neither closed nor spoken on meanwhile.
+    fn is_quiet(&self) -> bool {
+        let mut byte = [0];
+        self.stream.try_read(&mut byte).is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+    }
+}
+
+/// Kept connections of one worker thread, by replica.
+#[derive(Default)]
+pub struct Pool {
+    idle: RefCell<HashMap<usize, Vec<Connection>>>,
+    /// One for all: each would have a timer.
+    pub config: ServiceConfig,
+}
+
+impl Pool {
+    /// The one that was used last.
+    pub fn take(&self, replica: &Replica) -> Option<Connection> {
+        let mut idle = self.idle.borrow_mut();
+        let kept = idle.get_mut(&replica.id)?;
+        while let Some(connection) = kept.pop() {
+            if connection.idle_since.elapsed() > IDLE_MAX {
+                // All others were idle for longer.
+                kept.clear();
+            } else if connection.is_quiet() {
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// Keeps it, where another request may follow on it.
+    pub fn put(&self, replica: &Replica, mut connection: Connection) {
+        if connection.is_free() {
+            connection.idle_since = Instant::now();
+            let mut idle = self.idle.borrow_mut();
+            let kept = idle.entry(replica.id).or_default();
+            if kept.len() < KEPT_MAX {
+                kept.push(connection);
+            }
+        }
+    }
+}
