@@ -8,7 +8,7 @@ use actix_web::HttpMessage;
 use actix_web::dev::Payload;
 use actix_web::error::PayloadError;
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use actix_web::http::{Method, StatusCode};
+use actix_web::http::{Method, StatusCode, Version};
 use awc::error::{ConnectError, SendRequestError};
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
@@ -83,6 +83,9 @@ async fn ask(client: &awc::Client, replica: &Replica, outgoing: &Outgoing<'_>, u
     if status.is_informational() {
         return Err(Failure::broken(format_args!("{status} is no answer")));
     }
+    // The client library takes an answer without a length for an empty one, where only the connection's end would end it.
+    let named = [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| response.headers().contains_key(name));
+    let is_unframed = !named && response.version() == Version::HTTP_11;
     let mut headers = HeaderMap::new();
     let mut response = response.map_body(|head, payload| {
         std::mem::swap(&mut headers, &mut head.headers);
@@ -92,6 +95,7 @@ async fn ask(client: &awc::Client, replica: &Replica, outgoing: &Outgoing<'_>, u
     let body = match status {
         // They have no body, whatever length they name.
         StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => AnswerBody::Whole(Bytes::new()),
+        _ if is_unframed => return Err(Failure::broken("nothing says where its answer ends")),
         _ => read(payload, &headers, until).await?,
     };
     Ok(Answer { status, headers, body })
