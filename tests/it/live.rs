@@ -1,7 +1,7 @@
 //! Live orders, over real ports and a real database: nothing is missed or comes twice, whatever commits when and wherever a client
 //! comes back.
 
-mod client;
+pub mod client;
 mod replica;
 
 use std::collections::{HashMap, HashSet};
