@@ -12,6 +12,10 @@ use shopd::roles::{self, RoleError};
 use shopd::shutdown::{Shutdown, Signals};
 use shopd::telemetry;
 
+/// 8 % less CPU a proxied request than glibc's, for 3 MiB more (`make bench-proxy`). Without huge pages, which would cost 15 MiB for nothing.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
 

@@ -3,11 +3,10 @@
 //! Asked for each time, so that a service that is down is named at once.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join;
 use serde_json::Value;
-use tokio::time::Instant;
 
 use super::openapi::{mark_partial, merge};
 use super::routes::ServiceName;

@@ -56,11 +56,10 @@ pub struct Hop<'a> {
     pub stamp: Option<HeaderValue>,
 }
 
-/// The headers under which a request goes on. The body's framing and `Host` are the client library's to write; `Expect` was met
+/// Writes the headers under which a request goes on into an empty map. The body's framing and `Host` are the client library's to write; `Expect` was met
 /// by the server already.
-pub fn request(incoming: &HeaderMap, hop: &Hop<'_>) -> HeaderMap {
+pub fn request(incoming: &HeaderMap, hop: &Hop<'_>, headers: &mut HeaderMap) {
     let dropped = named_by_connection(incoming);
-    let mut headers = HeaderMap::with_capacity(incoming.len() + 10);
     for (name, value) in incoming {
         let text = name.as_str();
         let own = matches!(text, "host" | "content-length" | "expect" | REQUEST_ID_HEADER | TRACEPARENT) || text.starts_with(INNER);
@@ -81,12 +80,12 @@ pub fn request(incoming: &HeaderMap, hop: &Hop<'_>) -> HeaderMap {
             headers.insert(HeaderName::from_static(IDEMPOTENCY_KEY_HEADER), stamp.clone());
         }
     }
-    join(&mut headers, header::VIA, &HeaderValue::from_static(VIA));
+    join(headers, header::VIA, &HeaderValue::from_static(VIA));
     if let Some(forwarded) = &hop.way.forwarded {
-        join(&mut headers, header::FORWARDED, forwarded);
+        join(headers, header::FORWARDED, forwarded);
     }
     if let Some(peer) = &hop.way.forwarded_for {
-        join(&mut headers, FORWARDED_FOR, peer);
+        join(headers, FORWARDED_FOR, peer);
     }
     // A proxy in front of us saw the client; what it says is kept.
     if let Some(host) = hop.way.forwarded_host.as_ref().filter(|_| !headers.contains_key(FORWARDED_HOST)) {
@@ -95,7 +94,6 @@ pub fn request(incoming: &HeaderMap, hop: &Hop<'_>) -> HeaderMap {
     if !headers.contains_key(FORWARDED_PROTO) {
         headers.insert(FORWARDED_PROTO, HeaderValue::from_static(hop.way.scheme));
     }
-    headers
 }
 
 /// The headers under which an answer goes back, in the map they came in. The ids are the gateway's own layer's to write, the framing
@@ -180,7 +178,9 @@ mod tests {
             traceparent: HeaderValue::from_static("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
             stamp: stamp.map(HeaderValue::from_static),
         };
-        request(incoming, &hop)
+        let mut headers = HeaderMap::new();
+        request(incoming, &hop, &mut headers);
+        headers
     }
 
     fn passed(incoming: &HeaderMap) -> HeaderMap {

@@ -99,15 +99,13 @@ impl Gateway {
     /// Everything the gateway serves beside health and metrics.
     pub fn routes(&self) -> Routes {
         let gateway = self.clone();
-        Routes::new().plain(move |config| gateway.configure(config)).cors(&self.0.cors_origins)
+        Routes::new().plain(move |config| gateway.configure(config)).patterns(routes::pattern).cors(&self.0.cors_origins)
     }
 
     /// Called once a worker thread, which keeps connections of its own.
     pub fn configure(&self, config: &mut web::ServiceConfig) {
         config.app_data(web::Data::new(Worker::new(self.clone())));
-        for pattern in routes::PATTERNS {
-            config.service(web::resource(*pattern).to(handle));
-        }
+        // One handler for all: matching patterns first would only be thrown away.
         config.default_service(web::to(handle));
     }
 
@@ -161,7 +159,8 @@ async fn handle(
         Refusal::MethodNotAllowed { allow } => Error::from(MethodNotAllowed { allow: allow.to_owned() }),
     })?;
     let limits = &worker.gateway.0.limits;
-    let left = match routes::pattern(path).filter(|_| limits.is_any() && !matches!(target, Target::Options { .. })) {
+    let is_limited = limits.is_any() && !matches!(target, Target::Options { .. });
+    let left = match is_limited.then(|| routes::pattern(path)).flatten() {
         Some(pattern) => limits.check(req.method(), pattern, req.peer_addr().map(|peer| peer.ip()), req.headers())?,
         None => None,
     };

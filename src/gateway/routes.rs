@@ -81,8 +81,8 @@ const GET: &str = "GET, HEAD, OPTIONS";
 const POST: &str = "POST, OPTIONS";
 const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
 
-/// Every route as a pattern, for the framework's router and the metrics' labels; [`resolve`] alone decides.
-pub const PATTERNS: &[&str] = &[
+/// Every route as a pattern, for limits and the metrics' labels; [`resolve`] alone decides.
+const PATTERNS: &[&str] = &[
     "/",
     "/swagger",
     "/swagger/",

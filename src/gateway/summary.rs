@@ -3,6 +3,7 @@
 //! Amounts pass as the text they came as.
 
 use std::borrow::Cow;
+use std::time::Instant;
 
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
@@ -10,7 +11,6 @@ use futures::future::join;
 use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::time::Instant;
 
 use super::routes::ServiceName;
 use super::upstream::{Answer, AnswerBody, UpstreamError};

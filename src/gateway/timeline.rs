@@ -1,10 +1,11 @@
 //! One order's way through both services, asked at once and merged.
 
+use std::time::Instant;
+
 use actix_web::HttpResponse;
 use actix_web::http::StatusCode;
 use futures::future::join;
 use serde::Serialize;
-use tokio::time::Instant;
 
 use super::routes::ServiceName;
 use super::upstream::{Answer, AnswerBody, UpstreamError};

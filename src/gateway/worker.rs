@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::http::header::{self, HeaderMap, HeaderValue};
 use actix_web::http::uri::PathAndQuery;
@@ -11,7 +11,6 @@ use actix_web::http::{Method, Version};
 use actix_web::web::Payload;
 use actix_web::{HttpRequest, HttpResponse};
 use bytes::Bytes;
-use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::body;
@@ -34,7 +33,7 @@ pub struct Worker {
 
 impl Worker {
     pub fn new(gateway: Gateway) -> Self {
-        Self { gateway, client: Client::new(), way: RefCell::new(None) }
+        Self { gateway, client: Client::start(), way: RefCell::new(None) }
     }
 
     /// Asks a service on the gateway's own account, under the client's ids.
@@ -61,7 +60,7 @@ impl Worker {
         let way = self.way(None, "gateway");
         let hop = hop(&way, service, context, None)?;
         let target = target.parse().map_err(|error| UpstreamError::Unavailable(format!("{target}: {error}")))?;
-        let headers = || forward::request(headers, &hop);
+        let headers = |out: &mut HeaderMap| forward::request(headers, &hop, out);
         let outgoing = Outgoing { method: Method::GET, target, headers: &headers, body: Bytes::new(), kind, wait: Duration::ZERO };
         self.client.send(self.gateway.replicas(service), &outgoing, deadline).await
     }
@@ -105,7 +104,7 @@ impl Worker {
         let outgoing = Outgoing {
             method: req.method().clone(),
             target: inner_target(service, rest, req.uri().query()).map_err(Problem::internal)?,
-            headers: &|| forward::request(req.headers(), &hop),
+            headers: &|out| forward::request(req.headers(), &hop, out),
             body,
             kind: match (is_stream, own_key) {
                 (true, _) => Kind::Stream,

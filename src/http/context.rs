@@ -4,6 +4,7 @@
 //! renders errors ([`super::render`]), drains what the handler left of the body ([`super::drain`]), logs and counts the request.
 //! Behind the gateway it also takes the gateway's inner headers, which no client can set there: the gateway drops theirs.
 
+use std::borrow::Cow;
 use std::future::{Ready, ready};
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
@@ -131,16 +132,18 @@ struct Asked {
     context: RequestContext,
     method: Method,
     path: String,
-    /// The pattern of its route.
-    route: Option<String>,
+    /// The pattern of its route, where it is known before the framework has looked for it.
+    route: Option<Cow<'static, str>>,
     began: Instant,
 }
 
-/// The layer itself. `role` names the port in logs and metrics; `inner` says that it is behind the gateway.
+/// The layer itself. `role` names the port in logs and metrics; `inner` says that it is behind the gateway; `pattern` knows the routes
+/// that the framework's router does not.
 #[derive(Clone, Copy)]
 pub(super) struct Layer {
     pub role: &'static str,
     pub inner: bool,
+    pub pattern: fn(&str) -> Option<&'static str>,
 }
 
 pub(super) struct Layered<S> {
@@ -176,27 +179,27 @@ where
     forward_ready!(next);
 
     fn call(&self, req: ServiceRequest) -> Self::Future {
-        Box::pin(layer(self.layer.role, self.layer.inner, req, self.next.clone()))
+        Box::pin(layer(self.layer, req, self.next.clone()))
     }
 }
 
-async fn layer<S, B>(
-    role: &'static str,
-    inner: bool,
-    mut req: ServiceRequest,
-    next: Rc<S>,
-) -> Result<ServiceResponse<BoxBody>, Error>
+async fn layer<S, B>(layer: Layer, mut req: ServiceRequest, next: Rc<S>) -> Result<ServiceResponse<BoxBody>, Error>
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
     B: MessageBody + 'static,
 {
+    let Layer { role, inner, pattern } = layer;
     let progress = Exchange::of(req.request()).map(Exchange::begin);
     let context = RequestContext::of(req.headers(), inner);
     let asked = Asked {
         role,
         method: req.method().clone(),
         path: req.uri().path().to_owned(),
-        route: req.match_pattern(),
+        // One whose handler may be dropped takes what the router finds with it.
+        route: match pattern(req.uri().path()) {
+            Some(pattern) => Some(pattern.into()),
+            None => context.deadline.and_then(|_| req.match_pattern()).map(Cow::from),
+        },
         context: context.clone(),
         began: Instant::now(),
     };
@@ -238,15 +241,17 @@ async fn answer<B: MessageBody + 'static>(
     let instance = asked.context.public_path(&asked.path);
     match outcome {
         Ok(done) => {
+            let found = || done.request().match_pattern().map(Cow::from);
+            let route = asked.route.clone().or_else(found);
             let (req, response) = done.into_parts();
             let response = render::problem_of(response.map_into_boxed_body(), &asked.context, &instance);
-            let response = finish(asked, response, body, progress).await;
+            let response = finish(asked, route.as_deref(), response, body, progress).await;
             Ok(ServiceResponse::new(req, response))
         }
         // Only layers below us fail so, a panic or the deadline; the request is gone with them.
         Err(error) => {
             let response = render::problem_of(HttpResponse::from_error(error), &asked.context, &instance);
-            let response = finish(asked, response, body, progress).await;
+            let response = finish(asked, asked.route.as_deref(), response, body, progress).await;
             Err(InternalError::from_response("rendered", response).into())
         }
     }
@@ -254,6 +259,7 @@ async fn answer<B: MessageBody + 'static>(
 
 async fn finish(
     asked: &Asked,
+    route: Option<&str>,
     mut response: HttpResponse,
     body: Option<Rc<drain::Shared>>,
     progress: Option<InProgress>,
@@ -275,7 +281,7 @@ async fn finish(
         response = response.map_body(|_, body| progress.answered(body));
     }
     let elapsed = asked.began.elapsed();
-    metrics::request(asked.role, &asked.method, asked.route.as_deref(), status, elapsed);
+    metrics::request(asked.role, &asked.method, route, status, elapsed);
     let (method, path, status, ms) = (&asked.method, &asked.path, status.as_u16(), elapsed.as_millis() as u64);
     if status >= 400 {
         let (role, request_id, trace_id) = (asked.role, &asked.context.request_id, asked.context.trace.trace_id());

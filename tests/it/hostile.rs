@@ -196,7 +196,8 @@ async fn a_stop_waits_for_answers_and_for_nobody_who_asks_nothing() {
     let service = Service::start(move |request, _| {
         if request.starts_with("GET /api/Orders/slow ") {
             let (go, changed) = &*held;
-            drop(changed.wait_while(go.lock().unwrap(), |go| !*go).unwrap());
+            // This thread's other tasks go on elsewhere meanwhile.
+            tokio::task::block_in_place(|| drop(changed.wait_while(go.lock().unwrap(), |go| !*go).unwrap()));
         }
         Reply::Answer(match json_answer(r#"{"id":1}"#) {
             Reply::Answer(text) => text,
@@ -230,5 +231,5 @@ async fn a_stop_waits_for_answers_and_for_nobody_who_asks_nothing() {
     assert_eq!(statuses(&answered), ["200"], "{answered}");
     assert!(answered.contains("\r\nconnection: close"), "{answered}");
     assert!(edge.process.ended().await.success());
-    assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Display;
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::HttpMessage;
 use actix_web::dev::Payload;
@@ -13,8 +13,9 @@ use awc::error::{ConnectError, SendRequestError};
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use serde::de::IgnoredAny;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::timeout;
 
+use super::deadline::Deadlines;
 use super::{Outgoing, UpstreamError};
 use crate::gateway::replicas::{Replica, Seen};
 use crate::http::DEADLINE_HEADER;
@@ -60,17 +61,21 @@ impl Failure {
 }
 
 /// Asks `replica` and waits until `until`, which the service is told.
-pub async fn attempt(client: &awc::Client, replica: &Replica, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
-    match timeout_at(until, ask(client, replica, outgoing, until)).await {
-        Ok(done) => done,
-        Err(_) => Err(Failure::late("no answer")),
-    }
+pub async fn attempt(
+    client: &awc::Client,
+    deadlines: &Deadlines,
+    replica: &Replica,
+    outgoing: &Outgoing<'_>,
+    until: Instant,
+) -> Result<Answer, Failure> {
+    let asked = deadlines.bound(until, ask(client, replica, outgoing, until)).await;
+    asked.unwrap_or_else(|| Err(Failure::late("no answer")))
 }
 
 async fn ask(client: &awc::Client, replica: &Replica, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
     let uri = replica.uri(outgoing.target.clone()).map_err(Failure::refused)?;
     let mut request = client.request(outgoing.method.clone(), uri).no_decompress();
-    *request.headers_mut() = (outgoing.headers)();
+    (outgoing.headers)(request.headers_mut());
     let left_ms = until.saturating_duration_since(Instant::now()).as_millis().max(1) as u64;
     request.headers_mut().insert(HeaderName::from_static(DEADLINE_HEADER), HeaderValue::from(left_ms));
     // Without a body no length is named where the method needs none.

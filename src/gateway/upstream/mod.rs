@@ -4,18 +4,20 @@
 //! has a key under which the service does it once. May import the gateway's replicas only.
 
 mod attempt;
+mod deadline;
 mod retry;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::http::header::HeaderMap;
 use actix_web::http::uri::PathAndQuery;
 use actix_web::http::{Method, StatusCode};
 use bytes::Bytes;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::sleep_until;
 
 pub use attempt::{Answer, AnswerBody, Chunks};
 use attempt::{Failure, attempt};
+use deadline::Deadlines;
 use retry::{Next, Outcome, Tries};
 
 use super::replicas::{Replicas, Seen};
@@ -33,6 +35,7 @@ pub struct Client {
     /// Keeps nothing: a request after a broken one must not meet a second connection that the service has closed meanwhile, and a
     /// stream's connection is not asked over again.
     fresh: awc::Client,
+    deadlines: Deadlines,
 }
 
 /// A request as the service sees it.
@@ -40,8 +43,8 @@ pub struct Outgoing<'a> {
     pub method: Method,
     /// Raw.
     pub target: PathAndQuery,
-    /// Made anew for each try.
-    pub headers: &'a dyn Fn() -> HeaderMap,
+    /// Writes them into an empty map; called for each try.
+    pub headers: &'a dyn Fn(&mut HeaderMap),
     pub body: Bytes,
     pub kind: Kind,
     /// How long the service is asked to wait on purpose.
@@ -76,20 +79,15 @@ impl UpstreamError {
     }
 }
 
-impl Default for Client {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Client {
-    pub fn new() -> Self {
+    /// Call it on the thread that uses it, within its runtime.
+    pub fn start() -> Self {
         let client = |idle: Duration| {
             let connector = awc::Connector::new().timeout(CONNECT_TIME_MAX).conn_keep_alive(idle).limit(NO_LIMIT);
             // Every wait here has a deadline of its own.
             awc::Client::builder().connector(connector).disable_timeout().disable_redirects().no_default_headers().finish()
         };
-        Self { pooled: client(IDLE_MAX), fresh: client(Duration::ZERO) }
+        Self { pooled: client(IDLE_MAX), fresh: client(Duration::ZERO), deadlines: Deadlines::start() }
     }
 
     /// Asks until `deadline`. A try that can be repeated elsewhere gets half of the time that is left beside its wait on purpose.
@@ -108,7 +106,7 @@ impl Client {
             let until = if others { deadline - left.saturating_sub(outgoing.wait) / 2 } else { deadline };
             // A connection kept from before is only for a first try.
             let client = if made == 0 && outgoing.kind != Kind::Stream { &self.pooled } else { &self.fresh };
-            let asked = attempt(client, picked.replica, outgoing, until);
+            let asked = attempt(client, &self.deadlines, picked.replica, outgoing, until);
             let done = if others { unless_it_dies(asked, &picked, replicas, &tried).await } else { asked.await };
             made += 1;
             let (outcome, seen) = judge(&done);
@@ -143,7 +141,7 @@ impl Client {
                         break;
                     }
                     drop(picked);
-                    sleep_until(until).await;
+                    sleep_until(until.into()).await;
                     (waits, tried) = (waits + 1, Vec::new());
                 }
             }

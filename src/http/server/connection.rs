@@ -41,10 +41,13 @@ impl Connection {
                 return Poll::Ready(waits);
             }
             let until = tokio::time::Instant::from_std(until);
-            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
-            if timer.is_elapsed() || timer.deadline() > until {
-                timer.as_mut().reset(until);
+            let is_armed = self.timer.as_ref().is_some_and(|timer| !timer.is_elapsed() && timer.deadline() <= until);
+            if is_armed {
+                // It has this task's waker already: a connection is one task.
+                return Poll::Pending;
             }
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(until)));
+            timer.as_mut().reset(until);
             ready!(timer.as_mut().poll(cx));
         }
     }

@@ -51,7 +51,7 @@ struct State {
 
 /// One connection's; clones share it.
 #[derive(Clone)]
-pub(in crate::http) struct Exchange(Rc<State>);
+pub(in super::super) struct Exchange(Rc<State>);
 
 impl Exchange {
     pub(super) fn new(bounds: Bounds, now: Instant) -> Self {
@@ -60,12 +60,12 @@ impl Exchange {
     }
 
     /// A request's; `None` where its connection keeps its own time.
-    pub(in crate::http) fn of(request: &HttpRequest) -> Option<Self> {
+    pub(in super::super) fn of(request: &HttpRequest) -> Option<Self> {
         request.conn_data::<Self>().cloned()
     }
 
     /// A request's head is there whole. Until the guard is dropped the connection waits for us.
-    pub(in crate::http) fn begin(self) -> InProgress {
+    pub(in super::super) fn begin(self) -> InProgress {
         self.0.in_progress.set(self.0.in_progress.get() + 1);
         if self.0.waits.get() != Waits::End {
             self.0.waits.set(Waits::Answer);
@@ -74,7 +74,7 @@ impl Exchange {
     }
 
     /// The answer that comes is the last one.
-    pub(in crate::http) fn closes(&self) {
+    pub(in super::super) fn closes(&self) {
         self.set(Waits::End, Instant::now());
     }
 
@@ -111,18 +111,18 @@ impl Exchange {
 }
 
 /// A request that is being answered.
-pub(in crate::http) struct InProgress(Exchange);
+pub(in super::super) struct InProgress(Exchange);
 
 impl InProgress {
     /// Answered: at the guard's end, but of a body without a length only at that body's end.
-    pub(in crate::http) fn answered(self, body: BoxBody) -> BoxBody {
+    pub(in super::super) fn answered(self, body: BoxBody) -> BoxBody {
         match body.size() {
             BodySize::Stream => BoxBody::new(Streaming { body, _until: self }),
             _ => body,
         }
     }
 
-    pub(in crate::http) fn closes(&self) {
+    pub(in super::super) fn closes(&self) {
         self.0.closes();
     }
 }

@@ -50,6 +50,7 @@ pub struct Routes {
     api: Vec<Arc<ConfigureApi>>,
     plain: Vec<Arc<Configure>>,
     cors_origins: Arc<[String]>,
+    pattern: Option<fn(&str) -> Option<&'static str>>,
 }
 
 type ConfigureApi = dyn Fn(&mut ApiConfig) + Send + Sync;
@@ -71,6 +72,13 @@ impl Routes {
     #[must_use]
     pub fn plain(mut self, configure: impl Fn(&mut web::ServiceConfig) + Send + Sync + 'static) -> Self {
         self.plain.push(Arc::new(configure));
+        self
+    }
+
+    /// Names the routes that the framework's router does not know, by the raw path; for the metrics.
+    #[must_use]
+    pub fn patterns(mut self, pattern: fn(&str) -> Option<&'static str>) -> Self {
+        self.pattern = Some(pattern);
         self
     }
 
@@ -129,7 +137,7 @@ pub fn bind(
             app = app.configure(|config| configure(config));
         }
         let app = app.configure(health::configure(role, readiness)).configure(metrics::configure);
-        app.wrap(context::Layer { role, inner }).wrap(cors)
+        app.wrap(context::Layer { role, inner, pattern: routes.pattern.unwrap_or(|_| None) }).wrap(cors)
     };
     let workers = config.workers.max(1);
     let bind_error = |source| ServeError::Bind { role, listen, source };

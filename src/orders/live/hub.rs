@@ -31,6 +31,7 @@ const PAGE_ROWS_MAX: i64 = 1_000;
 /// Orders whose beginnings are read in one statement.
 const ORDERS_MAX: usize = 1_000;
 
+#[derive(Clone)]
 pub struct Hub {
     pub shared: Arc<Shared>,
     pub db: Db,
@@ -62,8 +63,20 @@ impl Drop for StopsAtDrop {
 }
 
 impl Hub {
-    /// Runs until `stop`, then ends every stream.
-    pub async fn run(self, stop: Shutdown) {
+    /// Runs until `stop`, then ends every stream. A defect costs those who listen their streams, and nobody else.
+    pub async fn supervise(self, stop: Shutdown) {
+        while !stop.is_stopping() {
+            let ended = tokio::spawn(self.clone().run(stop.clone())).await;
+            if ended.is_err() {
+                tracing::error!("the reader of the orders' events ended; it begins anew");
+                self.shared.end(Reason::Interrupted);
+                sleep(RETRY_AFTER).await;
+            }
+        }
+        self.shared.end(Reason::Stopping);
+    }
+
+    async fn run(self, stop: Shutdown) {
         let mut incident = Incident::new("reading the orders' events");
         let mut stands: Option<Boundary> = None;
         loop {
@@ -71,23 +84,22 @@ impl Hub {
                 stands = None;
                 tokio::select! {
                     () = self.shared.work.notified() => {}
-                    () = stop.stopped() => break,
+                    () = stop.stopped() => return,
                 }
                 continue;
             }
             let ended = tokio::select! {
                 ended = self.session(&mut stands, &mut incident) => ended,
-                () = stop.stopped() => break,
+                () = stop.stopped() => return,
             };
             if let Err(error) = ended {
                 incident.failed(&error);
                 tokio::select! {
                     () = sleep(RETRY_AFTER) => {}
-                    () = stop.stopped() => break,
+                    () = stop.stopped() => return,
                 }
             }
         }
-        self.shared.end(Reason::Stopping);
     }
 
     /// Looks over one session until nobody has listened for a while. Where it breaks, `stands` tells how far everybody is: that is

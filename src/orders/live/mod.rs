@@ -156,7 +156,7 @@ impl Live {
         }
         let Start { db, wake, listens, stop, .. } = &*self.start;
         let hub = hub::Hub { shared: self.shared.clone(), db: db.clone(), wake: wake.clone(), listens: *listens };
-        db.runtime().spawn(hub.run(stop.clone()));
+        db.runtime().spawn(hub.supervise(stop.clone()));
     }
 }
 

@@ -91,12 +91,14 @@ struct BeginningRow {
     legacy: i64,
 }
 
-/// Everything that there is now, and the first transaction id that was not given out yet.
+/// Everything that there is now. The highest number of another server's rows is among those of its last transactions, so that a
+/// large table costs no more than a small one. And the first transaction id that was not given out yet.
 pub async fn beginning(conn: &mut Conn) -> Result<(Boundary, u64), DbError> {
     let row: BeginningRow = sql("select pg_current_snapshot()::text as snapshot,
                 coalesce((select e.xid from order_event e where e.xid < pg_snapshot_xmax(pg_current_snapshot())
                            order by e.xid desc limit 1), '0'::xid8) as high,
-                coalesce((select max(e.id) from order_event e where e.xid >= pg_snapshot_xmax(pg_current_snapshot())), 0) as legacy")
+                coalesce((select max(e.id) from (select id from order_event where xid >= pg_snapshot_xmax(pg_current_snapshot())
+                                                  order by xid desc, id desc limit 10000) e), 0) as legacy")
     .get_result(conn)
     .await?;
     let snapshot = Snapshot::parse(&row.snapshot)?;

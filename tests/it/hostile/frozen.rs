@@ -5,6 +5,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tokio::io::AsyncWriteExt;
 
+use crate::gateway::service::{Service, json_answer};
+
 use super::wire::{Edge, HEAD_TIME_MAX, read_until, statuses};
 
 const GET: &[u8] = b"GET /api/OrdersProxy/1 HTTP/1.1\r\nHost: x\r\n\r\n";
@@ -13,7 +15,9 @@ const GET: &[u8] = b"GET /api/OrdersProxy/1 HTTP/1.1\r\nHost: x\r\n\r\n";
 /// one unanswered.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_sent_to_a_frozen_process_is_answered_when_it_goes_on() {
-    let edge = Edge::start().await;
+    // Long enough that a busy machine gets to the freeze within it.
+    let head = 4 * HEAD_TIME_MAX;
+    let edge = Edge::with(Service::start(|_, _| json_answer(r#"{"id":1}"#)).await, head).await;
     let (mut idle, mut fresh, mut begun) = (edge.open().await, edge.open().await, edge.open().await);
     idle.write_all(GET).await.unwrap();
     read_until(&mut idle, r#"{"id":1}"#).await;
@@ -28,7 +32,7 @@ async fn what_was_sent_to_a_frozen_process_is_answered_when_it_goes_on() {
     let mut late = edge.open().await;
     late.write_all(GET).await.unwrap();
     // Beyond the head's bound and the idle connection's: it is time itself that is tested here.
-    tokio::time::sleep(HEAD_TIME_MAX * 3).await;
+    tokio::time::sleep(head * 5 / 2).await;
     edge.process.signal(Signal::SIGCONT);
     for (name, stream) in [("idle", &mut idle), ("fresh", &mut fresh), ("begun", &mut begun), ("late", &mut late)] {
         let answered = read_until(stream, r#"{"id":1}"#).await;

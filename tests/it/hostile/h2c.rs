@@ -74,13 +74,13 @@ async fn a_preface_that_comes_in_parts_is_waited_for_and_one_that_does_not_come_
     let mut half = edge.open().await;
     half.write_all(&PREFACE[..11]).await.unwrap();
     assert_eq!(rest(&mut half).await, "");
-    assert!(began.elapsed() < HEAD_TIME_MAX * 3, "{:?}", began.elapsed());
+    assert!(began.elapsed() < HEAD_TIME_MAX * 10, "{:?}", began.elapsed());
     let answered = edge.told(b"PRI * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await;
     assert!(statuses(&answered)[0].starts_with('4'), "{answered}");
     edge.serves().await;
 }
 
-/// Red where a stream that its client takes back is forgotten at once, and so never counts.
+/// By the library's bound on streams that were taken back before we saw them, or by ours on those that we began to answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_takes_back_everything_it_asks_loses_its_connection() {
     let edge = Edge::start().await;

@@ -37,13 +37,13 @@ async fn a_head_that_does_not_come_is_told_so_on_a_new_connection_and_on_a_kept_
         }
         assert_eq!(statuses(&answered), ["408"], "kept {kept}: {answered}");
         assert!(answered.contains(r#""code":"request_timeout""#) && answered.contains("\r\nconnection: close"), "{answered}");
-        assert!(began.elapsed() < HEAD_TIME_MAX * 3, "{:?}", began.elapsed());
+        assert!(began.elapsed() < HEAD_TIME_MAX * 10, "{:?}", began.elapsed());
     }
     edge.serves().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_thousand_heads_that_never_end_cost_little_and_hold_nobody_up() {
+async fn ten_thousand_heads_that_never_end_cost_little_and_hold_nobody_up() {
     const HALF_OPEN: usize = 10_000;
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
@@ -58,7 +58,7 @@ async fn a_thousand_heads_that_never_end_cost_little_and_hold_nobody_up() {
     }
     let began = Instant::now();
     edge.serves().await;
-    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     let during = edge.resident_mib();
     assert!(during < before + 400, "{before} MiB before, {during} MiB during");
     edge.until("all are closed", |edge| edge.descriptors() <= descriptors + 4).await;

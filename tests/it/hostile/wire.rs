@@ -10,7 +10,6 @@ use crate::support::shop::{PATIENCE, Process, poll};
 
 /// What the tests set, so that they need not wait for what the defaults allow.
 pub const HEAD_TIME_MAX: Duration = Duration::from_millis(1_000);
-const KEEP_ALIVE_MS: u64 = 2_000;
 
 pub struct Edge {
     pub process: Process,
@@ -24,14 +23,19 @@ impl Edge {
     }
 
     pub async fn before(service: Service) -> Self {
+        Self::with(service, HEAD_TIME_MAX).await
+    }
+
+    /// An idle connection has twice the time of a head.
+    pub async fn with(service: Service, head: Duration) -> Self {
         let set = |name: &str, value: String| (format!("SHOPD__{name}"), value);
         let process = Process::start(
             &["gateway"],
             &[
                 set("GATEWAY__ORDERS_URLS", service.url.clone()),
                 set("GATEWAY__PAYMENTS_URLS", service.url.clone()),
-                set("HTTP__HEADER_TIMEOUT_MS", HEAD_TIME_MAX.as_millis().to_string()),
-                set("HTTP__KEEP_ALIVE_MS", KEEP_ALIVE_MS.to_string()),
+                set("HTTP__HEADER_TIMEOUT_MS", head.as_millis().to_string()),
+                set("HTTP__KEEP_ALIVE_MS", (2 * head).as_millis().to_string()),
                 set("GATEWAY__UPSTREAM_TIMEOUT_MS", "5000".to_owned()),
             ],
         );
