@@ -216,10 +216,10 @@ async fn whoever_comes_back_behind_its_last_event_sees_each_exactly_once_whateve
     until("every order ends", async || count(&stand.orders_db, "select count(*) as n from orders where status = 'New'").await == 0)
         .await;
     // What comes behind everything else: when that is seen, nothing else can be under way.
-    for n in 0..USERS {
+    for (n, watch) in watches.iter().enumerate() {
         let id = Stand::place(&stand.bases, n, &user(n), "0.5").await;
         let last = format!("{id} Finished");
-        until(&format!("{} sees its last order", user(n)), async || watches[n].has(&last)).await;
+        until(&format!("{} sees its last order", user(n)), async || watch.has(&last)).await;
     }
     let events = stand.events().await;
     for (n, watch) in watches.iter().enumerate() {
