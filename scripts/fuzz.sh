@@ -22,7 +22,7 @@ die() { say "$*"; exit 1; }
 command -v curl >/dev/null || die 'curl is missing'
 command -v python3 >/dev/null || die 'python3 is missing'
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "Python 3.10 or later is needed, this is $(python3 --version)"
-venv=target/fuzz/venv
+venv=$PWD/target/fuzz/venv
 if ! "$venv/bin/pip" show -q schemathesis 2>/dev/null; then
   say "installing schemathesis $version into $venv"
   python3 -m venv "$venv" || die 'python3 has no venv (Debian: python3-venv)'
@@ -96,7 +96,7 @@ st=("$venv/bin/st" run "$dir.json" --url "$url" --checks "$checks"
   --exclude-path '/api/OrdersProxy/{orderId}/ws' --exclude-path /api/OrdersProxy/events --max-redirects 0
   --generation-database none --no-color)
 [ -z "${SEED:-}" ] || st+=(--seed "$SEED")
-timeout "$fuzz_s" "${st[@]}" || die "an answer is not as the document says, or it took longer than $fuzz_s s"
+(cd target/fuzz && timeout "$fuzz_s" "${st[@]}") || die "an answer is not as the document says, or it took longer than $fuzz_s s"
 
 # Nothing of ours may have broken unseen: a 5xx is logged with its cause.
 ! grep -q '"level":"ERROR"' "$dir.log" || die "the shop logged errors: $(grep -m 3 '"level":"ERROR"' "$dir.log")"

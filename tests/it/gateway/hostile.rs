@@ -12,7 +12,8 @@ use tokio::sync::mpsc;
 
 use super::service::{Reply, Service, Shop, TIMEOUT, answer, code, header, json_answer, nobody, problem};
 use crate::hostile::wire::{Edge, read_until, rest, statuses};
-use crate::support::shop::{PATIENCE, poll};
+use crate::support::postgres;
+use crate::support::shop::{All, PATIENCE, poll};
 
 const MIB: usize = 1 << 20;
 /// What a gateway may hold of one exchange, buffers of its sockets aside.
@@ -382,4 +383,75 @@ async fn a_client_that_left_its_stream_is_noticed_when_something_is_said() {
     })
     .await;
     edge.serves().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_running_shop_says_clearly_what_is_wrong_and_does_nothing_of_it() {
+    let shop = All::start(postgres::own_dir()).await;
+    let address = shop.client.base.trim_start_matches("http://").to_owned();
+    let told = async |head: &str, odd: &[u8], body: &[u8]| {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let framing = if head.starts_with("POST") {
+            format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len())
+        } else {
+            String::new()
+        };
+        let head = format!("{head} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{framing}");
+        let request = [head.as_bytes(), odd, b"\r\n\r\n", body].concat();
+        // What is refused unread may break off the rest.
+        let _ = stream.write_all(&request).await;
+        rest(&mut stream).await
+    };
+    const PLACE: &str = "POST /api/OrdersProxy";
+    const ORDER: &[u8] = br#"{"userId":"u","amount":1}"#;
+    let unpacked = bomb(1_900);
+    let long = |name: &str, bytes: usize| format!("{name}: {}", "7".repeat(bytes)).into_bytes();
+    let first = told(PLACE, b"Prefer: wait=20", ORDER).await;
+    let (id, of_user) = (first.split_once("/api/OrdersProxy/").unwrap().1[..36].to_owned(), "GET /api/OrdersProxy/events?userId=u");
+    let one = format!("GET /api/OrdersProxy/{id}");
+    let (of_one, ws) = (format!("{one}/events"), format!("{one}/ws"));
+    for (head, odd, body, status, code) in [
+        (PLACE, b"Content-Encoding: zstd".to_vec(), &unpacked[..], 415, "unsupported_media_type"),
+        (PLACE, b"Content-Encoding: gzip".to_vec(), &unpacked, 415, "unsupported_media_type"),
+        (PLACE, b"Idempotency-Key: \xff\xfe".to_vec(), ORDER, 400, "invalid_request"),
+        (PLACE, b"Idempotency-Key: ".to_vec(), ORDER, 400, "invalid_request"),
+        (PLACE, b"Idempotency-Key: a\r\nIdempotency-Key: b".to_vec(), ORDER, 400, "invalid_request"),
+        (PLACE, long("Idempotency-Key", 256), ORDER, 400, "invalid_request"),
+        (of_user, b"Last-Event-ID: x".to_vec(), b"", 400, "invalid_request"),
+        (of_user, b"Last-Event-ID: \xff".to_vec(), b"", 400, "invalid_request"),
+        (of_user, b"Last-Event-ID: 1-1~2,3".to_vec(), b"", 400, "invalid_request"),
+        (of_user, b"Last-Event-ID: 1-1\r\nLast-Event-ID: 1-2".to_vec(), b"", 400, "invalid_request"),
+        (&of_one, b"Last-Event-ID: 18446744073709551616-1".to_vec(), b"", 400, "invalid_request"),
+        (&of_one, long("Last-Event-ID", 100_000), b"", 400, "invalid_request"),
+        (&ws, b"Last-Event-ID: x".to_vec(), b"", 400, "invalid_request"),
+        ("GET /api/OrdersProxy/events?userId=%0d%0aX-Evil:1", vec![], b"", 400, "invalid_request"),
+        ("POST /api/PaymentsProxy/%0d%0aX-Evil:1", b"X-A: 1".to_vec(), b"", 400, "invalid_request"),
+        ("GET /api/OrdersProxy?userId=u&cursor=%0d%0aX-Evil:1", b"X-A: 1".to_vec(), b"", 400, "invalid_request"),
+        (PLACE, long("X-A", 1 << 20), ORDER, 431, "head_too_large"),
+    ] {
+        let odd = if odd.is_empty() { b"X-A: 1".to_vec() } else { odd };
+        let answered = told(head, &odd, body).await;
+        let name = String::from_utf8_lossy(&odd[..odd.len().min(60)]).into_owned();
+        assert_eq!(statuses(&answered), [status.to_string()], "{head} {name}: {answered}");
+        assert!(answered.contains(&format!(r#""code":"{code}""#)) && !answered.contains("\nX-Evil"), "{head} {name}: {answered}");
+    }
+    let mut placed = 1;
+    for odd in ["Prefer: wait=abc", "Prefer: wait=-1", "Prefer: wait=", "X-Shopd-Deadline-Ms: 1", "X-Shopd-Prefix: /evil"] {
+        let answered = told(PLACE, odd.as_bytes(), ORDER).await;
+        assert_eq!(statuses(&answered), ["201"], "{odd}: {answered}");
+        assert!(!answered.to_ascii_lowercase().contains("preference-applied") && !answered.contains("/evil"), "{odd}: {answered}");
+        placed += 1;
+    }
+    let stamp = "01890a5d-ac96-774b-bcce-b302099a8057";
+    let answered = told(PLACE, format!("X-Shopd-Stamp: {stamp}").as_bytes(), ORDER).await;
+    assert!(statuses(&answered) == ["201"] && !answered.contains(stamp), "a client names no request: {answered}");
+    let got = told(&one, b"X-A: 1", b"").await;
+    let tag = header(&got, "etag").unwrap();
+    let many: String = (0..8_000).map(|n| format!("\"{n}\", ")).collect();
+    for (last, status) in [("\"x\"", "200"), (tag.as_str(), "304")] {
+        let answered = told(&one, format!("If-None-Match: {many}{last}").as_bytes(), b"").await;
+        assert_eq!(statuses(&answered), [status], "{last}: {answered}");
+    }
+    let orders = shop.client.get("/api/OrdersProxy?userId=u").await.expect(200).json();
+    assert_eq!(orders.as_array().map(Vec::len), Some(placed + 1), "nothing of what was refused was done");
 }
