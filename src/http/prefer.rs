@@ -21,7 +21,8 @@ pub const PREFERENCE_APPLIED: &str = "preference-applied";
 pub struct PreferWait(pub Option<Duration>);
 
 impl PreferWait {
-    fn of(headers: &HeaderMap) -> Self {
+    /// The one rule, also for the gateway, which has to wait as long as the service does.
+    pub fn of(headers: &HeaderMap) -> Self {
         let values = headers.get_all(PREFER).filter_map(|value| value.to_str().ok());
         let waits = values.flat_map(|value| outside_quotes(value, ',')).filter_map(|preference| {
             let (name, value) = outside_quotes(preference, ';').next()?.split_once('=')?;

@@ -4,7 +4,7 @@
 mod frozen;
 mod h2c;
 mod slow;
-mod wire;
+pub mod wire;
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! Live orders, over real ports and a real database: nothing is missed or comes twice, whatever commits when and wherever a client
 //! comes back.
 
-mod client;
+pub mod client;
 mod replica;
 
 use std::collections::{HashMap, HashSet};
@@ -330,6 +330,28 @@ async fn a_stream_outlives_the_session_that_feeds_it() {
     }
     let expected = [1, 2, 20, 3, 30, 4, 40].map(|n| (order(n), "New".to_owned()));
     assert_eq!(said(&got), expected);
+}
+
+/// Red where those who came during a look begin at it: what they know of may have been committed behind its snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_whose_acceptance_is_known_has_a_stream() {
+    const EACH: usize = 100;
+    let shop = Shop::new().await;
+    let one = shop.replica("one").await;
+    let begun = (0..8usize).map(|writer| {
+        let (db, base) = (shop.db.clone(), one.base.clone());
+        tokio::spawn(async move {
+            let mut conn = db.dedicated().await.expect("a connection");
+            let mut refused = 0;
+            for n in writer * EACH + 1..=writer * EACH + EACH {
+                run(&mut conn, &accept("u", n, n)).await;
+                refused += usize::from(Events::open(&base, &of(n), "").await.status != 200);
+            }
+            refused
+        })
+    });
+    let refused: usize = futures::future::join_all(begun).await.into_iter().map(Result::unwrap).sum();
+    assert_eq!(refused, 0, "of {}", 8 * EACH);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

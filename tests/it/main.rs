@@ -24,6 +24,7 @@ mod promises;
 mod replay;
 mod replicas;
 mod scenario;
+mod streams;
 mod support;
 mod sweep;
 mod torture_model;

@@ -48,11 +48,16 @@ pub async fn socket(
     context: &RequestContext,
     body: Payload,
 ) -> Result<HttpResponse, Problem> {
-    let feed =
-        Feed { target: format!("{}{rest}/events", ServiceName::Orders.inner_prefix()), context: context.clone(), last: None };
+    let feed = Feed {
+        target: format!("{}{rest}/events", ServiceName::Orders.inner_prefix()),
+        context: context.clone(),
+        last: req.headers().get(LAST_EVENT_ID).filter(|last| !last.is_empty()).cloned(),
+    };
     let first = feed.open(worker).await.map_err(|error| worker::problem(ServiceName::Orders, error))?;
     let chunks = match first {
-        Answer { status: StatusCode::OK, body: AnswerBody::Stream { chunks, .. }, .. } => chunks,
+        Answer { status: StatusCode::OK, body: AnswerBody::Stream { chunks, .. }, .. } => Some(chunks),
+        // The client has seen the order's end: the socket says so by closing.
+        Answer { status: StatusCode::NO_CONTENT, .. } => None,
         other => return Ok(respond::respond(other, &worker.gateway.0.stop)),
     };
     let no_upgrade = |error| Problem::invalid("Upgrade", format!("This route is a WebSocket: {error}."));
@@ -66,14 +71,15 @@ pub async fn socket(
 struct Feed {
     target: String,
     context: RequestContext,
-    last: Option<String>,
+    /// What the client has seen, by its own word at first.
+    last: Option<HeaderValue>,
 }
 
 impl Feed {
     async fn open(&self, worker: &Worker) -> Result<Answer, super::upstream::UpstreamError> {
         let mut headers = HeaderMap::new();
-        if let Some(last) = self.last.as_deref().and_then(|last| HeaderValue::from_str(last).ok()) {
-            headers.insert(LAST_EVENT_ID, last);
+        if let Some(last) = &self.last {
+            headers.insert(LAST_EVENT_ID, last.clone());
         }
         let deadline = Instant::now() + worker.gateway.upstream_timeout();
         worker.get_with(ServiceName::Orders, &self.target, &headers, Kind::Stream, &self.context, deadline).await
@@ -115,9 +121,13 @@ struct Bridge {
 }
 
 impl Bridge {
-    async fn run(mut self, chunks: Chunks, messages: AggregatedMessageStream) {
+    async fn run(mut self, chunks: Option<Chunks>, messages: AggregatedMessageStream) {
         metrics::gauge!("shopd_gateway_sockets").increment(1.0);
-        if let Some(reason) = self.pass_on(chunks, messages).await {
+        let ended = match chunks {
+            Some(chunks) => self.pass_on(chunks, messages).await,
+            None => Some(CloseCode::Normal.into()),
+        };
+        if let Some(reason) = ended {
             // A client that does not read does not hear why either.
             let _ = timeout(FRAME_TIME_MAX, self.session.close(Some(reason))).await;
         }
@@ -162,7 +172,8 @@ impl Bridge {
                                 let sent = timeout(FRAME_TIME_MAX, self.session.text(event.data)).await;
                                 let Ok(sent) = sent else { return Some(reason(CloseCode::Again, "too slow; resume")) };
                                 sent.ok()?;
-                                self.feed.last = event.id.filter(|id| !id.is_empty());
+                                let id = event.id.filter(|id| !id.is_empty());
+                                self.feed.last = id.and_then(|id| HeaderValue::from_str(&id).ok());
                             } else {
                                 is_over = true;
                             }

@@ -200,7 +200,7 @@ impl Replica {
         }
         let health = *self.health();
         // One request at a time finds out whether the breaker can close.
-        !health.is_ejected(now_ms) && !(health.is_on_trial(now_ms) && self.in_flight.load(Ordering::Relaxed) > 0)
+        !(health.is_ejected(now_ms) || health.is_on_trial(now_ms) && self.in_flight.load(Ordering::Relaxed) > 0)
     }
 
     /// What one more request would make of it.

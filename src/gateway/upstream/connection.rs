@@ -93,8 +93,13 @@ impl Connection {
         let has = |name| head.headers.contains_key(name);
         // They have no body, whatever length they name.
         let bodyless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&head.status);
+        let is_framed = has(&CONTENT_LENGTH) || has(&TRANSFER_ENCODING);
+        if !bodyless && !is_framed && head.version == Version::HTTP_11 {
+            // The decoder takes it for an empty one, where only the connection's end would end it.
+            return Err(Broken::Unreadable("nothing says where it ends".to_owned()));
+        }
         let has_body = !bodyless && codec.message_type() != MessageType::None;
-        self.until_close = has_body && !has(&CONTENT_LENGTH) && !has(&TRANSFER_ENCODING);
+        self.until_close = has_body && !is_framed;
         let says_close = |value: &[u8]| value.to_ascii_lowercase().windows(5).any(|part| part == b"close");
         let closes = head.headers.get_all(CONNECTION).any(|value| says_close(value.as_bytes()));
         self.keeps = head.version == Version::HTTP_11 && !closes && !self.until_close;

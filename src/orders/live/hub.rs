@@ -1,7 +1,7 @@
 //! The one reader of `order_event` in a process: looks by the rule of [`super::position`], and hands what is new to who listens.
 //!
 //! It works while somebody listens; else it asks nothing. A stream begins at the boundary between two looks, so it misses nothing and
-//! gets nothing twice, and one look serves all who came meanwhile.
+//! gets nothing twice, and one look serves all who came before it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -115,6 +115,8 @@ impl Hub {
         let mut last = String::new();
         loop {
             let began = Instant::now();
+            // Who comes during the look may know of what was committed behind its snapshot: the next one is theirs.
+            let waited = self.shared.waiting();
             if self.shared.is_listened_to() {
                 let looked = self.look(&mut conn, &mut boundary, &mut last).await;
                 *stands = Some(boundary.clone());
@@ -123,7 +125,7 @@ impl Hub {
                 // Nobody waits for what was written meanwhile.
                 boundary = store::beginning(&mut conn).await?.0;
             }
-            self.attach(&mut conn, &boundary).await?;
+            self.attach(&mut conn, &boundary, waited).await?;
             *stands = Some(boundary.clone());
             incident.recovered();
             self.pause(began).await;
@@ -209,9 +211,9 @@ impl Hub {
         }
     }
 
-    /// Begins the streams of all who wait, at `boundary`.
-    async fn attach(&self, conn: &mut Conn, boundary: &Boundary) -> Result<(), DbError> {
-        let waiting = self.shared.take_waiting();
+    /// Begins the streams of the first `count` who wait, at `boundary`.
+    async fn attach(&self, conn: &mut Conn, boundary: &Boundary, count: usize) -> Result<(), DbError> {
+        let waiting = self.shared.take_waiting(count);
         if waiting.is_empty() {
             return Ok(());
         }

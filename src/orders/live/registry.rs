@@ -113,11 +113,19 @@ impl Shared {
     }
 
     pub fn is_awaited(&self) -> bool {
-        !self.lock().waiting.is_empty()
+        self.waiting() > 0
     }
 
-    pub fn take_waiting(&self) -> Vec<Waiting> {
-        let mut waiting = std::mem::take(&mut self.lock().waiting);
+    pub fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    /// The first `count` of those who wait, who came before all others.
+    pub fn take_waiting(&self, count: usize) -> Vec<Waiting> {
+        let mut registry = self.lock();
+        let count = count.min(registry.waiting.len());
+        let mut waiting: Vec<Waiting> = registry.waiting.drain(..count).collect();
+        drop(registry);
         // Clients that went away meanwhile.
         waiting.retain(|one| !one.attached.is_closed());
         waiting

@@ -106,6 +106,41 @@ async fn a_socket_is_fed_from_the_stream_and_outlives_its_replica() {
     assert_eq!(requests.iter().map(last).collect::<Vec<_>>(), ["", "1", "2", "2", "3"]);
 }
 
+/// Red where the socket's stream always begins anew, as the client's own id is in the document.
+#[actix_web::test]
+async fn a_socket_goes_on_behind_the_event_that_its_client_names() {
+    let orders = Service::start(|request, _| match header(request, "last-event-id").as_deref() {
+        Some("1") => Reply::Cut(format!("{HEAD}{}0\r\n\r\n", event(2))),
+        Some("2") => answer("204 No Content", "", ""),
+        last => {
+            let problem = format!(r#"{{"code":"invalid_request","detail":"{last:?}"}}"#);
+            answer("400 Bad Request", "Content-Type: application/problem+json\r\n", &problem)
+        }
+    })
+    .await;
+    let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
+    let url = shop.url("/api/OrdersProxy/1/ws").replace("http://", "ws://");
+    for (last, expected) in [("1", &["{\"n\":2}"][..]), ("2", &[])] {
+        let asked = awc::Client::new().ws(&url).set_header("Last-Event-ID", last);
+        let (_, mut socket) = asked.connect().await.expect("a socket");
+        let mut texts = Vec::new();
+        let close = loop {
+            match tokio::time::timeout(Duration::from_secs(10), socket.next()).await.expect("in time") {
+                Some(Ok(Frame::Text(text))) => texts.push(String::from_utf8(text.to_vec()).unwrap()),
+                Some(Ok(Frame::Close(reason))) => break reason,
+                Some(Ok(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(
+            (texts, close.map(|reason| reason.code)),
+            (expected.iter().map(ToString::to_string).collect(), Some(awc::ws::CloseCode::Normal))
+        );
+    }
+    let refused = awc::Client::new().ws(&url).set_header("Last-Event-ID", "x").connect().await.map(drop).unwrap_err();
+    assert!(format!("{refused:?}").contains("400"), "{refused:?}");
+}
+
 #[tokio::test]
 async fn what_is_no_upgrade_or_no_order_is_refused_before_the_socket_opens() {
     let orders = Service::start(|request, _| match request.starts_with("GET /api/Orders/1/") {

@@ -121,7 +121,8 @@ struct Outage {
 async fn outages() -> Vec<Outage> {
     const BUSY: Duration = Duration::from_millis(400);
     let mut all = vec![Outage { name: "killed", url: nobody(), alone: (503, "upstream_unavailable"), within: BUSY }];
-    let broken: [(&str, fn() -> Reply); 5] = [
+    type Case = (&'static str, fn() -> Reply);
+    let broken: [Case; 5] = [
         ("closing before it answers", || Reply::Close),
         ("closing in its head", || Reply::Cut("HTTP/1.1 200 OK\r\nContent-Ty".into())),
         ("closing in its body", || {

@@ -1,5 +1,6 @@
 //! Services that do as they are told, and a gateway in front of them.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -21,6 +22,14 @@ pub enum Reply {
     Hang,
     /// An answer, after a while.
     Slow(Duration, String),
+    /// An answer that is no text; the connection stays.
+    Bytes(Vec<u8>),
+    /// `head`, then `piece` for as long as anybody takes it; `sent` counts the bytes.
+    Endless {
+        head: String,
+        piece: Vec<u8>,
+        sent: Arc<AtomicU64>,
+    },
     /// Pieces of an answer as they come, then the end.
     Pieces(tokio::sync::mpsc::Receiver<String>),
 }
@@ -95,7 +104,20 @@ async fn converse<R: Fn(&str, usize) -> Reply>(mut stream: TcpStream, requests: 
         }
         requests.lock().unwrap().push(request.clone());
         match reply(&request, number) {
-            Reply::Answer(text) => stream.write_all(text.as_bytes()).await.unwrap(),
+            // Who asked may have gone.
+            Reply::Answer(text) => match stream.write_all(text.as_bytes()).await {
+                Ok(()) => {}
+                Err(_) => return,
+            },
+            Reply::Bytes(bytes) => stream.write_all(&bytes).await.unwrap(),
+            Reply::Endless { head, piece, sent } => {
+                let mut written = stream.write_all(head.as_bytes()).await;
+                while written.is_ok() {
+                    written = stream.write_all(&piece).await;
+                    sent.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                }
+                return;
+            }
             Reply::Cut(text) => return stream.write_all(text.as_bytes()).await.unwrap(),
             Reply::Close => return,
             Reply::Hang => std::future::pending().await,
@@ -201,6 +223,10 @@ impl Shop {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
         Self { address, stop, client }
+    }
+
+    pub fn address(&self) -> &str {
+        &self.address
     }
 
     pub fn stop(&self) {

@@ -43,22 +43,28 @@ pub struct Events {
 impl Events {
     /// `path` at `base`, behind `last_id` where that is not empty.
     pub async fn open(base: &str, path: &str, last_id: &str) -> Self {
+        timeout(PATIENCE, Self::try_open(base, path, last_id)).await.expect("in time").expect("an answer")
+    }
+
+    pub async fn try_open(base: &str, path: &str, last_id: &str) -> reqwest::Result<Self> {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let mut request = reqwest::Client::new().get(format!("{base}{path}"));
         if !last_id.is_empty() {
             request = request.header("Last-Event-ID", last_id);
         }
-        let answer = timeout(PATIENCE, request.send()).await.expect("in time").expect("an answer");
+        let answer = request.send().await?;
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
-        Self { status, headers, body: Box::pin(answer.bytes_stream()), text: String::new() }
+        Ok(Self { status, headers, body: Box::pin(answer.bytes_stream()), text: String::new() })
     }
 
     /// `None` at the stream's end.
     pub async fn next(&mut self) -> Option<Event> {
-        timeout(PATIENCE, self.read()).await.unwrap_or_else(|_| panic!("no event in time; so far {:?}", self.text))
+        let read = timeout(PATIENCE, self.try_next()).await.unwrap_or_else(|_| panic!("no event in time"));
+        read.expect("a whole stream")
     }
 
-    async fn read(&mut self) -> Option<Event> {
+    /// As `next`, however long it takes; a stream that breaks is an error.
+    pub async fn try_next(&mut self) -> reqwest::Result<Option<Event>> {
         loop {
             if let Some((block, rest)) = self.text.split_once("\n\n") {
                 let (block, rest) = (block.to_owned(), rest.to_owned());
@@ -74,11 +80,11 @@ impl Events {
                     }
                 }
                 if event != Event::default() {
-                    return Some(event);
+                    return Ok(Some(event));
                 }
                 continue;
             }
-            let chunk = self.body.next().await?.expect("a whole stream");
+            let Some(chunk) = self.body.next().await.transpose()? else { return Ok(None) };
             self.text.push_str(std::str::from_utf8(&chunk).expect("UTF-8"));
         }
     }
