@@ -27,6 +27,8 @@ const IDLE_MAX: Duration = Duration::from_secs(10);
 /// Kept of one replica at most, by one worker thread.
 const KEPT_MAX: usize = 1_024;
 const READ_BYTES: usize = 8 * 1024;
+/// Answers (1xx) before the answer.
+const INTERIM_MAX: u32 = 8;
 
 /// Why an exchange ended without a whole answer.
 #[derive(Debug, thiserror::Error)]
@@ -69,14 +71,20 @@ impl Connection {
     pub async fn ask(&mut self, request: &[u8], config: &ServiceConfig) -> Result<ResponseHead, Broken> {
         self.stream.write_all(request).await.map_err(Broken::Closed)?;
         let mut codec = ClientCodec::new(config.clone());
-        let mut answered = false;
+        let (mut answered, mut interim) = (false, 0);
         let head = loop {
             match codec.decode(&mut self.read).map_err(|error| Broken::Unreadable(error.to_string()))? {
                 Some(head) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
                     return Err(Broken::Unreadable("it switches protocols".to_owned()));
                 }
                 // The answer itself is still to come.
-                Some(head) if head.status.is_informational() => codec = ClientCodec::new(config.clone()),
+                Some(head) if head.status.is_informational() && interim < INTERIM_MAX => {
+                    interim += 1;
+                    codec = ClientCodec::new(config.clone());
+                }
+                Some(head) if head.status.is_informational() => {
+                    return Err(Broken::Unreadable("it says without an end that it will answer".to_owned()));
+                }
                 Some(head) => break head,
                 None => {
                     let read = self.fill().await;
