@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
 use super::exchange::{Exchange, Waits};
-use super::greeting::Greeted;
+use super::greeting::{Greeted, has_unread};
 use super::refusal::{self, Refusal, Sending};
 
 pub(super) struct Connection {
@@ -90,6 +90,10 @@ impl AsyncRead for Connection {
         let waits = ready!(this.poll_expired(cx));
         if unseen {
             // It reads until there is no more, and then looks at it; that may be all that was waited for.
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        if has_unread(&this.socket.stream) {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }

@@ -2,16 +2,22 @@
 //! waited for like anything else; whoever serves the connection gets them again.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BytesMut};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::timeout_at;
 
 /// As far as it differs from anything that HTTP/1 begins with (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FIRST_BYTES: usize = 8 * 1024;
+/// Until the runtime hears of what lies there.
+const UNHEARD_TIME_MAX: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Protocol {
@@ -34,12 +40,26 @@ pub(super) struct Greeted {
     first: BytesMut,
 }
 
-/// Reads until the protocol is known; `None` where the client left first. Waits without bound.
-pub(super) async fn greet(mut stream: TcpStream) -> io::Result<Option<(Protocol, Greeted)>> {
+/// Whether something lies in a socket that the runtime may not have heard of yet: a process that goes on after it was frozen hears of its
+/// timers first.
+pub(super) fn has_unread(stream: &TcpStream) -> bool {
+    SockRef::from(stream).peek(&mut [MaybeUninit::uninit()]).is_ok()
+}
+
+/// Reads until the protocol is known; `None` where the client left first, or said too little until `until`.
+pub(super) async fn greet(mut stream: TcpStream, until: Instant) -> io::Result<Option<(Protocol, Greeted)>> {
     let mut first = BytesMut::with_capacity(FIRST_BYTES);
+    let mut until = until;
     loop {
-        if stream.read_buf(&mut first).await? == 0 {
-            return Ok(None);
+        match timeout_at(until.into(), stream.read_buf(&mut first)).await {
+            Ok(Ok(0)) => return Ok(None),
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_) if has_unread(&stream) => {
+                until = Instant::now() + UNHEARD_TIME_MAX;
+                continue;
+            }
+            Err(_) => return Ok(None),
         }
         if let Some(protocol) = protocol(&first) {
             return Ok(Some((protocol, Greeted { stream, first })));

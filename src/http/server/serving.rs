@@ -15,7 +15,6 @@ use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{AppConfig, ServiceResponse};
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
 
 use super::connection::Connection;
 use super::exchange::{Bounds, Exchange};
@@ -97,12 +96,12 @@ impl Serving {
         let _ = stream.set_nodelay(true);
         let greeted = tokio::select! {
             biased;
-            greeted = timeout(self.bounds.head, greet(stream)) => greeted,
+            greeted = greet(stream, opened + self.bounds.head) => greeted,
             // Nothing is asked yet.
             () = self.stop.notified() => return,
         };
         // One that says nothing, or leaves, is told nothing.
-        let Ok(Ok(Some((protocol, socket)))) = greeted else { return };
+        let Ok(Some((protocol, socket))) = greeted else { return };
         match protocol {
             Protocol::Http1 => {
                 let connection = Connection::new(socket, Exchange::new(self.bounds, opened), self.role);

@@ -25,7 +25,7 @@ async fn what_was_sent_to_a_frozen_process_is_answered_when_it_goes_on() {
     begun.write_all(first).await.unwrap();
     // By its own connection, so that everything above has been accepted.
     edge.serves().await;
-    edge.process.signal(Signal::SIGSTOP);
+    edge.process.freeze().await;
     idle.write_all(GET).await.unwrap();
     fresh.write_all(GET).await.unwrap();
     begun.write_all(second).await.unwrap();

@@ -48,6 +48,21 @@ impl Process {
         kill(Pid::from_raw(self.pid()), signal).expect("a process of ours");
     }
 
+    /// SIGSTOP, and waits until every thread of it stands still: what is sent from then on meets a frozen process.
+    pub async fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.pid());
+        let stands = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        };
+        let since = Instant::now();
+        while !std::fs::read_dir(&tasks).expect("a process").flatten().all(stands) {
+            assert!(since.elapsed() < PATIENCE, "it does not stand still");
+            poll().await;
+        }
+    }
+
     /// Everything it logged so far.
     pub fn log(&self) -> String {
         self.log.lock().unwrap().join("\n")
