@@ -10,6 +10,7 @@ use actix_web::http::header::{self, HeaderMap};
 use actix_web::http::{Method, StatusCode};
 use bytes::{BufMut, Bytes, BytesMut};
 use futures::{Stream, StreamExt, TryStreamExt, stream};
+use serde::de::IgnoredAny;
 use tokio::time::timeout;
 
 use super::connection::{Broken, Connection, Pool};
@@ -97,8 +98,15 @@ async fn ask(pool: &Pool, replica: &Replica, outgoing: &Outgoing<'_>, until: Ins
                 match connection.chunk().await.map_err(Failure::broken)? {
                     Some(chunk) => whole.add(chunk),
                     None => {
+                        let whole = whole.freeze();
+                        let is_plain_json =
+                            || content_type.contains("json") && !head.headers.contains_key(header::CONTENT_ENCODING);
+                        // Only what it means tells whether it is whole, where nothing else does.
+                        if connection.until_close && is_plain_json() && serde_json::from_slice::<IgnoredAny>(&whole).is_err() {
+                            return Err(Failure::broken(Broken::Cut));
+                        }
                         pool.put(replica, connection);
-                        break AnswerBody::Whole(whole.freeze());
+                        break AnswerBody::Whole(whole);
                     }
                 }
                 if whole.len() > WHOLE_BYTES_MAX {

@@ -49,11 +49,17 @@ pub struct Connection {
     stream: TcpStream,
     read: BytesMut,
     /// What of an answer's body is still to come.
-    body: Option<ClientPayloadCodec>,
-    /// The body ends with the connection.
-    until_close: bool,
+    body: Option<Body>,
+    /// The body ends with the connection, so nobody can tell whether it is whole.
+    pub until_close: bool,
     keeps: bool,
     idle_since: Instant,
+}
+
+enum Body {
+    Framed(ClientPayloadCodec),
+    /// Whatever comes until the end.
+    Rest,
 }
 
 impl Connection {
@@ -102,16 +108,17 @@ impl Connection {
         // They have no body, whatever length they name.
         let bodyless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&head.status);
         let is_framed = has(&CONTENT_LENGTH) || has(&TRANSFER_ENCODING);
-        if !bodyless && !is_framed && head.version == Version::HTTP_11 {
-            // The decoder takes it for an empty one, where only the connection's end would end it.
-            return Err(Broken::Unreadable("nothing says where it ends".to_owned()));
-        }
+        // RFC 9112, 6.3; the decoder takes it for an empty one.
+        self.until_close = !bodyless && !is_framed;
         let has_body = !bodyless && codec.message_type() != MessageType::None;
-        self.until_close = has_body && !is_framed;
         let says_close = |value: &[u8]| value.to_ascii_lowercase().windows(5).any(|part| part == b"close");
         let closes = head.headers.get_all(CONNECTION).any(|value| says_close(value.as_bytes()));
         self.keeps = head.version == Version::HTTP_11 && !closes && !self.until_close;
-        self.body = has_body.then(|| codec.into_payload_codec());
+        self.body = match has_body || self.until_close {
+            true if self.until_close => Some(Body::Rest),
+            true => Some(Body::Framed(codec.into_payload_codec())),
+            false => None,
+        };
         Ok(head)
     }
 
@@ -121,13 +128,26 @@ impl Connection {
     /// [`Broken::Cut`] where it ends short of what its head announced.
     pub async fn chunk(&mut self) -> Result<Option<Bytes>, Broken> {
         loop {
-            let Some(body) = &mut self.body else { return Ok(None) };
-            match body.decode(&mut self.read).map_err(|error| Broken::Unreadable(error.to_string()))? {
-                Some(Some(chunk)) => return Ok(Some(chunk)),
-                Some(None) => self.body = None,
-                None if self.fill().await? > 0 => {}
-                None if self.until_close => self.body = None,
-                None => return Err(Broken::Cut),
+            match &mut self.body {
+                None => return Ok(None),
+                Some(Body::Rest) if !self.read.is_empty() => return Ok(Some(self.read.split().freeze())),
+                Some(Body::Rest) => {}
+                Some(Body::Framed(codec)) => {
+                    match codec.decode(&mut self.read).map_err(|error| Broken::Unreadable(error.to_string()))? {
+                        Some(Some(chunk)) => return Ok(Some(chunk)),
+                        Some(None) => {
+                            self.body = None;
+                            return Ok(None);
+                        }
+                        None => {}
+                    }
+                }
+            }
+            if self.fill().await? == 0 {
+                if !self.until_close {
+                    return Err(Broken::Cut);
+                }
+                self.body = None;
             }
         }
     }
