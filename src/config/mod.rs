@@ -276,7 +276,7 @@ impl Config {
                 idle_in_transaction_timeout: Duration::from_millis(2_000),
             },
             consumer: ConsumerConfig {
-                batch_records_max: 1_000,
+                batch_records_max: 4_000,
                 lease: Duration::from_millis(2_000),
                 park_attempts_max: 5,
                 followers_max: 10_000,

@@ -2,12 +2,17 @@
 //!
 //! Whatever is waiting when the database is free is taken as one batch; while that batch commits, the next one gathers. The
 //! fsync and the round trip are shared, `synchronous_commit` stays on.
+//!
+//! Where many were answered together, as many are on their way again: the first of them to arrive is not taken alone, or every second
+//! commit would be for a handful. The next batch waits for most of them, and never longer than [`GATHER_MAX`].
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 
 use super::error::DbError;
 use crate::faults;
@@ -16,6 +21,16 @@ use crate::faults;
 const BATCH_MAX: usize = 256;
 /// Requests waiting at most; above that a request is refused, not queued.
 const QUEUE_MAX: usize = 4_096;
+
+/// How long a batch may wait for others; a commit takes about as long.
+const GATHER_MAX: Duration = Duration::from_millis(1);
+/// A batch of fewer says nothing about the next one.
+const GATHER_FROM: usize = 8;
+
+/// How many the next batch waits for after one of `last`: most of those, because not all come again.
+fn awaited(last: usize) -> usize {
+    if last < GATHER_FROM { 1 } else { last * 3 / 4 }
+}
 
 /// The queue is full, or the process is stopping.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
@@ -70,7 +85,17 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
         let (queue, mut waiting) = mpsc::channel::<(Q, oneshot::Sender<A>)>(QUEUE_MAX);
         runtime.spawn(async move {
             let mut taken = Vec::with_capacity(BATCH_MAX);
+            let mut last = 0;
             while waiting.recv_many(&mut taken, BATCH_MAX).await > 0 {
+                let due = Instant::now() + GATHER_MAX;
+                while taken.len() < awaited(last) {
+                    let room = BATCH_MAX - taken.len();
+                    match timeout_at(due, waiting.recv_many(&mut taken, room)).await {
+                        Ok(more) if more > 0 => {}
+                        _ => break,
+                    }
+                }
+                last = taken.len();
                 // Nobody waits for these any more, and nothing of them was done.
                 taken.retain(|(_, to)| !to.is_closed());
                 if taken.is_empty() {

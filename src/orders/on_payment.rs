@@ -61,7 +61,7 @@ impl Handler for OnPayment {
         Keys { ordering: order.clone(), business: order }
     }
 
-    async fn apply(&self, conn: &mut Conn, batch: &[Received<PaymentStatusUpdated>]) -> Result<(), DbError> {
+    async fn apply(&self, conn: &Conn, batch: &[Received<PaymentStatusUpdated>]) -> Result<(), DbError> {
         let endings = settle(batch);
         if endings.is_empty() {
             return Ok(());

@@ -79,28 +79,52 @@ struct IdRow {
     id: Uuid,
 }
 
-/// Writes the orders that are not there yet, each with its event and its payment request, in one statement (S6); returns the
-/// ids of those written. The rows of `orders` go in by id, so that two writers never wait in a circle; the requests go in as
-/// they came, so that one user's are published in that order.
-pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Uuid>, DbError> {
-    fn column<'p, T>(placements: &[&'p Placement], field: impl Fn(&'p Placement) -> T) -> Vec<T> {
-        placements.iter().map(|placement| field(placement)).collect()
-    }
-    let payloads = column(placements, |p| {
-        let (order, timestamp) = (&p.order, p.at);
-        PaymentRequested {
-            order_id: order.id,
-            user_id: order.user_id.clone(),
-            amount: order.amount,
-            description: order.description.clone(),
-            timestamp,
-        }
-        .encode()
-    });
-    let rows: Vec<IdRow> = sql("with given as (
+/// Writes new orders, each with its event and its payment request, in one statement (S6). The rows of `orders` go in by id, so that
+/// two writers never wait in a circle; the requests go in as they came, so that one user's are published in that order.
+///
+/// # Errors
+/// [`DbError::Duplicate`] where one is there already; none is written then. [`insert_missing`] finds out which, and takes twice as long.
+pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<(), DbError> {
+    let mut by_id = placements.to_vec();
+    by_id.sort_unstable_by_key(|placement| placement.order.id);
+    let rows = Rows::of(&by_id);
+    let messages = Messages::of(placements);
+    sql("with accepted as (
+             insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent, stamp)
+             select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($5), unnest($6), unnest($7)
+         ), event as (
+             insert into order_event (order_id, status, at, traceparent) select unnest($1), 'New', unnest($5), unnest($6)
+         )
+         insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
+         select unnest($8), $9, unnest($10), unnest($11), $12, $13, unnest($14), unnest($15), unnest($16)")
+    .bind::<Array<SqlUuid>, _>(rows.ids)
+    .bind::<Array<Text>, _>(rows.users)
+    .bind::<Array<BigInt>, _>(rows.amounts)
+    .bind::<Array<Nullable<Text>>, _>(rows.descriptions)
+    .bind::<Array<Timestamptz>, _>(rows.times)
+    .bind::<Array<Text>, _>(rows.traceparents)
+    .bind::<Array<Nullable<SqlUuid>>, _>(rows.stamps)
+    .bind::<Array<SqlUuid>, _>(messages.event_ids)
+    .bind::<Text, _>(ORDER_PAYMENT_REQUESTS)
+    .bind::<Array<Text>, _>(messages.keys)
+    .bind::<Array<Binary>, _>(messages.payloads)
+    .bind::<Text, _>(PaymentRequested::TYPE)
+    .bind::<Text, _>(SOURCE)
+    .bind::<Array<Text>, _>(messages.traceparents)
+    .bind::<Array<Text>, _>(messages.request_ids)
+    .bind::<Array<Timestamptz>, _>(messages.times)
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+/// As [`insert`], of those orders that are not there yet; returns the ids of those written.
+pub async fn insert_missing(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Uuid>, DbError> {
+    let (rows, messages) = (Rows::of(placements), Messages::of(placements));
+    let written: Vec<IdRow> = sql("with given as (
              select unnest($1) as id, unnest($2) as user_id, unnest($3) as amount, unnest($4) as description, unnest($5) as at,
-                    unnest($6) as traceparent, unnest($7) as request_id, unnest($8) as event_id, unnest($9) as payload,
-                    unnest($13) as stamp, generate_series(1, cardinality($1)) as n
+                    unnest($6) as traceparent, unnest($7) as stamp, unnest($8) as request_id, unnest($9) as event_id,
+                    unnest($10) as payload, generate_series(1, cardinality($1)) as n
          ), accepted as (
              insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent, stamp)
              select id, user_id, amount, description, at, at, traceparent, stamp from given order by id
@@ -111,26 +135,83 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Uu
              select id, 'New', at, traceparent from given join accepted using (id) order by id
          ), message as (
              insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
-             select event_id, $10, user_id, payload, $11, $12, traceparent, request_id, at
+             select event_id, $11, user_id, payload, $12, $13, traceparent, request_id, at
                from given join accepted using (id) order by n
          )
          select id from accepted")
-    .bind::<Array<SqlUuid>, _>(column(placements, |p| p.order.id))
-    .bind::<Array<Text>, _>(column(placements, |p| p.order.user_id.as_str()))
-    .bind::<Array<BigInt>, _>(column(placements, |p| p.order.amount.minor()))
-    .bind::<Array<Nullable<Text>>, _>(column(placements, |p| p.order.description.as_deref()))
-    .bind::<Array<Timestamptz>, _>(column(placements, |p| p.at))
-    .bind::<Array<Text>, _>(column(placements, |p| p.origin.trace.traceparent()))
-    .bind::<Array<Text>, _>(column(placements, |p| p.origin.request_id.as_str()))
-    .bind::<Array<SqlUuid>, _>(column(placements, |_| Uuid::now_v7()))
-    .bind::<Array<Binary>, _>(payloads)
+    .bind::<Array<SqlUuid>, _>(rows.ids)
+    .bind::<Array<Text>, _>(rows.users)
+    .bind::<Array<BigInt>, _>(rows.amounts)
+    .bind::<Array<Nullable<Text>>, _>(rows.descriptions)
+    .bind::<Array<Timestamptz>, _>(rows.times)
+    .bind::<Array<Text>, _>(rows.traceparents)
+    .bind::<Array<Nullable<SqlUuid>>, _>(rows.stamps)
+    .bind::<Array<Text>, _>(messages.request_ids)
+    .bind::<Array<SqlUuid>, _>(messages.event_ids)
+    .bind::<Array<Binary>, _>(messages.payloads)
     .bind::<Text, _>(ORDER_PAYMENT_REQUESTS)
     .bind::<Text, _>(PaymentRequested::TYPE)
     .bind::<Text, _>(SOURCE)
-    .bind::<Array<Nullable<SqlUuid>>, _>(column(placements, |p| p.origin.stamp))
     .load(conn)
     .await?;
-    Ok(rows.into_iter().map(|row| row.id).collect())
+    Ok(written.into_iter().map(|row| row.id).collect())
+}
+
+/// What `orders` and `order_event` are to hold, by column.
+struct Rows<'p> {
+    ids: Vec<Uuid>,
+    users: Vec<&'p str>,
+    amounts: Vec<i64>,
+    descriptions: Vec<Option<&'p str>>,
+    times: Vec<DateTime<Utc>>,
+    traceparents: Vec<String>,
+    stamps: Vec<Option<Uuid>>,
+}
+
+impl<'p> Rows<'p> {
+    fn of(placements: &[&'p Placement]) -> Self {
+        Self {
+            ids: column(placements, |p| p.order.id),
+            users: column(placements, |p| p.order.user_id.as_str()),
+            amounts: column(placements, |p| p.order.amount.minor()),
+            descriptions: column(placements, |p| p.order.description.as_deref()),
+            times: column(placements, |p| p.at),
+            traceparents: column(placements, |p| p.origin.trace.traceparent()),
+            stamps: column(placements, |p| p.origin.stamp),
+        }
+    }
+}
+
+/// What the outbox is to hold, by column.
+struct Messages<'p> {
+    event_ids: Vec<Uuid>,
+    keys: Vec<&'p str>,
+    payloads: Vec<Vec<u8>>,
+    traceparents: Vec<String>,
+    request_ids: Vec<&'p str>,
+    times: Vec<DateTime<Utc>>,
+}
+
+impl<'p> Messages<'p> {
+    fn of(placements: &[&'p Placement]) -> Self {
+        Self {
+            event_ids: column(placements, |_| Uuid::now_v7()),
+            keys: column(placements, |p| p.order.user_id.as_str()),
+            payloads: column(placements, |p| payment_requested(p).encode()),
+            traceparents: column(placements, |p| p.origin.trace.traceparent()),
+            request_ids: column(placements, |p| p.origin.request_id.as_str()),
+            times: column(placements, |p| p.at),
+        }
+    }
+}
+
+fn payment_requested(placement: &Placement) -> PaymentRequested {
+    let NewOrder { id, user_id, amount, description } = placement.order.clone();
+    PaymentRequested { order_id: id, user_id, amount, description, timestamp: placement.at }
+}
+
+fn column<'p, T>(placements: &[&'p Placement], field: impl Fn(&'p Placement) -> T) -> Vec<T> {
+    placements.iter().map(|placement| field(placement)).collect()
 }
 
 /// The orders with these ids, in no order.
@@ -169,7 +250,7 @@ pub async fn list(conn: &mut Conn, which: ListOrders) -> Result<OrderPage, DbErr
 }
 
 /// Ends the orders that have not ended (S5), each with its event; returns how many.
-pub async fn end(conn: &mut Conn, endings: &[Ending]) -> Result<usize, DbError> {
+pub async fn end(mut conn: &Conn, endings: &[Ending]) -> Result<usize, DbError> {
     fn column<'e, T>(endings: &'e [Ending], field: impl Fn(&'e Ending) -> T) -> Vec<T> {
         endings.iter().map(field).collect()
     }
@@ -201,7 +282,7 @@ pub async fn end(conn: &mut Conn, endings: &[Ending]) -> Result<usize, DbError> 
     .bind::<Array<Timestamptz>, _>(column(endings, |e| e.received_at))
     .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.envelope.trace.map(|trace| trace.traceparent())))
     .bind::<Text, _>(crate::contracts::PAYMENT_STATUS_UPDATES)
-    .execute(conn)
+    .execute(&mut conn)
     .await?;
     Ok(ended)
 }

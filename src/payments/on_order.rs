@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
+use futures::future::join_all;
 use uuid::Uuid;
 
 use crate::contracts::{Outcome, PAYMENT_STATUS_UPDATES, PaymentRequested, PaymentStatusUpdated};
@@ -14,6 +15,9 @@ use crate::trace::TraceContext;
 use super::SOURCE;
 use super::decide::{Accounts, Decision, Held, Verdict, decide};
 use super::store::{self, Decided, Entry, Record};
+
+/// Decisions that are written by one statement a table.
+const PIECE: usize = 1_000;
 
 /// The handler of `order-payment-requests`.
 pub struct OnOrder {
@@ -42,21 +46,26 @@ impl Handler for OnOrder {
     }
 
     /// Two round trips: what is known, with the accounts locked; then all that was decided.
-    async fn apply(&self, conn: &mut Conn, batch: &[Received<PaymentRequested>]) -> Result<(), DbError> {
-        let conn = &*conn;
+    async fn apply(&self, conn: &Conn, batch: &[Received<PaymentRequested>]) -> Result<(), DbError> {
         let orders: Vec<Uuid> = batch.iter().map(|request| request.event.order_id).collect();
         let users: HashSet<&str> = batch.iter().map(|request| request.event.user_id.as_str()).collect();
         let users: Vec<&str> = users.into_iter().collect();
-        let (decided, (mut accounts, at)) = tokio::try_join!(store::decided(conn, &orders), store::lock(conn, &users))?;
+        let (decided, locked) = tokio::join!(biased; store::decided(conn, &orders), store::lock(conn, &users));
+        let (decided, (mut accounts, at)) = (decided?, locked?);
 
-        let effects = effects(batch, &decided, &mut accounts, at);
-        tokio::try_join!(
-            store::set_balances(conn, &effects.moved, at),
-            store::write_payments(conn, &effects.records, crate::contracts::ORDER_PAYMENT_REQUESTS, at),
-            store::write_entries(conn, &effects.entries, at),
-            outbox::append(conn, &effects.messages),
-        )?;
-        Ok(())
+        let (moved, decisions) = settle(batch, &decided, &mut accounts);
+        let repeats = repeats(batch, &decided, at);
+        // Piece after piece is made and sent without waiting: the server writes one while the next one is being made.
+        let pieces = decisions.chunks(PIECE).map(|some| write(conn, batch, some, at));
+        let (moved, written, repeated) = tokio::join!(
+            biased;
+            store::set_balances(conn, &moved, at),
+            join_all(pieces),
+            outbox::append(conn, &repeats),
+        );
+        moved?;
+        written.into_iter().collect::<Result<(), DbError>>()?;
+        repeated
     }
 
     fn committed(&self) {
@@ -70,7 +79,7 @@ pub struct Effects<'b> {
     pub moved: Vec<Held>,
     /// New decisions.
     pub records: Vec<Record<'b>>,
-    /// New lines of the ledger, in the order in which they happened.
+    /// New lines of the ledger, each account's in the order in which they happened.
     pub entries: Vec<Entry>,
     /// A result for every order of the batch.
     pub messages: Vec<Message>,
@@ -83,15 +92,52 @@ pub fn effects<'b>(
     accounts: &mut Accounts,
     at: DateTime<Utc>,
 ) -> Effects<'b> {
-    let requests: Vec<&PaymentRequested> = batch.iter().map(|request| &request.event).collect();
-    let decisions = decide(accounts, &decided.keys().copied().collect(), &requests);
-    let records: Vec<Record> = decisions.iter().map(|decision| record(&batch[decision.index], decision.verdict)).collect();
-    let entries = entries(batch, &decisions);
-    let debited: HashSet<i64> = entries.iter().map(|entry| entry.account_id).collect();
-    let moved = accounts.values().filter(|account| debited.contains(&account.id)).cloned().collect();
-    let mut messages: Vec<Message> = records.iter().map(|record| result(record, at)).collect();
+    let (moved, decisions) = settle(batch, decided, accounts);
+    let (records, entries, mut messages) = lines(batch, &decisions, at);
     messages.extend(repeats(batch, decided, at));
     Effects { moved, records, entries, messages }
+}
+
+/// The accounts that move, and the new decisions, account by account: the ledger's index then takes an account's lines side by side.
+fn settle(
+    batch: &[Received<PaymentRequested>],
+    decided: &HashMap<Uuid, Decided>,
+    accounts: &mut Accounts,
+) -> (Vec<Held>, Vec<Decision>) {
+    let requests: Vec<&PaymentRequested> = batch.iter().map(|request| &request.event).collect();
+    let mut decisions = decide(accounts, &decided.keys().copied().collect(), &requests);
+    let debited: HashSet<i64> = decisions.iter().filter_map(|decision| Some(decision.debit?.account_id)).collect();
+    let moved = accounts.values().filter(|account| debited.contains(&account.id)).cloned().collect();
+    // Stable: each account's stay in the order in which they were taken.
+    decisions.sort_by_key(|decision| decision.debit.map(|debit| debit.account_id));
+    (moved, decisions)
+}
+
+async fn write(
+    conn: &Conn,
+    batch: &[Received<PaymentRequested>],
+    decisions: &[Decision],
+    at: DateTime<Utc>,
+) -> Result<(), DbError> {
+    let (records, entries, messages) = lines(batch, decisions, at);
+    let (payments, transfers, results) = tokio::join!(
+        biased;
+        store::write_payments(conn, &records, crate::contracts::ORDER_PAYMENT_REQUESTS, at),
+        store::write_entries(conn, &entries, at),
+        outbox::append(conn, &messages),
+    );
+    payments.and(transfers).and(results)
+}
+
+/// What `decisions` write: themselves, the ledger's lines, the results.
+fn lines<'b>(
+    batch: &'b [Received<PaymentRequested>],
+    decisions: &[Decision],
+    at: DateTime<Utc>,
+) -> (Vec<Record<'b>>, Vec<Entry>, Vec<Message>) {
+    let records: Vec<Record> = decisions.iter().map(|decision| record(&batch[decision.index], decision.verdict)).collect();
+    let messages = records.iter().map(|record| result(record, at)).collect();
+    (records, entries(batch, decisions), messages)
 }
 
 fn record(request: &Received<PaymentRequested>, verdict: Verdict) -> Record<'_> {

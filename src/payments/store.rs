@@ -148,6 +148,9 @@ pub async fn decided(mut conn: &Conn, orders: &[Uuid]) -> Result<HashMap<Uuid, D
 
 /// Writes the balances of accounts that moved; they must be locked.
 pub async fn set_balances(mut conn: &Conn, moved: &[Held], at: DateTime<Utc>) -> Result<(), DbError> {
+    if moved.is_empty() {
+        return Ok(());
+    }
     sql("update account a set balance = m.balance, updated_at = $3
            from (select unnest($1) as id, unnest($2) as balance) m where a.id = m.id")
     .bind::<Array<BigInt>, _>(moved.iter().map(|m| m.id).collect::<Vec<_>>())
@@ -169,6 +172,9 @@ pub struct Entry {
 
 /// Writes the lines in the order in which they happened.
 pub async fn write_entries(mut conn: &Conn, entries: &[Entry], at: DateTime<Utc>) -> Result<(), DbError> {
+    if entries.is_empty() {
+        return Ok(());
+    }
     let from = |e: &Entry| if e.order_id.is_some() { e.account_id } else { WORLD };
     let to = |e: &Entry| if e.order_id.is_some() { SHOP } else { e.account_id };
     sql("insert into transfer (account_id, from_account, to_account, amount, order_id, balance_after, created_at)

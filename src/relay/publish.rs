@@ -118,7 +118,7 @@ fn record(row: Row) -> Record {
             topic: Arc::from(row.topic),
             key: row.raw_key.map(Bytes::from),
             value: row.payload.map(Bytes::from),
-            headers: headers_from_json(&headers).into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect(),
+            headers: headers_from_json(&headers).into_iter().map(|(name, value)| (Cow::Owned(name), value.into())).collect(),
             timestamp: chrono::Utc::now(),
         };
     }

@@ -41,9 +41,9 @@ impl Handler for WriteDown {
         Keys { ordering: event.clone(), business: event.clone() }
     }
 
-    async fn apply(&self, conn: &mut Conn, batch: &[Received<String>]) -> Result<(), DbError> {
+    async fn apply(&self, mut conn: &Conn, batch: &[Received<String>]) -> Result<(), DbError> {
         let values: Vec<&str> = batch.iter().map(|received| received.event.as_str()).collect();
-        sql("insert into applied select unnest($1)").bind::<Array<Text>, _>(values).execute(conn).await?;
+        sql("insert into applied select unnest($1)").bind::<Array<Text>, _>(values).execute(&mut conn).await?;
         let tell = |left: usize| left.checked_sub(1);
         match self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, tell) {
             // After the effect: only a roll-back keeps it from being there twice.

@@ -54,11 +54,11 @@ impl Handler for WriteDown {
         Keys { ordering: key.to_owned(), business: name.to_owned() }
     }
 
-    async fn apply(&self, conn: &mut Conn, batch: &[Received<String>]) -> Result<(), DbError> {
+    async fn apply(&self, mut conn: &Conn, batch: &[Received<String>]) -> Result<(), DbError> {
         sql("insert into applied (value, published_at) select unnest($1), unnest($2)")
             .bind::<Array<Text>, _>(batch.iter().map(|one| one.event.as_str()).collect::<Vec<_>>())
             .bind::<Array<Timestamptz>, _>(batch.iter().map(|one| one.delivery.published_at).collect::<Vec<_>>())
-            .execute(conn)
+            .execute(&mut conn)
             .await?;
         match self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)) {
             Ok(_) => Err(DbError::Unavailable("told to fail".into())),

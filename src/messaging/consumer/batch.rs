@@ -29,35 +29,56 @@ pub struct Batch<E> {
     pub poisoned: Vec<(Delivery, Poison)>,
 }
 
-impl<E> Batch<E> {
-    pub(super) fn assemble<I: Inbox<Event = E>>(inbox: &I, topic: &Arc<str>, fetched: impl Iterator<Item = Fetched>) -> Self {
-        let mut batch = Self { moves: Vec::new(), received: Vec::new(), poisoned: Vec::new() };
+/// The records of one piece, in log order, each decoded or refused.
+#[derive(Debug)]
+pub struct Decoded<E> {
+    pub received: Vec<Received<E>>,
+    pub poisoned: Vec<(Delivery, Poison)>,
+}
+
+impl<E> Decoded<E> {
+    pub fn of<I: Inbox<Event = E>>(inbox: &I, topic: &Arc<str>, partition: i32, records: Vec<StoredRecord>) -> Self {
+        let mut decoded = Self { received: Vec::with_capacity(records.len()), poisoned: Vec::new() };
         let received_at = Utc::now();
+        for record in records {
+            let position = Position { topic: topic.clone(), partition, offset: record.offset };
+            let envelope = Envelope::read(&record.headers);
+            let StoredRecord { key, value, headers, timestamp, .. } = record;
+            // Any producer's, and the broker checks little: the database's times do not reach as far.
+            let published_at = timestamp.clamp(DateTime::UNIX_EPOCH, TIME_MAX);
+            let delivery = Delivery { position, key, value, headers, envelope, published_at, received_at };
+            match inbox.decode(&delivery) {
+                Ok(event) => decoded.received.push(Received { event, delivery }),
+                Err(poison) => decoded.poisoned.push((delivery, poison)),
+            }
+        }
+        decoded
+    }
+
+    pub fn count(&self) -> usize {
+        self.received.len() + self.poisoned.len()
+    }
+}
+
+impl<E> Batch<E> {
+    pub(super) fn assemble(topic: &str, fetched: impl Iterator<Item = Fetched<E>>) -> Self {
+        let mut batch = Self { moves: Vec::new(), received: Vec::new(), poisoned: Vec::new() };
         for one in fetched {
             let (partition, epoch) = (one.partition(), one.epoch());
-            let (from, to, records) = match one {
-                Fetched::Records { from, records, next_offset, .. } => (from, next_offset, records),
+            let (from, to) = one.span();
+            match one {
+                Fetched::Records { decoded: Decoded { received, poisoned }, .. } => {
+                    batch.received.extend(received);
+                    batch.poisoned.extend(poisoned);
+                }
                 Fetched::Reset { from, to, .. } => {
                     tracing::error!(%topic, partition, from, to, "the offset is not on the log; going on where the log begins");
-                    metrics::counter!("shopd_consumer_offset_resets_total", "topic" => topic.to_string()).increment(1);
-                    (from, to, Vec::new())
+                    metrics::counter!("shopd_consumer_offset_resets_total", "topic" => topic.to_owned()).increment(1);
                 }
-            };
+            }
             match batch.moves.iter_mut().find(|m| m.partition == partition) {
                 Some(earlier) => earlier.to = to,
                 None => batch.moves.push(Move { partition, from, to, epoch }),
-            }
-            for record in records {
-                let position = Position { topic: topic.clone(), partition, offset: record.offset };
-                let envelope = Envelope::read(&record.headers);
-                let StoredRecord { key, value, headers, timestamp, .. } = record;
-                // Any producer's, and the broker checks little: the database's times do not reach as far.
-                let published_at = timestamp.clamp(DateTime::UNIX_EPOCH, TIME_MAX);
-                let delivery = Delivery { position, key, value, headers, envelope, published_at, received_at };
-                match inbox.decode(&delivery) {
-                    Ok(event) => batch.received.push(Received { event, delivery }),
-                    Err(poison) => batch.poisoned.push((delivery, poison)),
-                }
             }
         }
         batch.moves.sort_by_key(|m| m.partition);

@@ -10,6 +10,8 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::SharedIncident;
 
 use super::super::log::{LogError, SharedLog, StoredRecord};
+use super::batch::Decoded;
+use super::inbox::Inbox;
 use super::offsets::Owned;
 
 /// Bytes of one fetch.
@@ -20,13 +22,13 @@ const FETCH_BYTES_MAX: i32 = 512 * 1024;
 const PIECE_RECORDS_MAX: usize = 2_000;
 const PIECE_BYTES_MAX: usize = 4 * 1024 * 1024;
 
-/// What a fetcher brings.
-pub enum Fetched {
+/// What a fetcher brings, decoded: that is done side by side with the batch in hand.
+pub enum Fetched<E> {
     Records {
         partition: i32,
         epoch: i64,
         from: i64,
-        records: Vec<StoredRecord>,
+        decoded: Decoded<E>,
         next_offset: i64,
     },
     /// The offset is not on the log (any more): go on at `to`.
@@ -38,7 +40,7 @@ pub enum Fetched {
     },
 }
 
-impl Fetched {
+impl<E> Fetched<E> {
     pub fn partition(&self) -> i32 {
         match self {
             Self::Records { partition, .. } | Self::Reset { partition, .. } => *partition,
@@ -62,11 +64,12 @@ impl Fetched {
 }
 
 /// Fetches a partition from where it is owned; waits while the consumer is behind.
-pub async fn fetch(
+pub async fn fetch<I: Inbox>(
     log: SharedLog,
+    inbox: Arc<I>,
     topic: Arc<str>,
     owned: Owned,
-    to: mpsc::Sender<Fetched>,
+    to: mpsc::Sender<Fetched<I::Event>>,
     incident: SharedIncident,
     stop: Shutdown,
 ) {
@@ -78,51 +81,57 @@ pub async fn fetch(
             fetched = log.fetch(&topic, partition, from, FETCH_BYTES_MAX) => fetched,
             () = stop.stopped() => return,
         };
-        let sends = match fetched {
+        match fetched {
             Ok(fetched) => {
                 incident.recovered(partition);
                 delays = backoff();
                 if fetched.next_offset == from {
                     continue;
                 }
-                let sends = pieces(partition, epoch, from, fetched.records, fetched.next_offset);
-                from = fetched.next_offset;
-                sends
+                for Piece { records, next_offset } in pieces(fetched.records, fetched.next_offset) {
+                    let decoded = Decoded::of(&*inbox, &topic, partition, records);
+                    let piece = Fetched::Records { partition, epoch, from, decoded, next_offset };
+                    if to.send(piece).await.is_err() {
+                        return;
+                    }
+                    from = next_offset;
+                }
             }
             Err(LogError::OutOfRange { start, .. }) if start != from => {
-                let reset = Fetched::Reset { partition, epoch, from, to: start };
+                if to.send(Fetched::Reset { partition, epoch, from, to: start }).await.is_err() {
+                    return;
+                }
                 from = start;
-                vec![reset]
             }
             Err(error) => {
                 incident.failed(partition, &format_args!("{topic}: {error}"));
                 pause(delays.next().unwrap_or(Duration::from_secs(2)), &stop).await;
-                continue;
-            }
-        };
-        for send in sends {
-            if to.send(send).await.is_err() {
-                return;
             }
         }
     }
 }
 
+/// Consecutive records that are handed on together.
+struct Piece {
+    records: Vec<StoredRecord>,
+    /// Where the next one begins.
+    next_offset: i64,
+}
+
 /// Cuts what was fetched; the pieces' offsets follow each other without a gap.
-fn pieces(partition: i32, epoch: i64, mut from: i64, fetched: Vec<StoredRecord>, end: i64) -> Vec<Fetched> {
+fn pieces(fetched: Vec<StoredRecord>, end: i64) -> Vec<Piece> {
     let mut pieces = Vec::new();
     let (mut records, mut bytes) = (Vec::new(), 0);
     for record in fetched {
         let size = bytes_of(&record);
         if !records.is_empty() && (records.len() >= PIECE_RECORDS_MAX || bytes + size > PIECE_BYTES_MAX) {
-            let next_offset = record.offset;
-            pieces.push(Fetched::Records { partition, epoch, from, records: std::mem::take(&mut records), next_offset });
-            (from, bytes) = (next_offset, 0);
+            pieces.push(Piece { records: std::mem::take(&mut records), next_offset: record.offset });
+            bytes = 0;
         }
         bytes += size;
         records.push(record);
     }
-    pieces.push(Fetched::Records { partition, epoch, from, records, next_offset: end });
+    pieces.push(Piece { records, next_offset: end });
     pieces
 }
 
@@ -132,9 +141,9 @@ fn bytes_of(record: &StoredRecord) -> usize {
     sized(&record.key) + sized(&record.value) + headers
 }
 
-pub fn count(fetched: &[Fetched]) -> usize {
-    let records = |one: &Fetched| match one {
-        Fetched::Records { records, .. } => records.len(),
+pub fn count<E>(fetched: &[Fetched<E>]) -> usize {
+    let records = |one: &Fetched<E>| match one {
+        Fetched::Records { decoded, .. } => decoded.count(),
         Fetched::Reset { .. } => 0,
     };
     fetched.iter().map(records).sum()
@@ -167,22 +176,18 @@ mod tests {
         StoredRecord { offset, key: None, value, headers: Default::default(), timestamp: Default::default() }
     }
 
-    /// From, to and number of records of each piece.
-    fn cut(records: Vec<StoredRecord>, end: i64) -> Vec<(i64, i64, usize)> {
-        let piece = |one| match one {
-            Fetched::Records { from, records, next_offset, .. } => (from, next_offset, records.len()),
-            Fetched::Reset { .. } => unreachable!("nothing is reset here"),
-        };
-        pieces(0, 1, 3, records, end).into_iter().map(piece).collect()
+    /// Where each piece ends, and its number of records.
+    fn cut(records: Vec<StoredRecord>, end: i64) -> Vec<(i64, usize)> {
+        pieces(records, end).into_iter().map(|piece| (piece.next_offset, piece.records.len())).collect()
     }
 
     #[test]
     fn a_fetch_that_is_too_large_for_one_transaction_is_cut_without_a_gap() {
         let records = |n: i64| (0..n).map(|i| record(5 + 2 * i, 1)).collect::<Vec<_>>();
-        assert_eq!(cut(records(0), 9), [(3, 9, 0)]);
-        assert_eq!(cut(records(2_000), 5_000), [(3, 5_000, 2_000)]);
-        assert_eq!(cut(records(4_001), 9_000), [(3, 4_005, 2_000), (4_005, 8_005, 2_000), (8_005, 9_000, 1)]);
+        assert_eq!(cut(records(0), 9), [(9, 0)]);
+        assert_eq!(cut(records(2_000), 5_000), [(5_000, 2_000)]);
+        assert_eq!(cut(records(4_001), 9_000), [(4_005, 2_000), (8_005, 2_000), (9_000, 1)]);
         let large = vec![record(3, 3 << 20), record(4, 3 << 20), record(5, 9 << 20), record(6, 1), record(7, 1)];
-        assert_eq!(cut(large, 8), [(3, 4, 1), (4, 5, 1), (5, 6, 1), (6, 8, 2)]);
+        assert_eq!(cut(large, 8), [(4, 1), (5, 1), (6, 1), (8, 2)]);
     }
 }

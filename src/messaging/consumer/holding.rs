@@ -59,7 +59,7 @@ impl Holding {
 
     /// Whether this is what comes next of a partition of ours; it counts as taken then. Anything else was left by a fetcher that
     /// has ended.
-    pub fn expects(&mut self, one: &Fetched) -> bool {
+    pub fn expects<E>(&mut self, one: &Fetched<E>) -> bool {
         let (from, to) = one.span();
         let held = self.held.get_mut(&one.partition());
         let held = held.filter(|held| held.fetcher.is_some() && held.epoch == one.epoch() && held.next == from);

@@ -131,8 +131,8 @@ impl<I: Inbox> Consumer<I> {
         let (mut look_after, mut looked) = (false, None::<Instant>);
         loop {
             let start = |owned: &Owned| {
-                let (log, topic, to) = (self.log.clone(), self.topic.clone(), to.clone());
-                fetch(log, topic, owned.clone(), to, incident.clone(), stop.clone())
+                let (log, inbox, topic, to) = (self.log.clone(), self.inbox.clone(), self.topic.clone(), to.clone());
+                fetch(log, inbox, topic, owned.clone(), to, incident.clone(), stop.clone())
             };
             let mut applied = false;
             tokio::select! {
@@ -166,7 +166,7 @@ impl<I: Inbox> Consumer<I> {
                         records += count(std::slice::from_ref(&more));
                         waiting.push(more);
                     }
-                    let batch = Batch::assemble(&*self.inbox, &self.topic, waiting.drain(..).filter(|one| holding.expects(one)));
+                    let batch = Batch::assemble(&self.topic, waiting.drain(..).filter(|one| holding.expects(one)));
                     if !batch.moves.is_empty() {
                         match self.apply_until_done(Arc::new(batch), stop).await {
                             Ok(stopped) => stopped.iter().for_each(|one| holding.stop(one)),

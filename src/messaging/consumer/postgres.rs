@@ -41,7 +41,8 @@ pub trait Handler: Send + Sync + 'static {
 
     /// Applies a batch, in log order within each partition, in the transaction that moves the offsets. Must bear the same
     /// record twice.
-    async fn apply(&self, conn: &mut Conn, batch: &[Received<Self::Event>]) -> Result<(), DbError>;
+    /// Its statements may be sent without waiting for each other: those of a transaction that failed fail too, the first one says why.
+    async fn apply(&self, conn: &Conn, batch: &[Received<Self::Event>]) -> Result<(), DbError>;
 
     /// After the commit.
     fn committed(&self) {}
@@ -206,11 +207,13 @@ async fn write<H: Handler>(
         let ordering: Vec<&str> = ordering.into_iter().collect();
         let shared = &*conn;
         // One after the other on the server, without waiting between: what is found is found under the fence.
-        let ((), heads) = tokio::try_join!(
+        let (fenced, heads) = tokio::join!(
+            biased;
             offsets::advance(shared, topic, &batch.moves, how.lease),
             dead_letter::heads(shared, topic, &partitions, &ordering),
-        )?;
-        for head in heads {
+        );
+        fenced?;
+        for head in heads? {
             occupied.insert(head.partition);
             if let Some(key) = head.ordering_key {
                 let room = how.limits.followers_max.saturating_sub(head.followers);
@@ -223,12 +226,17 @@ async fn write<H: Handler>(
         for member in dead_letter::members(conn, topic, &asked).await? {
             queues.member((member.partition, member.ordering_key), member.business_key);
         }
-    } else {
-        offsets::advance(conn, topic, &batch.moves, how.lease).await?;
     }
 
     let outcomes = if how.isolating {
         isolate(conn, handler, &batch.received, &mut queues, how.limits.room()).await?
+    } else if !how.looks {
+        // In one round trip with what the effect begins with; where the fence holds, all of that fails with it.
+        let shared = &*conn;
+        let effect = async { if batch.received.is_empty() { Ok(()) } else { handler.apply(shared, &batch.received).await } };
+        let (fenced, applied) = tokio::join!(biased; offsets::advance(shared, topic, &batch.moves, how.lease), effect);
+        fenced.and(applied)?;
+        Vec::new()
     } else if queues.is_empty() {
         if !batch.received.is_empty() {
             handler.apply(conn, &batch.received).await?;

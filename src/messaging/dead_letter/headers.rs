@@ -2,7 +2,6 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use serde_json::Value;
 
 use crate::contracts::Headers;
@@ -41,10 +40,10 @@ fn name_from(name: String) -> Option<String> {
     }
 }
 
-fn value_from(value: &Value) -> Option<Bytes> {
+fn value_from(value: &Value) -> Option<Vec<u8>> {
     match value {
-        Value::String(text) => Some(Bytes::copy_from_slice(text.as_bytes())),
-        Value::Object(object) => STANDARD.decode(object.get("base64")?.as_str()?).ok().map(Bytes::from),
+        Value::String(text) => Some(text.as_bytes().to_vec()),
+        Value::Object(object) => STANDARD.decode(object.get("base64")?.as_str()?).ok(),
         _ => None,
     }
 }
@@ -59,7 +58,6 @@ mod tests {
         fn headers_come_back_as_they_were(
             headers in proptest::collection::btree_map("(base64:)?[\u{0}a-zé]{0,8}", proptest::collection::vec(any::<u8>(), 0..20), 0..8),
         ) {
-            let headers: Headers = headers.into_iter().map(|(name, value)| (name, Bytes::from(value))).collect();
             let json = to_json(&headers).to_string();
             prop_assert!(!json.contains("\\u0000"), "Postgres refuses it: {json}");
             prop_assert_eq!(from_json(&json), headers);

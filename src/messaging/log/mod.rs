@@ -55,14 +55,14 @@ pub struct StoredRecord {
     pub offset: i64,
     pub key: Option<Bytes>,
     pub value: Option<Bytes>,
-    pub headers: BTreeMap<String, Bytes>,
+    pub headers: BTreeMap<String, Vec<u8>>,
     pub timestamp: DateTime<Utc>,
 }
 
 impl StoredRecord {
     /// Why this record's bytes could not be read at all. Key and value are absent then; it is a dead letter.
     pub fn unreadable(&self) -> Option<&[u8]> {
-        self.headers.get(UNREADABLE).map(Bytes::as_ref)
+        self.headers.get(UNREADABLE).map(Vec::as_slice)
     }
 }
 

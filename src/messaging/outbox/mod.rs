@@ -109,26 +109,27 @@ pub async fn append_copies(mut conn: &Conn, copies: &[Copy<'_>]) -> Result<(), D
     Ok(())
 }
 
-/// Writes messages in the caller's transaction, in one statement.
+/// Writes messages in the caller's transaction, in their order; those of one topic, type and source in one statement.
 pub async fn append(mut conn: &Conn, messages: &[Message]) -> Result<(), DbError> {
     fn column<'m, T>(messages: &'m [Message], field: impl Fn(&'m Message) -> T) -> Vec<T> {
         messages.iter().map(field).collect()
     }
-    if messages.is_empty() {
-        return Ok(());
+    // What is the same in every row is sent once: in a batch of one service's that is all of them.
+    for alike in messages.chunk_by(|a, b| (a.topic, a.kind, a.source) == (b.topic, b.kind, b.source)) {
+        let Some(Message { topic, kind, source, .. }) = alike.first() else { continue };
+        sql("insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
+             select unnest($1), $2, unnest($3), unnest($4), $5, $6, unnest($7), unnest($8), unnest($9)")
+        .bind::<Array<SqlUuid>, _>(column(alike, |m| m.event_id))
+        .bind::<Text, _>(*topic)
+        .bind::<Array<Text>, _>(column(alike, |m| m.key.as_str()))
+        .bind::<Array<Binary>, _>(column(alike, |m| m.payload.as_slice()))
+        .bind::<Text, _>(*kind)
+        .bind::<Text, _>(*source)
+        .bind::<Array<Text>, _>(column(alike, |m| m.traceparent.as_str()))
+        .bind::<Array<Text>, _>(column(alike, |m| m.request_id.as_str()))
+        .bind::<Array<Timestamptz>, _>(column(alike, |m| m.created_at))
+        .execute(&mut conn)
+        .await?;
     }
-    sql("insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
-         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), unnest($9)")
-    .bind::<Array<SqlUuid>, _>(column(messages, |m| m.event_id))
-    .bind::<Array<Text>, _>(column(messages, |m| m.topic))
-    .bind::<Array<Text>, _>(column(messages, |m| m.key.as_str()))
-    .bind::<Array<Binary>, _>(column(messages, |m| m.payload.as_slice()))
-    .bind::<Array<Text>, _>(column(messages, |m| m.kind))
-    .bind::<Array<Text>, _>(column(messages, |m| m.source))
-    .bind::<Array<Text>, _>(column(messages, |m| m.traceparent.as_str()))
-    .bind::<Array<Text>, _>(column(messages, |m| m.request_id.as_str()))
-    .bind::<Array<Timestamptz>, _>(column(messages, |m| m.created_at))
-    .execute(&mut conn)
-    .await?;
     Ok(())
 }

@@ -100,7 +100,7 @@ impl Batch {
         for _ in 0..varint(&mut bytes)? {
             let name = String::from_utf8_lossy(&sized(&mut bytes)??).into_owned();
             // No value is as good as an empty one.
-            headers.insert(name, sized(&mut bytes)?.unwrap_or_default());
+            headers.insert(name, sized(&mut bytes)?.unwrap_or_default().into());
         }
         let timestamp: DateTime<Utc> = DateTime::from_timestamp_millis(timestamp).unwrap_or_default();
         Some(StoredRecord { offset, key, value, headers, timestamp })

@@ -169,13 +169,13 @@ fn from_kafka(stored: RecordAndOffset) -> StoredRecord {
         offset: stored.offset,
         key: record.key.map(Bytes::from),
         value: record.value.map(Bytes::from),
-        headers: record.headers.into_iter().map(|(name, value)| (name, Bytes::from(value))).collect(),
+        headers: record.headers,
         timestamp: record.timestamp,
     }
 }
 
 fn unreadable(offset: i64, reason: &str) -> StoredRecord {
-    let headers = BTreeMap::from([(UNREADABLE.to_owned(), Bytes::copy_from_slice(reason.as_bytes()))]);
+    let headers = BTreeMap::from([(UNREADABLE.to_owned(), reason.as_bytes().to_vec())]);
     StoredRecord { offset, key: None, value: None, headers, timestamp: Utc::now() }
 }
 
