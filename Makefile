@@ -1,7 +1,7 @@
 # What one does with this project every day. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test torture compose-test fuzz bench bench-proxy lint fmt
+.PHONY: help run test torture compose-test fuzz bench bench-proxy bench-micro gate lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,14 @@ bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCH
 bench-proxy: ## the gateway beside nginx and HAProxy (Debian's nginx-light and haproxy); writes docs/PROXY_BENCHMARKS.md (QUICK=1: short)
 	@scripts/need.sh build
 	cargo bench --locked --bench proxy $(ARGS)
+
+bench-micro: ## the pure core, piece by piece, by Criterion: decide, JSON, money, murmur2, headers (ARGS=decide: some only)
+	@scripts/need.sh build
+	cargo bench --locked --bench micro -- $(ARGS)
+
+gate: ## the pure core in instructions, against benches/gate/limits.txt; part of `make test` (ACCEPT=1: new limits; ARGS=decide: some only)
+	@scripts/need.sh test
+	@ACCEPT=$(ACCEPT) scripts/gate.sh $(ARGS)
 
 lint: ## formatting and lints only
 	cargo fmt --check

@@ -18,5 +18,6 @@ phase 'formatting' cargo fmt --check
 phase 'lints' cargo clippy --locked --all-targets --features faults -- -D warnings
 phase 'lints of what is served: without fault points' cargo clippy --locked --lib --bins -- -D warnings
 phase 'building the tests' cargo test --locked --features faults --no-run
+if [ $# = 0 ]; then phase 'what the pure core costs, in instructions' scripts/gate.sh; fi
 echo "== tests" >&2
 exec cargo test --locked --features faults --no-fail-fast "$@"

@@ -2,6 +2,9 @@
 //!
 //! An [`Amount`] is constructed and checked, never assembled: it is read from the text of a JSON number (or of a JSON
 //! string that holds one), never through a float, and written back without needless zeros. May import nothing of ours.
+//!
+//! What clients usually write, plain digits with at most two decimals, is read digit by digit; bigdecimal reads whatever else JSON
+//! calls a number. A property test holds the two together, and what is written against bigdecimal too.
 
 use std::fmt;
 
@@ -40,6 +43,13 @@ impl Amount {
     ///
     /// Decided in this order: JSON grammar, sign (zero counts as not positive), decimals, size.
     pub fn from_json_number(text: &str) -> Result<Self, AmountError> {
+        match plain_minor(text.as_bytes()).and_then(Self::from_minor) {
+            Some(amount) => Ok(amount),
+            None => Self::from_any_number(text),
+        }
+    }
+
+    fn from_any_number(text: &str) -> Result<Self, AmountError> {
         let number = Number::parse(text).ok_or(AmountError::NotANumber)?;
         if number.negative || number.digits.is_empty() {
             return Err(AmountError::NotPositive);
@@ -65,6 +75,27 @@ impl Amount {
     pub fn minor(self) -> i64 {
         self.0
     }
+}
+
+/// The minor units of a plain text: at most ten digits without a needless zero before the point, one or two behind it or no point.
+/// `None` for any other text, number or not.
+fn plain_minor(text: &[u8]) -> Option<i64> {
+    let (whole, fraction) = match text.iter().position(|byte| *byte == b'.') {
+        Some(at) => (&text[..at], &text[at + 1..]),
+        None => (text, &b"0"[..]),
+    };
+    let leads = !whole.is_empty() && (whole.len() == 1 || whole[0] != b'0');
+    if !leads || whole.len() > 10 || !(1..=SCALE as usize).contains(&fraction.len()) {
+        return None;
+    }
+    let mut minor = 0;
+    for byte in whole.iter().chain(fraction) {
+        if !byte.is_ascii_digit() {
+            return None;
+        }
+        minor = minor * 10 + i64::from(byte - b'0');
+    }
+    Some(if fraction.len() == 1 { minor * 10 } else { minor })
 }
 
 /// The parts of a JSON number's text: its significant digits without zeros at either end, and their power of ten.
@@ -142,10 +173,53 @@ impl Minor {
     }
 }
 
+/// A decimal text in place; the longest is that of `i64::MIN`, with a sign and a point.
+struct Text {
+    bytes: [u8; 24],
+    start: usize,
+}
+
+impl Text {
+    fn of(minor: Minor) -> Self {
+        let mut text = Self { bytes: [0; 24], start: 24 };
+        let units = minor.0.unsigned_abs();
+        let (mut whole, cents) = (units / 100, (units % 100) as u8);
+        if cents != 0 {
+            if cents % 10 != 0 {
+                text.put(b'0' + cents % 10);
+            }
+            text.put(b'0' + cents / 10);
+            text.put(b'.');
+        }
+        loop {
+            text.put(b'0' + (whole % 10) as u8);
+            whole /= 10;
+            if whole == 0 {
+                break;
+            }
+        }
+        if minor.0 < 0 {
+            text.put(b'-');
+        }
+        text
+    }
+
+    /// From the end to the start.
+    fn put(&mut self, byte: u8) {
+        self.start -= 1;
+        self.bytes[self.start] = byte;
+    }
+
+    fn as_str(&self) -> &str {
+        // Cannot fail: digits, a point and a sign.
+        std::str::from_utf8(&self.bytes[self.start..]).expect("ASCII")
+    }
+}
+
 /// Decimal text without needless zeros: `0`, `100.5`, `-3.07`.
 impl fmt::Display for Minor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.to_decimal().normalized().to_plain_string())
+        f.write_str(Text::of(*self).as_str())
     }
 }
 
@@ -158,7 +232,8 @@ impl fmt::Display for Amount {
 /// A JSON number with exactly the digits of [`fmt::Display`].
 impl Serialize for Minor {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let raw = serde_json::value::RawValue::from_string(self.to_string()).map_err(serde::ser::Error::custom)?;
+        let text = Text::of(*self);
+        let raw: &serde_json::value::RawValue = serde_json::from_str(text.as_str()).map_err(serde::ser::Error::custom)?;
         raw.serialize(serializer)
     }
 }
@@ -266,6 +341,20 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn what_is_read_digit_by_digit_is_what_bigdecimal_reads(text in "-?[0-9]{0,12}(\\.[0-9]{0,4})?") {
+            prop_assert_eq!(Amount::from_json_number(&text), Amount::from_any_number(&text));
+        }
+
+        #[test]
+        fn what_is_written_is_what_bigdecimal_writes(minor in any::<i64>(), small in -100_000i64..100_000) {
+            for minor in [Minor(minor), Minor(small), Minor(small * 100), Minor(i64::MIN), Minor(i64::MAX)] {
+                let text = minor.to_decimal().normalized().to_plain_string();
+                prop_assert_eq!(minor.to_string(), text.as_str());
+                prop_assert_eq!(serde_json::to_string(&minor).unwrap(), text);
+            }
+        }
+
         #[test]
         fn every_amount_survives_the_wire(minor in 1..=AMOUNT_MAX_MINOR, zeros in 0usize..4) {
             let amount = Amount::from_minor(minor).unwrap();

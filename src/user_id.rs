@@ -24,6 +24,10 @@ pub enum UserIdError {
 impl UserId {
     pub fn new(text: impl Into<String>) -> Result<Self, UserIdError> {
         let text = text.into();
+        let plain = text.len() <= USER_ID_CHARS_MAX && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+        if plain && !text.is_empty() {
+            return Ok(Self(text));
+        }
         if text.is_empty() || text.chars().nth(USER_ID_CHARS_MAX).is_some() {
             return Err(UserIdError::Length);
         }
@@ -51,6 +55,7 @@ impl fmt::Display for UserId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn a_user_id_has_one_to_128_visible_characters() {
@@ -62,5 +67,14 @@ mod tests {
             assert_eq!(UserId::new(bad).unwrap_err(), UserIdError::ControlCharacter, "{bad:?}");
         }
         assert!(UserId::new("a b/..%").is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn a_plain_name_is_judged_as_any_other(text in "[ -~]{0,140}|[\\x00-\\x7f]{0,4}|\\PC{0,140}|.{0,3}") {
+            let length = (1..=USER_ID_CHARS_MAX).contains(&text.chars().count());
+            let fit = length && !text.chars().any(char::is_control);
+            prop_assert_eq!(UserId::new(text.as_str()).is_ok(), fit);
+        }
     }
 }

@@ -55,17 +55,22 @@ impl Envelope {
     pub fn read(headers: &Headers) -> Self {
         let text = |name: &str| {
             let value = std::str::from_utf8(headers.get(name)?).ok()?;
-            let fit = !value.is_empty() && value.chars().nth(TEXT_CHARS_MAX).is_none() && !value.contains('\0');
-            fit.then(|| value.to_owned())
+            let fit = !value.is_empty() && short(value) && !value.contains('\0');
+            fit.then_some(value)
         };
         Self {
-            event_id: text("ce_id"),
-            source: text("ce_source"),
-            time: text("ce_time").and_then(|t| DateTime::parse_from_rfc3339(&t).ok()).map(|t| t.with_timezone(&Utc)),
-            trace: text("traceparent").and_then(|t| TraceContext::parse(&t)),
-            request_id: text("x-request-id"),
+            event_id: text("ce_id").map(str::to_owned),
+            source: text("ce_source").map(str::to_owned),
+            time: text("ce_time").and_then(|t| DateTime::parse_from_rfc3339(t).ok()).map(|t| t.with_timezone(&Utc)),
+            trace: text("traceparent").and_then(TraceContext::parse),
+            request_id: text("x-request-id").map(str::to_owned),
         }
     }
+}
+
+/// No text has more characters than bytes, so most need not be counted.
+fn short(text: &str) -> bool {
+    text.len() <= TEXT_CHARS_MAX || text.chars().nth(TEXT_CHARS_MAX).is_none()
 }
 
 #[cfg(test)]

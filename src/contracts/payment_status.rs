@@ -1,6 +1,5 @@
 //! `payment-status-updates`: payments has decided on an order.
 
-use serde::Serialize;
 use uuid::Uuid;
 
 use crate::json::Members;
@@ -23,14 +22,6 @@ pub struct PaymentStatusUpdated {
     pub outcome: Outcome,
     /// Of a cancelled order: why; texts that we do not know are read as they are.
     pub failure_reason: Option<String>,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "PascalCase")]
-struct Wire<'a> {
-    order_id: Uuid,
-    status: &'static str,
-    failure_reason: Option<&'a str>,
 }
 
 impl PaymentStatusUpdated {
@@ -59,21 +50,30 @@ impl PaymentStatusUpdated {
         Ok(Self { order_id, outcome, failure_reason })
     }
 
+    /// By hand: only the reason can hold what must be escaped.
     pub fn encode(&self) -> Vec<u8> {
         let status = match self.outcome {
             Outcome::Pending => "Processing",
             Outcome::Finished => "Finished",
             Outcome::Cancelled => "Cancelled",
         };
-        let wire = Wire { order_id: self.order_id, status, failure_reason: self.failure_reason.as_deref() };
-        // Cannot fail: strings, into memory.
-        serde_json::to_vec(&wire).expect("a payload of strings")
+        let mut json = Vec::with_capacity(128);
+        json.extend_from_slice(b"{\"OrderId\":\"");
+        json.extend_from_slice(self.order_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes());
+        json.extend_from_slice(b"\",\"Status\":\"");
+        json.extend_from_slice(status.as_bytes());
+        json.extend_from_slice(b"\",\"FailureReason\":");
+        // Cannot fail: a string, into memory.
+        serde_json::to_writer(&mut json, &self.failure_reason).expect("a string");
+        json.push(b'}');
+        json
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn the_originals_results_are_read() {
@@ -96,11 +96,25 @@ mod tests {
         }
     }
 
-    #[test]
-    fn what_is_written_is_read_back() {
-        for (outcome, reason) in [(Outcome::Finished, None), (Outcome::Cancelled, Some("insufficient_funds".to_owned()))] {
-            let event = PaymentStatusUpdated { order_id: Uuid::now_v7(), outcome, failure_reason: reason };
-            assert_eq!(PaymentStatusUpdated::decode(&event.encode()), Ok(event));
+    #[derive(serde::Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Wire<'a> {
+        order_id: Uuid,
+        status: &'static str,
+        failure_reason: Option<&'a str>,
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_what_serde_writes_and_is_read_back(
+            id in any::<u128>(), outcome in 0usize..3, reason in proptest::option::of("\\PC{0,9}[\"\\\\\n]?"),
+        ) {
+            let (outcome, status) =
+                [(Outcome::Pending, "Processing"), (Outcome::Finished, "Finished"), (Outcome::Cancelled, "Cancelled")][outcome];
+            let event = PaymentStatusUpdated { order_id: Uuid::from_u128(id), outcome, failure_reason: reason };
+            let wire = Wire { order_id: event.order_id, status, failure_reason: event.failure_reason.as_deref() };
+            prop_assert_eq!(event.encode(), serde_json::to_vec(&wire).unwrap());
+            prop_assert_eq!(PaymentStatusUpdated::decode(&event.encode()), Ok(event));
         }
     }
 }

@@ -24,9 +24,10 @@ pub use place_order::{PlaceError, Placed};
 pub use routes::routes;
 pub use sweep::{Sweep, SweepRules, Sweeper, Swept, rules as sweep_rules, run as run_sweeper};
 
-/// The rules without a database, for a simulation of one.
+/// The rules without a database, for a simulation of one and for measuring them.
 #[doc(hidden)]
 pub mod rules {
+    pub use super::dto::{OrderBody, PlaceOrder};
     pub use super::on_payment::settle;
     pub use super::store::Ending;
 }

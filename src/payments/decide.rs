@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use foldhash::fast::RandomState;
 use uuid::Uuid;
 
 use crate::contracts::PaymentRequested;
@@ -15,7 +16,11 @@ pub struct Held {
     pub balance: i64,
 }
 
-pub type Accounts = HashMap<UserId, Held>;
+/// Hashed fast: clients choose the names, but know no seed, and what they could make collide is one batch.
+pub type Accounts = HashMap<UserId, Held, RandomState>;
+
+/// Orders of a batch.
+pub type Orders = HashSet<Uuid, RandomState>;
 
 /// What was decided on one order, for ever (S7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +50,8 @@ pub struct Debit {
 ///
 /// A request for an order that is among `decided`, or came earlier in the batch, decides nothing (S3): its order's first
 /// decision answers it, whatever its amount or user says now.
-pub fn decide(accounts: &mut Accounts, decided: &HashSet<Uuid>, requests: &[&PaymentRequested]) -> Vec<Decision> {
-    let mut seen = HashSet::with_capacity(requests.len());
+pub fn decide(accounts: &mut Accounts, decided: &Orders, requests: &[&PaymentRequested]) -> Vec<Decision> {
+    let mut seen = Orders::with_capacity_and_hasher(requests.len(), RandomState::default());
     let mut decisions = Vec::with_capacity(requests.len());
     for (index, request) in requests.iter().enumerate() {
         if decided.contains(&request.order_id) || !seen.insert(request.order_id) {
@@ -93,7 +98,7 @@ mod tests {
         let mut accounts = accounts(&[100]);
         let requests = [request(1, 0, 60), request(2, 0, 50), request(3, 0, 40), request(4, 9, 1)];
         let verdicts: Vec<_> =
-            decide(&mut accounts, &HashSet::new(), &requests.iter().collect::<Vec<_>>()).iter().map(|d| d.verdict).collect();
+            decide(&mut accounts, &Orders::default(), &requests.iter().collect::<Vec<_>>()).iter().map(|d| d.verdict).collect();
         assert_eq!(verdicts, [Verdict::Paid, Verdict::InsufficientFunds, Verdict::Paid, Verdict::AccountNotFound]);
         assert_eq!(accounts[&UserId::new("u0").unwrap()].balance, 0);
     }
@@ -125,7 +130,7 @@ mod tests {
             let requests: Vec<_> = asked.iter().map(|(o, u, a)| request(*o, *u, *a)).collect();
             let cut = cut.min(requests.len());
             let mut held = accounts(&start);
-            let mut decided = HashSet::new();
+            let mut decided = Orders::default();
             let mut verdicts = HashMap::new();
             // Two batches, wherever they are cut, mean the same as the whole.
             for part in [&requests[..cut], &requests[cut..]] {

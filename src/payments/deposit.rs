@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn a_deposit_that_cannot_be_added_fails_alone() {
         let held = |id, balance| (UserId::new(format!("u{id}")).unwrap(), Held { id, balance });
-        let mut accounts: Accounts = [held(1, i64::MAX - 5), held(2, 0)].into();
+        let mut accounts: Accounts = [held(1, i64::MAX - 5), held(2, 0)].into_iter().collect();
         let (answers, entries) = settle(&mut accounts, &[&deposit(1, 10), &deposit(9, 1), &deposit(2, 7), &deposit(1, 5)]);
         assert!(matches!(answers[0], Err(DepositError::BalanceTooLarge)));
         assert!(matches!(answers[1], Err(DepositError::NoAccount)));

@@ -21,10 +21,10 @@ pub use document::document;
 pub use on_order::OnOrder;
 pub use routes::routes;
 
-/// The rules without a database, for a simulation of one.
+/// The rules without a database, for a simulation of one and for measuring them.
 #[doc(hidden)]
 pub mod rules {
-    pub use super::decide::{Accounts, Held};
+    pub use super::decide::{Accounts, Held, Orders, decide};
     pub use super::on_order::{Effects, effects};
     pub use super::store::{Decided, Entry, Record};
 }

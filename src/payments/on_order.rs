@@ -190,7 +190,7 @@ fn message(
     Message {
         event_id,
         topic: PAYMENT_STATUS_UPDATES,
-        key: order_id.to_string(),
+        key: order_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()).to_owned(),
         payload: PaymentStatusUpdated { order_id, outcome, failure_reason }.encode(),
         kind: PaymentStatusUpdated::TYPE,
         source: SOURCE,

@@ -10,6 +10,7 @@ mod dead_letter;
 mod embedded;
 mod failover;
 mod faults;
+mod gate;
 mod gateway;
 mod growth;
 mod healing;

@@ -65,7 +65,7 @@ async fn lock_accounts(tx: &mut Tx, batch: &[Received<PaymentRequested>]) -> Res
         users.iter().filter_map(|user| Some((state.tables.accounts.get(*user)?.id, *user))).collect()
     };
     ids.sort_unstable();
-    let mut accounts = Accounts::new();
+    let mut accounts = Accounts::default();
     for (id, user) in ids {
         tx.lock(Key::Account(user.to_owned())).await?;
         let balance = tx.db.state().tables.accounts[user].balance;

@@ -16,6 +16,8 @@ pub mod partitioner;
 mod postgres;
 
 pub use kafka::KafkaLog;
+#[doc(hidden)]
+pub use kafka::from_kafka;
 pub use postgres::PostgresLog;
 
 use std::borrow::Cow;

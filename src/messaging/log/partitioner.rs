@@ -8,13 +8,12 @@ pub fn murmur2(data: &[u8]) -> i32 {
 
     // The length is mixed in as a Java int; a longer key than that does not fit into a record anyway.
     let mut h = SEED ^ data.len() as u32;
-    let mut words = data.chunks_exact(4);
-    for word in &mut words {
-        let mut k = word.iter().rev().fold(0_u32, |k, byte| k << 8 | u32::from(*byte)).wrapping_mul(M);
+    let (words, rest) = data.as_chunks();
+    for word in words {
+        let mut k = u32::from_le_bytes(*word).wrapping_mul(M);
         k ^= k >> R;
         h = h.wrapping_mul(M) ^ k.wrapping_mul(M);
     }
-    let rest = words.remainder();
     if !rest.is_empty() {
         h ^= rest.iter().rev().fold(0_u32, |k, byte| k << 8 | u32::from(*byte));
         h = h.wrapping_mul(M);

@@ -22,6 +22,8 @@ use rskafka::client::error::{Error, ProtocolError};
 use rskafka::client::partition::{Compression, OffsetAt};
 use tokio::sync::Mutex;
 
+pub use self::read::from_kafka;
+
 use self::connections::{Connections, Loan, Use, bounded, meaning};
 use super::partitioner::partition_of;
 use super::{AppendError, Fetched, Log, LogError, Record};

@@ -163,7 +163,8 @@ fn fetched(records: Vec<RecordAndOffset>, from: i64, end: i64) -> Fetched {
     Fetched { records: records.into_iter().map(from_kafka).collect(), next_offset, end_offset: end.max(next_offset) }
 }
 
-fn from_kafka(stored: RecordAndOffset) -> StoredRecord {
+/// A record of the client library's as one of ours.
+pub fn from_kafka(stored: RecordAndOffset) -> StoredRecord {
     let record = stored.record;
     StoredRecord {
         offset: stored.offset,
