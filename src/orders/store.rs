@@ -10,6 +10,7 @@ use crate::contracts::{Envelope, ORDER_PAYMENT_REQUESTS, PaymentRequested};
 use crate::db::{Conn, DbError, sql};
 use crate::http::idempotency::Keyed;
 use crate::messaging::Position;
+use crate::messaging::outbox::in_segment;
 use crate::money::Amount;
 use crate::user_id::UserId;
 
@@ -97,7 +98,8 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Uu
         }
         .encode()
     });
-    let rows: Vec<IdRow> = sql("with given as (
+    let rows: Vec<IdRow> = sql(in_segment!(
+        "with given as (
              select unnest($1) as id, unnest($2) as user_id, unnest($3) as amount, unnest($4) as description, unnest($5) as at,
                     unnest($6) as traceparent, unnest($7) as request_id, unnest($8) as event_id, unnest($9) as payload,
                     unnest($13) as stamp, generate_series(1, cardinality($1)) as n
@@ -110,11 +112,13 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Uu
              insert into order_event (order_id, status, at, traceparent)
              select id, 'New', at, traceparent from given join accepted using (id) order by id
          ), message as (
-             insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
+             insert into ",
+        " (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
              select event_id, $10, user_id, payload, $11, $12, traceparent, request_id, at
                from given join accepted using (id) order by n
          )
-         select id from accepted")
+         select id from accepted"
+    ))
     .bind::<Array<SqlUuid>, _>(column(placements, |p| p.order.id))
     .bind::<Array<Text>, _>(column(placements, |p| p.order.user_id.as_str()))
     .bind::<Array<BigInt>, _>(column(placements, |p| p.order.amount.minor()))
