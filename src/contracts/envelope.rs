@@ -29,6 +29,12 @@ pub struct Envelope {
 const TEXT_CHARS_MAX: usize = 255;
 
 impl Envelope {
+    /// The names of a record's headers, in the order of [`Envelope::headers`].
+    pub const NAMES: [&'static str; 8] =
+        ["ce_specversion", "ce_id", "ce_type", "ce_source", "ce_time", "content-type", "traceparent", "x-request-id"];
+    pub const SPECVERSION: &'static [u8] = b"1.0";
+    pub const CONTENT_TYPE: &'static [u8] = b"application/json";
+
     /// The headers of a record of ours.
     pub fn headers(
         event_id: Uuid,
@@ -39,16 +45,17 @@ impl Envelope {
         request_id: &str,
     ) -> Vec<(&'static str, Bytes)> {
         let text = |text: &str| Bytes::copy_from_slice(text.as_bytes());
-        vec![
-            ("ce_specversion", Bytes::from_static(b"1.0")),
-            ("ce_id", text(event_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()))),
-            ("ce_type", text(kind)),
-            ("ce_source", text(source)),
-            ("ce_time", Bytes::from(time.to_rfc3339_opts(SecondsFormat::Micros, true))),
-            ("content-type", Bytes::from_static(b"application/json")),
-            ("traceparent", text(traceparent)),
-            ("x-request-id", text(request_id)),
-        ]
+        let values = [
+            Bytes::from_static(Self::SPECVERSION),
+            text(event_id.hyphenated().encode_lower(&mut Uuid::encode_buffer())),
+            text(kind),
+            text(source),
+            Bytes::from(time.to_rfc3339_opts(SecondsFormat::Micros, true)),
+            Bytes::from_static(Self::CONTENT_TYPE),
+            text(traceparent),
+            text(request_id),
+        ];
+        Self::NAMES.into_iter().zip(values).collect()
     }
 
     /// Reads what is there; nothing in a header makes a record unreadable.

@@ -65,6 +65,17 @@ impl From<Error> for DbError {
     }
 }
 
+/// Of a session that is spoken to directly: it has the code, but who uses one begins anew after any error.
+impl From<tokio_postgres::Error> for DbError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        use std::error::Error as _;
+        Self::Unavailable(match error.source() {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        })
+    }
+}
+
 /// A server's messages are in a language that cannot be read here, and nothing may be held against a record for them.
 static FOREIGN: AtomicBool = AtomicBool::new(false);
 

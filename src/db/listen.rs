@@ -75,7 +75,11 @@ impl Notifier {
         let pending = Arc::new(Notify::new());
         let signal = pending.clone();
         let runtime = db.runtime().clone();
-        let statement = channels.iter().map(|(channel, _)| format!("notify {channel}")).collect::<Vec<_>>().join("; ");
+        // A notification is a transaction with a commit of its own: nobody has to wait for the disk for it.
+        let statement =
+            channels.iter().fold("select set_config('synchronous_commit', 'off', true)".to_owned(), |all, (channel, _)| {
+                all + &format!(", pg_notify('{channel}', '')")
+            });
         runtime.spawn(async move {
             loop {
                 tokio::select! {

@@ -124,6 +124,18 @@ impl Db {
         self.settings.connect().await
     }
 
+    /// A connection of its own to be spoken to directly: several statements may be on their way at once, and rows are read where they lie.
+    pub async fn session(&self) -> Result<tokio_postgres::Client, DbError> {
+        self.settings
+            .in_time(async {
+                let (client, connection) = self.settings.config.connect(tokio_postgres::NoTls).await?;
+                // Ends with the client. What ends it otherwise, the client's next statement says.
+                self.runtime.spawn(connection);
+                Ok(client)
+            })
+            .await
+    }
+
     /// Runs `work` in one transaction, in a task of its own: a caller that is cancelled cannot leave it half-way with its
     /// connection back in the pool. A deadlock or a serialization failure is tried again; nothing of it was committed.
     ///
@@ -228,19 +240,17 @@ impl Settings {
     }
 
     async fn connect(&self) -> Result<AsyncPgConnection, DbError> {
-        let connect = async {
-            let (client, connection) = self.config.connect(tokio_postgres::NoTls).await.map_err(|error| {
-                use std::error::Error as _;
-                DbError::Unavailable(match error.source() {
-                    Some(cause) => format!("{error}: {cause}"),
-                    None => error.to_string(),
-                })
-            })?;
+        self.in_time(async {
+            let (client, connection) = self.config.connect(tokio_postgres::NoTls).await?;
             let conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await;
             let mut conn = conn.map_err(|error| DbError::Unavailable(error.to_string()))?;
             speak_english(&mut conn).await?;
             Ok(conn)
-        };
+        })
+        .await
+    }
+
+    async fn in_time<T>(&self, connect: impl Future<Output = Result<T, DbError>>) -> Result<T, DbError> {
         match tokio::time::timeout(self.connect_timeout, connect).await {
             Ok(result) => result,
             Err(_) => Err(DbError::Unavailable(format!("no connection within {} ms", self.connect_timeout.as_millis()))),

@@ -32,3 +32,30 @@ impl FromSql<Xid8, Pg> for Xid {
         Ok(Self(u64::from_be_bytes(bytes)))
     }
 }
+
+impl<'a> tokio_postgres::types::FromSql<'a> for Xid {
+    fn from_sql(_: &tokio_postgres::types::Type, raw: &'a [u8]) -> Result<Self, Box<dyn std::error::Error + Sync + Send>> {
+        Ok(Self(u64::from_be_bytes(raw.try_into()?)))
+    }
+
+    fn accepts(of: &tokio_postgres::types::Type) -> bool {
+        *of == tokio_postgres::types::Type::XID8
+    }
+}
+
+impl tokio_postgres::types::ToSql for Xid {
+    fn to_sql(
+        &self,
+        _: &tokio_postgres::types::Type,
+        out: &mut bytes::BytesMut,
+    ) -> Result<tokio_postgres::types::IsNull, Box<dyn std::error::Error + Sync + Send>> {
+        out.extend_from_slice(&self.0.to_be_bytes());
+        Ok(tokio_postgres::types::IsNull::No)
+    }
+
+    fn accepts(of: &tokio_postgres::types::Type) -> bool {
+        *of == tokio_postgres::types::Type::XID8
+    }
+
+    tokio_postgres::types::to_sql_checked!();
+}

@@ -10,6 +10,7 @@ use crate::contracts::{Envelope, ORDER_PAYMENT_REQUESTS, PaymentRequested};
 use crate::db::{Conn, DbError, sql};
 use crate::http::idempotency::Keyed;
 use crate::messaging::Position;
+use crate::messaging::outbox::in_segment;
 use crate::money::Amount;
 use crate::user_id::UserId;
 
@@ -89,14 +90,17 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<(), Db
     by_id.sort_unstable_by_key(|placement| placement.order.id);
     let rows = Rows::of(&by_id);
     let messages = Messages::of(placements);
-    sql("with accepted as (
+    sql(in_segment!(
+        "with accepted as (
              insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent, stamp)
              select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($5), unnest($6), unnest($7)
          ), event as (
              insert into order_event (order_id, status, at, traceparent) select unnest($1), 'New', unnest($5), unnest($6)
          )
-         insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
-         select unnest($8), $9, unnest($10), unnest($11), $12, $13, unnest($14), unnest($15), unnest($16)")
+         insert into ",
+        " (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
+         select unnest($8), $9, unnest($10), unnest($11), $12, $13, unnest($14), unnest($15), unnest($16)"
+    ))
     .bind::<Array<SqlUuid>, _>(rows.ids)
     .bind::<Array<Text>, _>(rows.users)
     .bind::<Array<BigInt>, _>(rows.amounts)
@@ -121,7 +125,8 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<(), Db
 /// As [`insert`], of those orders that are not there yet; returns the ids of those written.
 pub async fn insert_missing(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Uuid>, DbError> {
     let (rows, messages) = (Rows::of(placements), Messages::of(placements));
-    let written: Vec<IdRow> = sql("with given as (
+    let written: Vec<IdRow> = sql(in_segment!(
+        "with given as (
              select unnest($1) as id, unnest($2) as user_id, unnest($3) as amount, unnest($4) as description, unnest($5) as at,
                     unnest($6) as traceparent, unnest($7) as stamp, unnest($8) as request_id, unnest($9) as event_id,
                     unnest($10) as payload, generate_series(1, cardinality($1)) as n
@@ -134,11 +139,13 @@ pub async fn insert_missing(conn: &mut Conn, placements: &[&Placement]) -> Resul
              insert into order_event (order_id, status, at, traceparent)
              select id, 'New', at, traceparent from given join accepted using (id) order by id
          ), message as (
-             insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
+             insert into ",
+        " (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
              select event_id, $11, user_id, payload, $12, $13, traceparent, request_id, at
                from given join accepted using (id) order by n
          )
-         select id from accepted")
+         select id from accepted"
+    ))
     .bind::<Array<SqlUuid>, _>(rows.ids)
     .bind::<Array<Text>, _>(rows.users)
     .bind::<Array<BigInt>, _>(rows.amounts)

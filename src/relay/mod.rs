@@ -78,6 +78,7 @@ impl<S: Source> Relay<S> {
         let mut unpurged = 1;
         let mut renewed = Instant::now();
         let mut purge_from = renewed;
+        let mut quiet;
         // A short lease is renewed in time however long the poll interval is.
         let idle_max = self.config.poll_interval.min(reader.heartbeat() * 2);
         loop {
@@ -86,6 +87,7 @@ impl<S: Source> Relay<S> {
             }
             match publish_batch(reader, self.log.as_ref(), self.config.batch_rows_max, self.partitions, stop).await? {
                 Step::Published(rows) => {
+                    quiet = false;
                     renewed = Instant::now();
                     unpurged += rows;
                     metrics::counter!("shopd_relay_rows_total", "outbox" => self.name).increment(rows as u64);
@@ -104,19 +106,18 @@ impl<S: Source> Relay<S> {
                     }
                     reader.renew().await?;
                     renewed = Instant::now();
+                    quiet = true;
                 }
             }
             // Quiet for a poll interval, or busy for long.
             if unpurged > 0 {
-                unpurged = match reader.purge(self.config.published_rows_max as i64).await? {
-                    Purged::All => 0,
-                    // A transaction that stays open keeps them all: asking with every page would hold the writers up each time.
-                    Purged::Rows(0) => {
-                        purge_from = Instant::now() + idle_max;
-                        unpurged
-                    }
-                    Purged::Rows(rows) => unpurged.saturating_sub(rows),
-                };
+                match reader.purge(quiet).await? {
+                    Purged::All => unpurged = 0,
+                    // What is left is dropped when as many have come again, or when the outbox is quiet.
+                    Purged::Some => unpurged = 1,
+                    // A transaction that stays open keeps them all: asking with every page would cost a look each time.
+                    Purged::Nothing => purge_from = Instant::now() + idle_max,
+                }
             }
         }
     }

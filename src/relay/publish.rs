@@ -1,18 +1,14 @@
 //! The step: one page of the outbox onto the log, then the cursor past it.
 
-use std::borrow::Cow;
-use std::sync::Arc;
 use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use bytes::Bytes;
 
-use crate::contracts::Envelope;
 use crate::db::DbError;
 use crate::faults;
 use crate::messaging::log::{Log, LogError, Record};
-use crate::messaging::outbox::{Reader, Row, Source};
-use crate::messaging::{headers_from_json, is_copy, shorten};
+use crate::messaging::outbox::{Reader, Source};
+use crate::messaging::{is_copy, shorten};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
@@ -44,7 +40,7 @@ pub async fn publish_batch<S: Source>(
 ) -> Result<Step, RelayError> {
     let Some(mut page) = reader.page(rows_max).await? else { return Ok(Step::Idle) };
     let rows = page.rows.len();
-    let mut unacknowledged: Vec<Record> = std::mem::take(&mut page.rows).into_iter().map(record).collect();
+    let mut unacknowledged: Vec<Record> = std::mem::take(&mut page.rows).into_iter().map(|row| row.record).collect();
     let mut incident = Incident::new("publishing");
     let mut delays = ExponentialBuilder::default()
         .with_min_delay(Duration::from_millis(20))
@@ -54,7 +50,7 @@ pub async fn publish_batch<S: Source>(
         .build();
     let mut tries = 0;
     faults::point!("relay.before_append")?;
-    while let Err(error) = leased(reader, log.append(unacknowledged)).await? {
+    while let Err(error) = leased(reader, rows_max, log.append(unacknowledged)).await? {
         let cause = error.cause;
         unacknowledged = error.unacknowledged;
         if let LogError::RecordTooLarge { index, bytes, bytes_max } = cause
@@ -65,7 +61,7 @@ pub async fn publish_batch<S: Source>(
         }
         incident.failed(&cause);
         if let LogError::UnknownTopic(topic) = &cause
-            && let Err(cause) = leased(reader, make(log, topic, partitions)).await?
+            && let Err(cause) = leased(reader, rows_max, make(log, topic, partitions)).await?
         {
             incident.failed(&cause);
         }
@@ -99,35 +95,21 @@ async fn make(log: &dyn Log, topic: &str, partitions: i32) -> Result<(), LogErro
     Ok(())
 }
 
-/// Awaits the log and keeps the lease meanwhile: a broker that hangs must not cost it.
-async fn leased<S: Source, T>(reader: &mut Reader<S>, appended: impl Future<Output = T>) -> Result<T, RelayError> {
+/// Awaits the log, and reads the next page meanwhile. Keeps the lease: a broker that hangs must not cost it.
+async fn leased<S: Source, T>(reader: &mut Reader<S>, rows_max: i64, appended: impl Future<Output = T>) -> Result<T, RelayError> {
     let mut appended = std::pin::pin!(appended);
+    let mut reading = true;
+    let heartbeat = reader.heartbeat();
+    let mut renewal = std::pin::pin!(tokio::time::sleep(heartbeat));
     loop {
         tokio::select! {
             biased;
             done = &mut appended => return Ok(done),
-            () = tokio::time::sleep(reader.heartbeat()) => reader.renew().await?,
+            () = &mut renewal => {
+                reader.renew().await?;
+                renewal.as_mut().reset(tokio::time::Instant::now() + heartbeat);
+            }
+            () = reader.read_ahead(rows_max), if reading => reading = false,
         }
-    }
-}
-
-fn record(row: Row) -> Record {
-    if let Some(headers) = row.headers {
-        // A dead letter's copy.
-        return Record {
-            topic: Arc::from(row.topic),
-            key: row.raw_key.map(Bytes::from),
-            value: row.payload.map(Bytes::from),
-            headers: headers_from_json(&headers).into_iter().map(|(name, value)| (Cow::Owned(name), value.into())).collect(),
-            timestamp: chrono::Utc::now(),
-        };
-    }
-    let headers = Envelope::headers(row.event_id, &row.event_type, &row.source, row.created_at, &row.traceparent, &row.request_id);
-    Record {
-        topic: Arc::from(row.topic),
-        key: Some(Bytes::from(row.key)),
-        value: row.payload.map(Bytes::from),
-        headers: headers.into_iter().map(|(name, value)| (Cow::Borrowed(name), value)).collect(),
-        timestamp: chrono::Utc::now(),
     }
 }

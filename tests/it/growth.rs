@@ -40,7 +40,7 @@ async fn under_an_unbroken_load_what_is_done_with_is_dropped_as_fast_as_it_comes
         ("SHOPD__PAYMENTS__DATABASE_URL", &payments_url),
         ("SHOPD__HTTP__IDEMPOTENCY_RETENTION_MS", &retention),
         ("SHOPD__LOG__RETENTION_MS", &retention),
-        ("SHOPD__RELAY__PUBLISHED_ROWS_MAX", "500"),
+        ("SHOPD__RELAY__PUBLISHED_ROWS_MAX", "100"),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .to_vec();
@@ -100,31 +100,36 @@ async fn under_an_unbroken_load_what_is_done_with_is_dropped_as_fast_as_it_comes
     assert_balanced(&orders, &payments).await;
 }
 
-/// Each look takes the outbox from its writers for a moment: while a transaction somewhere on the server keeps the rows, a relay must
-/// not take it with every page.
+/// Each attempt takes a segment from its writers for a moment: while a transaction keeps its rows, a relay must not do so with every page.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_outbox_that_cannot_be_emptied_yet_is_not_locked_with_every_page() {
     let mut shop = Inside::on_postgres().await;
     (shop.config.relay.batch_rows_max, shop.config.relay.published_rows_max) = (1, 1);
     let mut conn = shop.orders.dedicated().await.unwrap();
     conn.batch_execute(
-        "alter function purge_outbox rename to really_purge_outbox;
+        "alter function purge_outbox_segment rename to really_purge_outbox_segment;
          create table purge (at timestamptz);
-         create function purge_outbox(of_epoch bigint, published pg_snapshot) returns boolean language plpgsql as $$
+         create function purge_outbox_segment(of_epoch bigint, published pg_snapshot, of_segment int) returns boolean language plpgsql as $$
          begin
              insert into purge values (clock_timestamp());
-             return really_purge_outbox(of_epoch, published);
+             return really_purge_outbox_segment(of_epoch, published, of_segment);
          end $$;",
     )
     .await
     .unwrap();
-    conn.batch_execute("begin; set local idle_in_transaction_session_timeout = 0; select pg_current_xact_id();").await.unwrap();
+    conn.batch_execute(
+        "begin; set local idle_in_transaction_session_timeout = 0;
+         lock table only outbox_1, only outbox_2, only outbox_3, only outbox_4 in row exclusive mode;",
+    )
+    .await
+    .unwrap();
     shop.place("ann", 200).await;
     let (relay, began) = (shop.relay("orders"), Instant::now());
     shop.until_on_the_log(REQUESTS, 200).await;
     let looks = began.elapsed().as_secs() + 1;
     let purges = count(&shop.orders, "select count(*) as n from purge").await;
-    assert!((1..=2 + 2 * looks as i64).contains(&purges), "{purges} in {looks} s");
+    // Of four segments each time.
+    assert!((1..=4 * (2 + 2 * looks as i64)).contains(&purges), "{purges} in {looks} s");
     conn.batch_execute("rollback").await.unwrap();
     until("an empty outbox", async || count(&shop.orders, "select count(*) as n from outbox").await == 0).await;
     relay.stop().await;

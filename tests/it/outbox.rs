@@ -17,6 +17,8 @@ use uuid::Uuid;
 
 use crate::support::postgres;
 
+mod segments;
+
 const LEASE: Duration = Duration::from_secs(3);
 
 async fn fresh() -> Db {
@@ -45,6 +47,22 @@ async fn write(conn: &AsyncPgConnection, count: usize) -> Vec<Uuid> {
     let messages: Vec<_> = (0..count).map(|_| message("k")).collect();
     outbox::append(conn, &messages).await.unwrap();
     messages.iter().map(|m| m.event_id).collect()
+}
+
+/// Into these segments in turn, `count` rows in a statement each.
+async fn write_into(conn: &AsyncPgConnection, segments: &[i32], count: usize) -> Vec<Uuid> {
+    let mut written = Vec::new();
+    for segment in segments {
+        let ids: Vec<Uuid> = (0..count).map(|_| Uuid::now_v7()).collect();
+        let rows = format!(
+            "insert into outbox_{segment} (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
+             select unnest($1), 't', 'k', 'x', 'e', 's', '', '', clock_timestamp()"
+        );
+        let statement = diesel::sql_query(rows).bind::<diesel::sql_types::Array<diesel::sql_types::Uuid>, _>(ids.clone());
+        RunQueryDsl::execute(statement, &mut &*conn).await.unwrap();
+        written.extend(ids);
+    }
+    written
 }
 
 /// Everything that is there now, in the order in which it was read.
@@ -184,7 +202,7 @@ async fn a_relay_that_lost_its_lease_moves_nothing() {
     };
     assert!(acquire(&db, "third").await.is_none(), "a lease that runs is respected");
     assert!(matches!(slow.published(page).await, Err(DbError::Fenced(_))));
-    assert!(matches!(slow.purge(10).await, Err(DbError::Fenced(_))));
+    assert!(matches!(slow.purge(true).await, Err(DbError::Fenced(_))));
     assert_eq!(drain(&mut quick, 10).await.len(), 3);
 }
 
@@ -194,34 +212,29 @@ async fn purging_drops_what_is_published_and_never_the_row_of_an_open_transactio
     let mut reader = acquire(&db, "r").await.unwrap();
     write(&db.dedicated().await.unwrap(), 5).await;
     drain(&mut reader, 100).await;
-    assert_eq!(reader.purge(100).await.unwrap(), Purged::All);
+    assert_eq!(reader.purge(true).await.unwrap(), Purged::All);
     assert_eq!(rows(&db).await, 0);
 
-    // Busy: a writer holds the table. Nobody waits long, and what is published goes all the same.
-    write(&db.dedicated().await.unwrap(), 5).await;
+    // Busy: a writer holds a segment, and another one while that is being filled. Nobody waits long.
+    let published = write_into(&db.dedicated().await.unwrap(), &[1, 2, 3], 5).await;
     drain(&mut reader, 100).await;
     let mut open = db.dedicated().await.unwrap();
     open.batch_execute("begin").await.unwrap();
-    let late = write(&open, 1).await;
-    // What other tests have open on this server delays the purge, nothing else: it waits for the oldest of all.
-    let mut dropped = 0;
-    for _poll in 0..2_000 {
-        assert!(drain(&mut reader, 100).await.is_empty());
-        match reader.purge(100).await.unwrap() {
-            Purged::Rows(rows) => dropped += rows,
-            Purged::All => panic!("truncated under an open transaction"),
-        }
-        if dropped == 5 {
-            break;
-        }
-    }
-    assert_eq!(dropped, 5);
+    let late = write_into(&open, &[2], 1).await;
+    let began = std::time::Instant::now();
+    assert_eq!(reader.purge(true).await.unwrap(), Purged::Some);
+    assert!(began.elapsed() < Duration::from_secs(2), "it did not wait for the writer");
+    assert_eq!(rows(&db).await, 5, "the others are empty");
+    assert_eq!(reader.purge(true).await.unwrap(), Purged::Nothing);
     open.batch_execute("commit").await.unwrap();
-    assert_eq!(drain(&mut reader, 100).await, late, "the open transaction's row is still there");
+    assert_eq!(reader.purge(true).await.unwrap(), Purged::Nothing, "the open transaction's row is beyond the cursor");
+    assert_eq!(drain(&mut reader, 100).await, late);
+    assert_eq!(reader.purge(true).await.unwrap(), Purged::All);
+    assert_eq!(published.len(), 15);
 
-    // Beyond the cursor: nothing is truncated.
+    // Beyond the cursor: nothing is dropped.
     let unread = write(&db.dedicated().await.unwrap(), 2).await;
-    reader.purge(100).await.unwrap();
+    reader.purge(true).await.unwrap();
     assert_eq!(drain(&mut reader, 100).await, unread);
 }
 
@@ -247,7 +260,7 @@ where
         stepping.block_on(tokio::task::yield_now());
         steps += 1;
         let held = sql("select 1 from pg_locks l join pg_stat_activity a using (pid)
-                         where l.relation = 'outbox'::regclass and l.mode = 'AccessExclusiveLock' and a.state = 'idle in transaction'");
+                         where l.relation::regclass::text ~ '^outbox(_\\d)?$' and l.mode = 'AccessExclusiveLock' and a.state = 'idle in transaction'");
         if watching.block_on(held.execute(&mut writer)).unwrap() > 0 {
             holds.get_or_insert(steps);
         }
@@ -258,7 +271,7 @@ where
 
 #[test]
 fn a_relay_that_is_frozen_at_any_moment_of_a_purge_keeps_no_writer_out() {
-    let (holds, purged) = frozen_at_any_step(|_, mut reader| async move { reader.purge(100).await });
+    let (holds, purged) = frozen_at_any_step(|_, mut reader| async move { reader.purge(true).await });
     assert_eq!(purged.unwrap(), Purged::All);
     assert_eq!(holds, None);
 }
@@ -341,6 +354,7 @@ async fn a_row_whose_transaction_id_was_another_ones_before_a_crash_is_read() {
         // The session has ended with the crash: as the relay does, begin at what was saved.
         Err(_) => drain(&mut acquire(&db, "r").await.unwrap(), 10).await,
     };
-    assert_eq!(seen, after);
+    // The cursor need not have reached the disk: what was read before the crash may come again.
+    assert!(seen.ends_with(&after) && seen.len() <= 2, "{seen:?}");
     server.stop(Duration::from_secs(10)).await.unwrap();
 }

@@ -28,7 +28,8 @@ fn without_the_lease_epoch_a_worker_that_lost_its_lease_commits() {
 
 #[test]
 fn without_the_unique_debit_two_producers_requests_pay_an_order_twice() {
-    goes_red(&[Guard::UniqueDebit], &["S3"]);
+    // Or decide on it twice, where the first decision was `Cancelled`.
+    goes_red(&[Guard::UniqueDebit], &["S3", "S7"]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use shopd::db::DbError;
-use shopd::messaging::outbox::{Claim, Cursor, Look, Purged, Row, Session, Snapshot, Source};
+use shopd::messaging::outbox::{Claim, Cursor, Look, Purged, Rows, Session, Snapshot, Source};
 use shopd::shutdown::Shutdown;
 use tokio::sync::Notify;
 
@@ -75,7 +75,7 @@ impl Source for ProcessOutbox {
     }
 
     /// Only what the cursor is past: all or a part makes no difference here.
-    async fn purge(&self, epoch: i64, snapshot: &str, _rows_max: i64) -> Result<Purged, DbError> {
+    async fn purge(&self, epoch: i64, snapshot: &str, _quiet: bool) -> Result<Purged, DbError> {
         let (world, kafka) = (self.db.world.clone(), self.db.kafka.clone());
         let snapshot = Snap::parse(snapshot);
         self.db
@@ -92,7 +92,11 @@ impl Source for ProcessOutbox {
                 });
                 state.autocommit();
                 let after = state.tables.outbox.len();
-                Ok(if after == 0 { Purged::All } else { Purged::Rows(before - after) })
+                Ok(match after {
+                    0 => Purged::All,
+                    _ if after == before => Purged::Nothing,
+                    _ => Purged::Some,
+                })
             })
             .await
     }
@@ -110,14 +114,15 @@ impl ProcessSession {
         done
     }
 
-    async fn rows(&self, look: &Look, rows_max: i64, of: impl Fn(u64) -> bool) -> Result<Vec<Row>, DbError> {
+    async fn rows(&self, look: &Look, rows_max: i64, of: impl Fn(u64) -> bool) -> Result<Rows, DbError> {
         let snapshot = Snap::parse(&look.snapshot);
         let after = (look.after.0.0, look.after.1);
         self.ask(|db| {
             let state = db.state();
             let rows = state.tables.outbox.range((std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded));
             let rows = rows.filter(|((xid, _), _)| of(*xid) && snapshot.sees(*xid));
-            rows.map(|(_, row)| row.clone()).take(rows_max as usize).collect()
+            let rows: Vec<_> = rows.map(|(_, row)| row.clone()).take(rows_max as usize).collect();
+            Rows { more: rows.len() as i64 == rows_max, rows }
         })
         .await
     }
@@ -125,23 +130,23 @@ impl ProcessSession {
 
 #[async_trait]
 impl Session for ProcessSession {
-    async fn snapshot(&mut self) -> Result<String, DbError> {
+    async fn snapshot(&self) -> Result<String, DbError> {
         self.ask(Postgres::snapshot).await
     }
 
-    async fn late_rows(&mut self, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
+    async fn late_rows(&self, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Rows, DbError> {
         let late = self.rows(look, rows_max, |xid| old.open.iter().any(|open| open.0 == xid)).await?;
-        if !late.is_empty() {
-            self.outbox.db.world.tell(self.outbox.process.number(), "rows that committed late", [late.len() as i64, 0, 0]);
+        if !late.rows.is_empty() {
+            self.outbox.db.world.tell(self.outbox.process.number(), "rows that committed late", [late.rows.len() as i64, 0, 0]);
         }
         Ok(late)
     }
 
-    async fn fresh_rows(&mut self, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
+    async fn fresh_rows(&self, look: &Look, rows_max: i64) -> Result<Rows, DbError> {
         self.rows(look, rows_max, |_| true).await
     }
 
-    async fn save(&mut self, epoch: i64, cursor: &Cursor, lease: Duration) -> Result<bool, DbError> {
+    async fn save(&self, epoch: i64, cursor: &Cursor, lease: Duration) -> Result<bool, DbError> {
         let number = self.outbox.process.number();
         self.ask(|db| {
             let now = db.world.now_ms();

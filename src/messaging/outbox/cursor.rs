@@ -1,5 +1,6 @@
 //! Where a reader stands between two snapshots.
 
+use crate::db::Snapshot;
 use crate::db::types::Xid;
 
 /// How far an outbox was read.
@@ -19,4 +20,11 @@ pub struct Look {
     pub late: bool,
     /// The last row of it that is on the log, by (xid, id).
     pub after: (Xid, i64),
+}
+
+impl Look {
+    /// Goes on with the rows of transactions that are younger than `old`.
+    pub fn fresh(self, old: &Snapshot) -> Self {
+        Self { late: false, after: (Xid(old.xmax - 1), i64::MAX), ..self }
+    }
 }

@@ -4,29 +4,35 @@
 //! in the previous one: first the rows of transactions that were open then (`late`), then the rows of younger ones, by
 //! (xid, id). A transaction held open anywhere on the server delays its own rows and nobody else's.
 //!
-//! Owns `outbox` and `outbox_cursor`. One relay owns an outbox by lease; its epoch fences every write to the cursor.
+//! Its rows lie in a few tables, the segments: a writer names one by its clock ([`segment`]), and what is published is dropped by emptying
+//! whole ones. Whoever reads or changes `outbox` does so in all of them.
+//!
+//! Owns `outbox` with its segments and `outbox_cursor`. One relay owns an outbox by lease; its epoch fences every write to the cursor.
 
 mod cursor;
 mod postgres;
 mod reader;
+mod row;
+pub(crate) mod segment;
 mod sent;
+mod session;
 mod source;
 mod unsent;
 
 use chrono::{DateTime, Utc};
-use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
-use crate::db::types::{Xid, Xid8};
 use crate::db::{Conn, DbError, sql};
 
 pub use crate::db::Snapshot;
 pub use cursor::{Cursor, Look};
 pub use reader::{Page, Reader};
+pub use row::Row;
+pub(crate) use segment::in_segment;
 pub use sent::sent;
-pub use source::{Claim, Purged, Session, Source};
+pub use source::{Claim, Looked, Purged, Rows, Session, Source};
 pub use unsent::{Unsent, unsent, unsent_by_anyone};
 
 /// The channel on which other processes hear of new rows.
@@ -48,40 +54,6 @@ pub struct Message {
     pub created_at: DateTime<Utc>,
 }
 
-/// A row of the outbox as the relay reads it.
-#[derive(Clone, Debug, QueryableByName)]
-pub struct Row {
-    #[diesel(sql_type = Xid8)]
-    pub xid: Xid,
-    #[diesel(sql_type = BigInt)]
-    pub id: i64,
-    #[diesel(sql_type = SqlUuid)]
-    pub event_id: Uuid,
-    #[diesel(sql_type = Text)]
-    pub topic: String,
-    #[diesel(sql_type = Text)]
-    pub key: String,
-    /// `None` only in a copy.
-    #[diesel(sql_type = Nullable<Binary>)]
-    pub payload: Option<Vec<u8>>,
-    #[diesel(sql_type = Text)]
-    pub event_type: String,
-    #[diesel(sql_type = Text)]
-    pub source: String,
-    #[diesel(sql_type = Text)]
-    pub traceparent: String,
-    #[diesel(sql_type = Text)]
-    pub request_id: String,
-    #[diesel(sql_type = Timestamptz)]
-    pub created_at: DateTime<Utc>,
-    /// Of a copy: its key.
-    #[diesel(sql_type = Nullable<Binary>)]
-    pub raw_key: Option<Vec<u8>>,
-    /// Of a copy: all its headers, as JSON.
-    #[diesel(sql_type = Nullable<Text>)]
-    pub headers: Option<String>,
-}
-
 /// A record that goes out as it came, with headers of its own.
 #[derive(Clone, Debug)]
 pub struct Copy<'r> {
@@ -97,8 +69,11 @@ pub async fn append_copies(mut conn: &Conn, copies: &[Copy<'_>]) -> Result<(), D
     if copies.is_empty() {
         return Ok(());
     }
-    sql("insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at, raw_key, headers)
-         select unnest($1), unnest($2), '', unnest($3), '', '', '', '', clock_timestamp(), unnest($4), unnest($5)::jsonb")
+    sql(in_segment!(
+        "insert into ",
+        " (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at, raw_key, headers)
+         select unnest($1), unnest($2), '', unnest($3), '', '', '', '', clock_timestamp(), unnest($4), unnest($5)::jsonb"
+    ))
     .bind::<Array<SqlUuid>, _>(copies.iter().map(|_| Uuid::now_v7()).collect::<Vec<_>>())
     .bind::<Array<Text>, _>(copies.iter().map(|c| c.topic.as_str()).collect::<Vec<_>>())
     .bind::<Array<Nullable<Binary>>, _>(copies.iter().map(|c| c.value).collect::<Vec<_>>())
@@ -117,8 +92,11 @@ pub async fn append(mut conn: &Conn, messages: &[Message]) -> Result<(), DbError
     // What is the same in every row is sent once: in a batch of one service's that is all of them.
     for alike in messages.chunk_by(|a, b| (a.topic, a.kind, a.source) == (b.topic, b.kind, b.source)) {
         let Some(Message { topic, kind, source, .. }) = alike.first() else { continue };
-        sql("insert into outbox (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
-             select unnest($1), $2, unnest($3), unnest($4), $5, $6, unnest($7), unnest($8), unnest($9)")
+        sql(in_segment!(
+            "insert into ",
+            " (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
+             select unnest($1), $2, unnest($3), unnest($4), $5, $6, unnest($7), unnest($8), unnest($9)"
+        ))
         .bind::<Array<SqlUuid>, _>(column(alike, |m| m.event_id))
         .bind::<Text, _>(*topic)
         .bind::<Array<Text>, _>(column(alike, |m| m.key.as_str()))

@@ -1,23 +1,23 @@
-//! The outbox in Postgres: the statements behind the reader.
+//! The outbox in Postgres: whose it is, and what of it is dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Bool, Nullable, Text};
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 use diesel_async::RunQueryDsl;
 use futures::FutureExt;
 use tokio::sync::Notify;
 
 use crate::db::types::{Xid, Xid8};
-use crate::db::{Conn, Db, DbError, Listener, sql};
+use crate::db::{Db, DbError, Listener, sql};
 use crate::shutdown::Shutdown;
 
-use super::Snapshot;
 use super::cursor::{Cursor, Look};
-use super::source::{Claim, Purged, Session, Source};
-use super::{CHANNEL, Row};
+use super::session::PgSession;
+use super::source::{Claim, Purged, Source};
+use super::{CHANNEL, segment};
 
 /// The state row as `claim` returns it.
 #[derive(QueryableByName)]
@@ -47,20 +47,20 @@ struct Emptied {
 }
 
 #[derive(QueryableByName)]
-struct SnapshotRow {
-    #[diesel(sql_type = Text)]
-    snapshot: String,
+struct Filled {
+    #[diesel(sql_type = Integer)]
+    segment: i32,
 }
 
 #[async_trait]
 impl Source for Db {
-    type Session = Conn;
+    type Session = PgSession;
 
     fn listen(&self, wake: Arc<Notify>, stop: Shutdown) {
         Listener::start(self.clone(), CHANNEL, wake, stop);
     }
 
-    async fn claim(&self, owner: &str, lease: Duration) -> Result<Option<Claim<Conn>>, DbError> {
+    async fn claim(&self, owner: &str, lease: Duration) -> Result<Option<Claim<PgSession>>, DbError> {
         // One statement: a standby that is frozen while it asks must not hold the row.
         let claimed: Option<Claimed> = sql("update outbox_cursor
                 set owner = $1, epoch = epoch + 1, lease_until = clock_timestamp() + $2 * interval '1 millisecond'
@@ -80,7 +80,7 @@ impl Source for Db {
         let after = (row.after_xid, row.after_id);
         let look = row.look.map(|snapshot| Look { snapshot, late: row.late, after });
         let cursor = Cursor { snapshot: row.snapshot, look };
-        let session = self.dedicated().await?;
+        let session = PgSession::open(self).await?;
         Ok(Some(Claim { session, cursor, epoch: row.epoch }))
     }
 
@@ -97,84 +97,28 @@ impl Source for Db {
         Ok(())
     }
 
-    async fn purge(&self, epoch: i64, snapshot: &str, rows_max: i64) -> Result<Purged, DbError> {
+    async fn purge(&self, epoch: i64, snapshot: &str, quiet: bool) -> Result<Purged, DbError> {
         let mut conn = self.get().await?;
-        let all: Emptied = sql("select purge_outbox($1, $2::pg_snapshot) as emptied")
-            .bind::<BigInt, _>(epoch)
-            .bind::<Text, _>(snapshot)
-            .get_result(&mut conn)
-            .await?;
-        if all.emptied {
-            return Ok(Purged::All);
+        let filled: Vec<Filled> = sql("select segment from filled_outbox_segments()").load(&mut conn).await?;
+        let (mut dropped, mut left) = (0, 0);
+        for Filled { segment } in filled {
+            let emptied = (quiet || segment != segment::current()) && {
+                // A statement each: between two of them nothing is locked.
+                sql("select purge_outbox_segment($1, $2::pg_snapshot, $3) as emptied")
+                    .bind::<BigInt, _>(epoch)
+                    .bind::<Text, _>(snapshot)
+                    .bind::<Integer, _>(segment)
+                    .get_result::<Emptied>(&mut conn)
+                    .await?
+                    .emptied
+            };
+            if emptied { dropped += 1 } else { left += 1 }
         }
-        let dropped = sql("delete from outbox where xid < coalesce(
-                              (select xid from outbox where xid < pg_snapshot_xmin($1::pg_snapshot)
-                                order by xid, id offset $2 limit 1),
-                              pg_snapshot_xmin($1::pg_snapshot))")
-        .bind::<Text, _>(snapshot)
-        .bind::<BigInt, _>(rows_max)
-        .execute(&mut conn)
-        .await?;
-        Ok(Purged::Rows(dropped))
-    }
-}
-
-#[async_trait]
-impl Session for Conn {
-    async fn snapshot(&mut self) -> Result<String, DbError> {
-        let new: SnapshotRow = sql("select pg_current_snapshot()::text as snapshot").get_result(self).await?;
-        Ok(new.snapshot)
-    }
-
-    async fn late_rows(&mut self, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
-        let rows = sql("select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at,
-                                raw_key, headers::text as headers
-                          from outbox
-                         where xid = any($1) and (xid, id) > ($2, $3) and pg_visible_in_snapshot(xid, $4::pg_snapshot)
-                         order by outbox.xid, outbox.id limit $5")
-        .bind::<Array<Xid8>, _>(&old.open)
-        .bind::<Xid8, _>(look.after.0)
-        .bind::<BigInt, _>(look.after.1)
-        .bind::<Text, _>(&look.snapshot)
-        .bind::<BigInt, _>(rows_max)
-        .load(self)
-        .await?;
-        Ok(rows)
-    }
-
-    async fn fresh_rows(&mut self, look: &Look, rows_max: i64) -> Result<Vec<Row>, DbError> {
-        let rows = sql("select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at,
-                                raw_key, headers::text as headers
-                          from outbox
-                         where (xid, id) > ($1, $2) and xid < pg_snapshot_xmax($3::pg_snapshot)
-                           and pg_visible_in_snapshot(xid, $3::pg_snapshot)
-                         order by outbox.xid, outbox.id limit $4")
-        .bind::<Xid8, _>(look.after.0)
-        .bind::<BigInt, _>(look.after.1)
-        .bind::<Text, _>(&look.snapshot)
-        .bind::<BigInt, _>(rows_max)
-        .load(self)
-        .await?;
-        Ok(rows)
-    }
-
-    async fn save(&mut self, epoch: i64, cursor: &Cursor, lease: Duration) -> Result<bool, DbError> {
-        let look = cursor.look.as_ref();
-        let (late, after) = look.map_or((true, (Xid(0), 0)), |look| (look.late, look.after));
-        let moved = sql("update outbox_cursor
-                            set snapshot = $2, look = $3, late = $4, after_xid = $5, after_id = $6,
-                                lease_until = clock_timestamp() + $7 * interval '1 millisecond'
-                          where name = 'outbox' and epoch = $1")
-        .bind::<BigInt, _>(epoch)
-        .bind::<Text, _>(&cursor.snapshot)
-        .bind::<Nullable<Text>, _>(look.map(|look| &look.snapshot))
-        .bind::<Bool, _>(late)
-        .bind::<Xid8, _>(after.0)
-        .bind::<BigInt, _>(after.1)
-        .bind::<BigInt, _>(lease.as_millis() as i64)
-        .execute(self)
-        .await?;
-        Ok(moved == 1)
+        Ok(match (dropped, left) {
+            (_, 0) => Purged::All,
+            (0, _) => Purged::Nothing,
+            _ => Purged::Some,
+        })
     }
 }
 

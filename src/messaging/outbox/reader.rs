@@ -1,6 +1,11 @@
 //! Reads one database's outbox under a lease, and drops what is published.
 
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, MaybeDone, maybe_done};
 
 use crate::db::types::Xid;
 use crate::db::{Db, DbError};
@@ -9,25 +14,37 @@ use crate::faults;
 use super::Row;
 use super::Snapshot;
 use super::cursor::{Cursor, Look};
-use super::source::{Claim, Purged, Session, Source};
+use super::source::{Claim, Looked, Purged, Rows, Session, Source};
 
 /// A page of unpublished rows; [`Reader::published`] moves past it.
 #[derive(Debug)]
 pub struct Page {
     pub rows: Vec<Row>,
     next: Cursor,
+    /// Pages are published in the order in which they were read.
+    number: u64,
 }
+
+/// How far was read, and the rows up to there; none where nothing waits.
+type Read = Result<(Cursor, Vec<Row>), DbError>;
 
 /// Reads one database's outbox under a lease.
 pub struct Reader<S: Source = Db> {
     db: S,
     /// Every look goes over this one session. What a look has learnt is kept in memory first, and after a crash the server gives
     /// transaction ids that were not on its disk yet to other transactions: a look from before a crash would hide the rows of
-    /// one after it, for ever. No session outlives a crash, and what was committed over it, the saved cursor, is on the disk.
-    session: S::Session,
+    /// one after it, for ever. No session outlives a crash, and what was committed over it, the saved cursor, is on the disk or lost.
+    session: Arc<S::Session>,
     owner: String,
     lease: Duration,
     epoch: i64,
+    /// Behind the last page that was read.
+    read: Cursor,
+    /// The next page, on its way while the one before is being published.
+    ahead: Option<MaybeDone<BoxFuture<'static, Read>>>,
+    pages_read: u64,
+    pages_published: u64,
+    /// Everything before it is on the log.
     cursor: Cursor,
     /// What [`Reader::published`] last wrote.
     saved: Cursor,
@@ -42,7 +59,19 @@ impl<S: Source> Reader<S> {
         faults::point!("outbox.before_acquire")?;
         let Some(Claim { session, cursor, epoch }) = db.claim(owner, lease).await? else { return Ok(None) };
         faults::point!("outbox.after_acquire")?;
-        Ok(Some(Self { db: db.clone(), session, owner: owner.to_owned(), lease, epoch, saved: cursor.clone(), cursor }))
+        Ok(Some(Self {
+            db: db.clone(),
+            session: Arc::new(session),
+            owner: owner.to_owned(),
+            lease,
+            epoch,
+            read: cursor.clone(),
+            ahead: None,
+            pages_read: 0,
+            pages_published: 0,
+            saved: cursor.clone(),
+            cursor,
+        }))
     }
 
     /// The next rows that are not on the log yet; `None` when there are none now.
@@ -51,58 +80,38 @@ impl<S: Source> Reader<S> {
     /// [`DbError::Unavailable`] where the session is gone; this reader is of no more use then, the next one goes on from what
     /// was saved.
     pub async fn page(&mut self, rows_max: i64) -> Result<Option<Page>, DbError> {
-        let look = match &self.cursor.look {
-            Some(look) => look.clone(),
-            None => {
-                let snapshot = self.session.snapshot().await?;
-                if snapshot == self.cursor.snapshot {
-                    return Ok(None);
-                }
-                Look { snapshot, late: true, after: (Xid(0), 0) }
-            }
-        };
-        self.cursor.look = Some(look.clone());
-        let old = Snapshot::parse(&self.cursor.snapshot)?;
-        if look.late {
-            let rows = if old.open.is_empty() { Vec::new() } else { self.session.late_rows(&old, &look, rows_max).await? };
-            let fresh = Look { late: false, after: (Xid(old.xmax - 1), i64::MAX), ..look.clone() };
-            if (rows.len() as i64) < rows_max {
-                if rows.is_empty() {
-                    self.cursor.look = Some(fresh);
-                } else {
-                    let next = Cursor { look: Some(fresh), ..self.cursor.clone() };
-                    return Ok(Some(Page { rows, next }));
-                }
-            } else {
-                return Ok(Some(self.page_of(rows, look)));
-            }
-        }
-        // Set just above, or by an earlier page.
-        let look = self.cursor.look.clone().unwrap_or(look);
-        let rows = self.session.fresh_rows(&look, rows_max).await?;
-        if (rows.len() as i64) == rows_max {
-            return Ok(Some(self.page_of(rows, look)));
-        }
-        let next = Cursor { snapshot: look.snapshot, look: None };
+        self.read_ahead(rows_max).await;
+        let ahead = self.ahead.take().and_then(|mut ahead| Pin::new(&mut ahead).take_output());
+        // Read just above: it is done.
+        let (read, rows) = ahead.ok_or_else(|| DbError::Defect("a page was not read".into()))??;
+        self.read = read.clone();
         if rows.is_empty() {
-            self.cursor = next;
+            if self.pages_read == self.pages_published {
+                self.cursor = read;
+            }
             return Ok(None);
         }
-        Ok(Some(Page { rows, next }))
+        self.pages_read += 1;
+        Ok(Some(Page { rows, next: read, number: self.pages_read }))
     }
 
-    /// A full page: the look goes on after its last row.
-    fn page_of(&self, rows: Vec<Row>, look: Look) -> Page {
-        let after = rows.last().map_or(look.after, |row| (row.xid, row.id));
-        let next = Cursor { look: Some(Look { after, ..look }), ..self.cursor.clone() };
-        Page { rows, next }
+    /// Reads the next page before it is asked for. May be dropped at any await and goes on where it was.
+    pub async fn read_ahead(&mut self, rows_max: i64) {
+        let (session, read) = (&self.session, &self.read);
+        let ahead = self.ahead.get_or_insert_with(|| maybe_done(next_page(session.clone(), read.clone(), rows_max).boxed()));
+        ahead.await;
     }
 
     /// The broker has acknowledged the page's rows (S13): moves the cursor past them and renews the lease.
     ///
     /// # Errors
-    /// [`DbError::Fenced`] where another relay has taken the outbox meanwhile.
+    /// [`DbError::Fenced`] where another relay has taken the outbox meanwhile; [`DbError::Defect`] where an earlier page is not
+    /// published yet.
     pub async fn published(&mut self, page: Page) -> Result<(), DbError> {
+        if page.number != self.pages_published + 1 {
+            return Err(DbError::Defect(format!("page {} was published after page {}", page.number, self.pages_published)));
+        }
+        self.pages_published = page.number;
         self.cursor = page.next;
         self.save().await
     }
@@ -132,13 +141,62 @@ impl<S: Source> Reader<S> {
         self.db.release(&self.owner, self.epoch).await
     }
 
-    /// Drops published rows, all of them where the outbox is quiet and else about `rows_max`. Writers wait at most 50 ms for
-    /// it, also where this process is frozen meanwhile. Call it between pages.
-    pub async fn purge(&mut self, rows_max: i64) -> Result<Purged, DbError> {
+    /// Drops published segments, and only where the outbox is `quiet` also the one that writers are filling. Writers wait at most 50 ms
+    /// for it, also where this process is frozen meanwhile. Call it between pages.
+    pub async fn purge(&mut self, quiet: bool) -> Result<Purged, DbError> {
         if self.saved != self.cursor {
             self.save().await?;
         }
         faults::point!("outbox.before_purge")?;
-        self.db.purge(self.epoch, &self.cursor.snapshot, rows_max).await
+        self.db.purge(self.epoch, &self.cursor.snapshot, quiet).await
     }
+}
+
+/// Reads on from `read` to the next rows, or to the end of the look.
+async fn next_page<S: Session>(session: Arc<S>, mut read: Cursor, rows_max: i64) -> Read {
+    loop {
+        let (next, rows) = read_on(&*session, read, rows_max).await?;
+        if !rows.is_empty() || next.look.is_none() {
+            return Ok((next, rows));
+        }
+        read = next;
+    }
+}
+
+/// One step of a look; it may bring no rows and not be the last one.
+async fn read_on(session: &impl Session, mut read: Cursor, rows_max: i64) -> Read {
+    let old = Snapshot::parse(&read.snapshot)?;
+    let (look, found) = match read.look.take() {
+        None => {
+            let Looked { snapshot, late, fresh } = session.look(&old, rows_max).await?;
+            if snapshot == read.snapshot {
+                return Ok((read, Vec::new()));
+            }
+            let look = Look { snapshot, late: true, after: (Xid(0), 0) };
+            // The fresh rows come after all of the late ones, and are read again then.
+            if late.more || !late.rows.is_empty() { (look, late) } else { (look.fresh(&old), fresh) }
+        }
+        Some(look) if !look.late => {
+            let found = session.fresh_rows(&look, rows_max).await?;
+            (look, found)
+        }
+        Some(look) => {
+            let found = if old.open.is_empty() { Rows::default() } else { session.late_rows(&old, &look, rows_max).await? };
+            (look, found)
+        }
+    };
+    Ok(past(read, look, found, &old))
+}
+
+/// The cursor past these rows of a look.
+fn past(read: Cursor, look: Look, found: Rows, old: &Snapshot) -> (Cursor, Vec<Row>) {
+    let next = if found.more {
+        let after = found.last().unwrap_or(look.after);
+        Cursor { look: Some(Look { after, ..look }), ..read }
+    } else if look.late {
+        Cursor { look: Some(look.fresh(old)), ..read }
+    } else {
+        Cursor { snapshot: look.snapshot, look: None }
+    };
+    (next, found.rows)
 }

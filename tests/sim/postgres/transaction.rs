@@ -134,7 +134,7 @@ impl Tx {
                 db.world.check(!behind, || {
                     format!("S13: outbox row ({xid}, {id}) commits behind the cursor {:?}", tables.cursor.cursor)
                 });
-                tables.outbox.insert((xid, id), row(xid, id, message));
+                tables.outbox.insert((xid, id), Row::new(Xid(xid), id, &message));
             });
         }
         Ok(last)
@@ -178,23 +178,5 @@ impl Tx {
             Some(Fate::AnswerLost) => Err(away("the connection broke during the commit")),
             _ => Ok(()),
         }
-    }
-}
-
-fn row(xid: u64, id: i64, message: Message) -> Row {
-    Row {
-        xid: Xid(xid),
-        id,
-        event_id: message.event_id,
-        topic: message.topic.into(),
-        key: message.key,
-        payload: Some(message.payload),
-        event_type: message.kind.into(),
-        source: message.source.into(),
-        traceparent: message.traceparent,
-        request_id: message.request_id,
-        created_at: message.created_at,
-        raw_key: None,
-        headers: None,
     }
 }

@@ -7,35 +7,31 @@
 mod batch;
 mod connections;
 mod decode;
+mod encode;
+mod produce;
 mod raw;
 mod read;
+mod wire;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::{StreamExt, stream};
 use rskafka::client::error::{Error, ProtocolError};
-use rskafka::client::partition::{Compression, OffsetAt};
+use rskafka::client::partition::OffsetAt;
 use tokio::sync::Mutex;
 
 pub use self::read::from_kafka;
 
 use self::connections::{Connections, Loan, Use, bounded, meaning};
+use self::wire::Wire;
 use super::partitioner::partition_of;
 use super::{AppendError, Fetched, Log, LogError, Record};
 use crate::config::KafkaConfig;
 use crate::faults;
 
-/// Partitions that one `append` writes to at once.
-const PARTITIONS_AT_ONCE_MAX: usize = 64;
-/// Below this compressing a batch costs more than it saves.
-const COMPRESSED_BYTES_MIN: usize = 2_048;
-/// Kafka's own default of `max.message.bytes`.
-const BROKER_BYTES_MAX: usize = 1_048_588;
 const PING_WAIT: Duration = Duration::from_millis(1_000);
 /// Kafka's word for "the broker's default".
 const REPLICATION_OF_THE_BROKER: i16 = -1;
@@ -51,6 +47,7 @@ struct Lane {
 }
 
 /// The records of a lane from the first that was not acknowledged on.
+#[derive(Debug)]
 struct Unacknowledged {
     indexes: Vec<usize>,
     cause: LogError,
@@ -63,6 +60,7 @@ pub struct KafkaLog {
     fetch_wait: Duration,
     batch_bytes_max: usize,
     connections: Connections,
+    wire: Wire,
     /// Who may produce to a partition: one at a time, so that no retry overtakes another batch.
     turns: std::sync::Mutex<HashMap<(Arc<str>, i32), Turn>>,
 }
@@ -76,6 +74,7 @@ impl KafkaLog {
             fetch_wait: config.fetch_wait,
             batch_bytes_max: config.batch_bytes_max,
             connections: Connections::new(config),
+            wire: Wire::new(&config.bootstrap_servers),
             turns: std::sync::Mutex::default(),
         }
     }
@@ -106,74 +105,6 @@ impl KafkaLog {
             }
         }
         (lanes, failed)
-    }
-
-    /// Appends one partition's records, batch after batch, up to the first that fails.
-    async fn append_lane(&self, records: &[Record], lane: Lane) -> Result<(), Unacknowledged> {
-        let mut acknowledged = 0;
-        match self.append_batches(records, &lane, &mut acknowledged).await {
-            Ok(()) => Ok(()),
-            Err(cause) => Err(Unacknowledged { indexes: lane.indexes[acknowledged..].to_vec(), cause }),
-        }
-    }
-
-    async fn append_batches(&self, records: &[Record], lane: &Lane, acknowledged: &mut usize) -> Result<(), LogError> {
-        let sizes: Vec<usize> = lane.indexes.iter().map(|index| batch::record_bytes(&records[*index])).collect();
-        let mut batches = batch::cut(&sizes, self.batch_bytes_max);
-        let turn = self.turn(lane);
-        let _turn = bounded(self.request_timeout, "waiting for the batch before", turn.lock()).await?;
-        while let Some(range) = batches.pop_front() {
-            let bytes = batch::alone_bytes(sizes[range.clone()].iter().sum());
-            let too_large = LogError::RecordTooLarge { index: lane.indexes[range.start], bytes, bytes_max: self.batch_bytes_max };
-            // Only one record can be above our own limit, which keeps a distance to the broker's: that says whether it takes it.
-            if bytes > self.batch_bytes_max.max(BROKER_BYTES_MAX) {
-                return Err(too_large);
-            }
-            match self.produce(records, lane, range.clone(), bytes).await {
-                Ok(()) => *acknowledged = range.end,
-                Err(Refused::TooLarge) if range.len() > 1 => {
-                    // This broker's limit is lower than ours: find out by halves.
-                    let middle = range.start + range.len() / 2;
-                    batches.push_front(middle..range.end);
-                    batches.push_front(range.start..middle);
-                }
-                Err(Refused::TooLarge) => return Err(too_large),
-                Err(Refused::For(cause)) => return Err(cause),
-            }
-        }
-        Ok(())
-    }
-
-    async fn produce(&self, records: &[Record], lane: &Lane, range: Range<usize>, bytes: usize) -> Result<(), Refused> {
-        let batch: Vec<_> = lane.indexes[range].iter().map(|index| to_kafka(&records[*index])).collect();
-        let compression = if bytes < COMPRESSED_BYTES_MIN { Compression::NoCompression } else { Compression::Lz4 };
-        let loan = self.connections.lend(Use::Produce, &self.name(&lane.topic), lane.partition).await?;
-        faults::point!("log.before_produce").map_err(LogError::from)?;
-        if faults::repeat!("log.produce") {
-            let _ = bounded(self.request_timeout, "producing", loan.client.produce(batch.clone(), compression)).await;
-        }
-        match bounded(self.request_timeout, "producing", loan.client.produce(batch, compression)).await {
-            Ok(Ok(_offsets)) => {
-                self.connections.give_back(loan);
-                faults::point!("log.after_produce").map_err(LogError::from)?;
-                Ok(())
-            }
-            Ok(Err(Error::ServerError {
-                protocol_error: ProtocolError::MessageTooLarge | ProtocolError::RecordListTooLarge,
-                ..
-            })) => {
-                self.connections.give_back(loan);
-                Err(Refused::TooLarge)
-            }
-            Ok(Err(error)) => {
-                self.connections.give_up(loan).await;
-                Err(Refused::For(meaning(&lane.topic, &error)))
-            }
-            Err(late) => {
-                self.connections.give_up(loan).await;
-                Err(Refused::For(late))
-            }
-        }
     }
 
     fn turn(&self, lane: &Lane) -> Turn {
@@ -208,27 +139,6 @@ impl KafkaLog {
                 Err(late)
             }
         }
-    }
-}
-
-/// Why a broker did not take a batch.
-enum Refused {
-    TooLarge,
-    For(LogError),
-}
-
-impl From<LogError> for Refused {
-    fn from(cause: LogError) -> Self {
-        Refused::For(cause)
-    }
-}
-
-fn to_kafka(record: &Record) -> rskafka::record::Record {
-    rskafka::record::Record {
-        key: record.key.as_ref().map(|key| key.to_vec()),
-        value: record.value.as_ref().map(|value| value.to_vec()),
-        headers: record.headers.iter().map(|(name, value)| (name.to_string(), value.to_vec())).collect(),
-        timestamp: record.timestamp,
     }
 }
 
@@ -273,11 +183,7 @@ impl Log for KafkaLog {
 
     async fn append(&self, records: Vec<Record>) -> Result<(), AppendError> {
         let (lanes, mut failed) = self.lanes(&records).await;
-        let appended: Vec<Result<(), Unacknowledged>> = stream::iter(lanes)
-            .map(|lane| self.append_lane(&records, lane))
-            .buffer_unordered(PARTITIONS_AT_ONCE_MAX)
-            .collect()
-            .await;
+        let appended = self.append_lanes(&records, lanes).await;
         failed.extend(appended.into_iter().filter_map(Result::err));
         match combine(records, failed) {
             None => Ok(()),

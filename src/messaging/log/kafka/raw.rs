@@ -1,5 +1,5 @@
-//! One fetch by hand, for the places where the client library cannot read the answer: where a partition's leader is, and
-//! what bytes lie there. A connection for each; such places are rare. Bounded by the caller.
+//! What is said to brokers by hand: where a topic's leaders are, and one fetch for the places where the client library cannot read the
+//! answer. A connection for each; such places are rare. Bounded by the caller.
 
 use std::io::{Error, Result};
 
@@ -63,8 +63,15 @@ fn fetched(answer: &mut Bytes) -> Option<Result<Raw>> {
     Some(Ok(Raw { end_offset, aborted, batches }))
 }
 
-/// `host:port` of the partition's leader, from the first server that knows.
+/// `host:port` of the partition's leader.
 async fn leader(servers: &[String], topic: &str, partition: i32) -> Result<String> {
+    let leaders = leaders(servers, topic).await?;
+    let leader = leaders.into_iter().find(|(of, _)| *of == partition).map(|(_, address)| address);
+    leader.ok_or_else(|| Error::other("no leader known"))
+}
+
+/// `host:port` of the leader of each of the topic's partitions that has one, from the first server that answers.
+pub(super) async fn leaders(servers: &[String], topic: &str) -> Result<Vec<(i32, String)>> {
     let mut body = Vec::new();
     body.put_i32(1);
     put_string(&mut body, topic);
@@ -74,17 +81,17 @@ async fn leader(servers: &[String], topic: &str, partition: i32) -> Result<Strin
         let asked = async {
             let mut stream = TcpStream::connect(server).await?;
             let mut answer = ask(&mut stream, METADATA, &body).await?;
-            leader_in(&mut answer, partition).ok_or_else(|| Error::other("no leader known"))
+            leaders_in(&mut answer).ok_or_else(|| Error::other("an answer about leaders that cannot be read"))
         };
         match asked.await {
-            Ok(leader) => return Ok(leader),
+            Ok(leaders) => return Ok(leaders),
             Err(error) => failed = error,
         }
     }
     Err(failed)
 }
 
-fn leader_in(answer: &mut Bytes, wanted: i32) -> Option<String> {
+fn leaders_in(answer: &mut Bytes) -> Option<Vec<(i32, String)>> {
     let _throttle = answer.try_get_i32().ok()?;
     let mut brokers = Vec::new();
     for _ in 0..answer.try_get_i32().ok()? {
@@ -94,34 +101,44 @@ fn leader_in(answer: &mut Bytes, wanted: i32) -> Option<String> {
     }
     let _cluster = string(answer)?;
     let _controller = answer.try_get_i32().ok()?;
-    let _topics = answer.try_get_i32().ok()?;
-    let _error = answer.try_get_i16().ok()?;
-    let _name = string(answer)?;
-    let _internal = answer.try_get_u8().ok()?;
+    let mut leaders = Vec::new();
     for _ in 0..answer.try_get_i32().ok()? {
         let _error = answer.try_get_i16().ok()?;
-        let (partition, leader) = (answer.try_get_i32().ok()?, answer.try_get_i32().ok()?);
-        for _replicas_then_in_sync in 0..2 {
-            for _ in 0..answer.try_get_i32().ok()? {
-                answer.try_get_i32().ok()?;
+        let _name = string(answer)?;
+        let _internal = answer.try_get_u8().ok()?;
+        for _ in 0..answer.try_get_i32().ok()? {
+            let _error = answer.try_get_i16().ok()?;
+            let (partition, leader) = (answer.try_get_i32().ok()?, answer.try_get_i32().ok()?);
+            for _replicas_then_in_sync in 0..2 {
+                for _ in 0..answer.try_get_i32().ok()? {
+                    answer.try_get_i32().ok()?;
+                }
             }
-        }
-        if partition == wanted {
-            return brokers.into_iter().find(|(id, _)| *id == leader).map(|(_, address)| address);
+            leaders.extend(brokers.iter().find(|(id, _)| *id == leader).map(|(_, address)| (partition, address.clone())));
         }
     }
-    None
+    Some(leaders)
 }
 
-async fn ask(stream: &mut TcpStream, (api, version): (i16, i16), body: &[u8]) -> Result<Bytes> {
-    let mut request = Vec::new();
-    request.put_i16(api);
-    request.put_i16(version);
-    request.put_i32(1);
-    put_string(&mut request, "shopd");
-    request.put_slice(body);
-    stream.write_u32(request.len() as u32).await?;
-    stream.write_all(&request).await?;
+async fn ask(stream: &mut TcpStream, request: (i16, i16), body: &[u8]) -> Result<Bytes> {
+    let mut head = Vec::new();
+    put_head(&mut head, request);
+    stream.write_u32((head.len() + body.len()) as u32).await?;
+    stream.write_all(&head).await?;
+    stream.write_all(body).await?;
+    answer(stream).await
+}
+
+/// The head of a request of this kind and version.
+pub(super) fn put_head(to: &mut Vec<u8>, (api, version): (i16, i16)) {
+    to.put_i16(api);
+    to.put_i16(version);
+    to.put_i32(1);
+    put_string(to, "shopd");
+}
+
+/// The body of the next answer.
+pub(super) async fn answer(stream: &mut TcpStream) -> Result<Bytes> {
     let length = stream.read_u32().await?;
     if !(4..=ANSWER_BYTES_MAX).contains(&length) {
         return Err(Error::other(format!("an answer of {length} bytes")));
@@ -131,13 +148,13 @@ async fn ask(stream: &mut TcpStream, (api, version): (i16, i16), body: &[u8]) ->
     Ok(Bytes::from(answer).split_off(4))
 }
 
-fn put_string(to: &mut Vec<u8>, text: &str) {
+pub(super) fn put_string(to: &mut Vec<u8>, text: &str) {
     to.put_i16(text.len() as i16);
     to.put_slice(text.as_bytes());
 }
 
 /// A text, empty where it is null.
-fn string(from: &mut Bytes) -> Option<String> {
+pub(super) fn string(from: &mut Bytes) -> Option<String> {
     let Ok(length) = usize::try_from(from.try_get_i16().ok()?) else { return Some(String::new()) };
     (length <= from.len()).then(|| String::from_utf8_lossy(&from.split_to(length)).into_owned())
 }

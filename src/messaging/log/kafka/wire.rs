@@ -1,0 +1,183 @@
+//! Produce requests by hand: one to each broker for all the partitions that it leads, where the client library makes one each and copies
+//! every record twice. It does the plain case only; whatever a broker answers beside "taken" is the client library's to find out.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{Error, Result};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BufMut, Bytes};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+use super::raw;
+use crate::messaging::log::Record;
+
+const PRODUCE: (i16, i16) = (0, 7);
+const ALL_IN_SYNC: i16 = -1;
+/// How old a known leader may get.
+const LEADERS_AGE_MAX: Duration = Duration::from_secs(30);
+/// Buffers that a page was written into are kept up to here.
+const BUFFER_KEPT_MAX: usize = 1024 * 1024;
+
+/// What goes to one partition: at most one batch of it.
+pub(super) struct Part<'r> {
+    pub topic: &'r str,
+    pub partition: i32,
+    pub records: Vec<&'r Record>,
+    pub compressed: bool,
+}
+
+/// A connection between two requests, with the buffers of the last one.
+struct Line {
+    stream: TcpStream,
+    request: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+type Leaders = HashMap<String, (Instant, Vec<(i32, String)>)>;
+
+/// The connections for produce requests, by the brokers' addresses.
+pub(super) struct Wire {
+    servers: Vec<String>,
+    leaders: Mutex<Leaders>,
+    idle: Mutex<HashMap<String, Line>>,
+}
+
+impl Wire {
+    pub fn new(servers: &[String]) -> Self {
+        Self { servers: servers.to_vec(), leaders: Mutex::default(), idle: Mutex::default() }
+    }
+
+    /// Which of `parts` go to which broker; those whose leader is not known are left out.
+    pub async fn by_leader(&self, parts: &[Part<'_>]) -> Result<BTreeMap<String, Vec<usize>>> {
+        let mut by_leader: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        for (index, part) in parts.iter().enumerate() {
+            if let Some(leader) = self.leader(part.topic, part.partition).await? {
+                by_leader.entry(leader).or_default().push(index);
+            }
+        }
+        Ok(by_leader)
+    }
+
+    async fn leader(&self, topic: &str, partition: i32) -> Result<Option<String>> {
+        let known = |leaders: &Leaders| {
+            let (asked, leaders) = leaders.get(topic).filter(|(asked, _)| asked.elapsed() < LEADERS_AGE_MAX)?;
+            let leader = leaders.iter().find(|(of, _)| *of == partition).map(|(_, leader)| leader.clone());
+            Some((*asked, leader))
+        };
+        if let Some((_, leader)) = known(&locked(&self.leaders)) {
+            return Ok(leader);
+        }
+        let leaders = raw::leaders(&self.servers, topic).await?;
+        let mut all = locked(&self.leaders);
+        all.insert(topic.to_owned(), (Instant::now(), leaders));
+        Ok(known(&all).and_then(|(_, leader)| leader))
+    }
+
+    /// Asks again where the leaders of this topic are.
+    pub fn forget(&self, topic: &str) {
+        locked(&self.leaders).remove(topic);
+    }
+
+    /// Sends `parts`, ordered by topic, to `broker` in one request; true for each that all in-sync replicas have taken. After an error, or
+    /// when it is dropped, nobody knows.
+    pub async fn produce(&self, broker: &str, parts: &[&Part<'_>], timeout: Duration) -> Result<Vec<bool>> {
+        let idle = locked(&self.idle).remove(broker);
+        let mut line = match idle {
+            Some(line) => line,
+            None => {
+                let stream = TcpStream::connect(broker).await?;
+                stream.set_nodelay(true)?;
+                Line { stream, request: Vec::new(), scratch: Vec::new() }
+            }
+        };
+        line.request.clear();
+        write_request(&mut line.request, &mut line.scratch, parts, timeout)?;
+        line.stream.write_all(&line.request).await?;
+        let mut answer = raw::answer(&mut line.stream).await?;
+        let taken = taken(&mut answer, parts).ok_or_else(|| Error::other("an answer to a produce that cannot be read"))?;
+        for buffer in [&mut line.request, &mut line.scratch] {
+            buffer.clear();
+            buffer.shrink_to(BUFFER_KEPT_MAX);
+        }
+        locked(&self.idle).entry(broker.to_owned()).or_insert(line);
+        Ok(taken)
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A poisoned map is still a map: nothing panics in the middle of a change of it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write_request(out: &mut Vec<u8>, scratch: &mut Vec<u8>, parts: &[&Part<'_>], timeout: Duration) -> Result<()> {
+    out.put_i32(0); // its length, below
+    raw::put_head(out, PRODUCE);
+    out.put_i16(-1); // no transaction
+    out.put_i16(ALL_IN_SYNC);
+    out.put_i32(i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX));
+    let topics = parts.chunk_by(|a, b| a.topic == b.topic);
+    out.put_i32(topics.clone().count() as i32);
+    for parts in topics {
+        raw::put_string(out, parts[0].topic);
+        out.put_i32(parts.len() as i32);
+        for part in parts {
+            out.put_i32(part.partition);
+            out.put_i32(0); // the batch's length, below
+            let start = out.len();
+            super::encode::batch(out, scratch, part.records.iter().copied(), part.compressed)?;
+            let length = (out.len() - start) as i32;
+            out[start - 4..start].copy_from_slice(&length.to_be_bytes());
+        }
+    }
+    let length = i32::try_from(out.len() - 4).map_err(|_| Error::other("a request above 2 GiB"))?;
+    out[..4].copy_from_slice(&length.to_be_bytes());
+    Ok(())
+}
+
+fn taken(answer: &mut Bytes, parts: &[&Part<'_>]) -> Option<Vec<bool>> {
+    let mut taken = vec![false; parts.len()];
+    for _ in 0..answer.try_get_i32().ok()? {
+        let topic = raw::string(answer)?;
+        for _ in 0..answer.try_get_i32().ok()? {
+            let (partition, error) = (answer.try_get_i32().ok()?, answer.try_get_i16().ok()?);
+            let _base_offset = answer.try_get_i64().ok()?;
+            let _append_time = answer.try_get_i64().ok()?;
+            let _start_offset = answer.try_get_i64().ok()?;
+            let index = parts.iter().position(|part| part.partition == partition && part.topic == topic)?;
+            taken[index] = error == 0;
+        }
+    }
+    Some(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_answer_ends_in_a_value(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let part = Part { topic: "t", partition: 0, records: vec![], compressed: false };
+            let _ = taken(&mut bytes.into(), &[&part]);
+        }
+    }
+
+    #[test]
+    fn each_partition_is_taken_or_not_by_its_own_error() {
+        let part = |partition| Part { topic: "t", partition, records: vec![], compressed: false };
+        let (two, seven) = (part(2), part(7));
+        let mut answer = Vec::new();
+        answer.put_i32(1);
+        raw::put_string(&mut answer, "t");
+        answer.put_i32(2);
+        for (partition, error) in [(7, 0), (2, 6)] {
+            answer.put_i32(partition);
+            answer.put_i16(error);
+            (0..3).for_each(|_| answer.put_i64(0));
+        }
+        assert_eq!(taken(&mut answer.into(), &[&two, &seven]), Some(vec![false, true]));
+    }
+}

@@ -1,0 +1,184 @@
+//! The reader's session in Postgres: statements prepared once, those that do not need one another on their way together.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use futures::{StreamExt, TryFutureExt};
+use tokio_postgres::types::{FromSql, ToSql, Type};
+use tokio_postgres::{Client, Statement};
+use uuid::Uuid;
+
+use crate::db::types::Xid;
+use crate::db::{Db, DbError, Snapshot};
+
+use super::cursor::{Cursor, Look};
+use super::row::{Columns, Maker};
+use super::source::{Looked, Rows, Session};
+
+/// What a page takes in memory at most, and one row more. Further rows are left for the next page.
+const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+
+/// - A cursor that is lost in a crash of the server is an older one, which sends some rows again; nobody waits for the disk. It is there
+///   before anything is dropped, because what is committed later and waited for is written after it.
+/// - Always by the segments' indexes, merged: a plan is often made while they are empty.
+const SETTINGS: &str = "set synchronous_commit = off; set enable_seqscan = off; set enable_bitmapscan = off";
+
+macro_rules! rows {
+    ($which:literal) => {
+        concat!(
+            "select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at, raw_key, headers::text
+               from outbox where ",
+            $which
+        )
+    };
+}
+
+const SNAPSHOT: &str = "select pg_current_snapshot()::text";
+/// Whatever this statement sees; the reader knows what of it the look does not see.
+const YOUNGER: &str = rows!("(xid, id) > ($1, 9223372036854775807) order by outbox.xid, outbox.id limit $2");
+// The snapshot's text is read once, not once a row.
+const LATE: &str = rows!(
+    "xid = any($1) and (xid, id) > ($2, $3) and pg_visible_in_snapshot(xid, (select $4::text::pg_snapshot))
+     order by outbox.xid, outbox.id limit $5"
+);
+const LATE_NOW: &str = rows!("xid = any($1) order by outbox.xid, outbox.id limit $2");
+const FRESH: &str = rows!(
+    "(xid, id) > ($1, $2) and xid < (select pg_snapshot_xmax($3::text::pg_snapshot))
+     and pg_visible_in_snapshot(xid, (select $3::text::pg_snapshot))
+     order by outbox.xid, outbox.id limit $4"
+);
+const SAVE: &str = "update outbox_cursor
+                       set snapshot = $2, look = $3, late = $4, after_xid = $5, after_id = $6,
+                           lease_until = clock_timestamp() + $7::bigint * interval '1 millisecond'
+                     where name = 'outbox' and epoch = $1";
+
+pub struct PgSession {
+    client: Client,
+    snapshot: Statement,
+    younger: Statement,
+    late_now: Statement,
+    late: Statement,
+    fresh: Statement,
+    save: Statement,
+}
+
+impl PgSession {
+    pub(super) async fn open(db: &Db) -> Result<Self, DbError> {
+        let client = db.session().await?;
+        client.batch_execute(SETTINGS).await?;
+        let (snapshot, younger, late_now, late, fresh, save) = tokio::try_join!(
+            client.prepare(SNAPSHOT),
+            client.prepare(YOUNGER),
+            client.prepare(LATE_NOW),
+            client.prepare(LATE),
+            client.prepare(FRESH),
+            client.prepare(SAVE),
+        )?;
+        Ok(Self { client, snapshot, younger, late_now, late, fresh, save })
+    }
+
+    async fn rows(&self, statement: &Statement, params: &[&(dyn ToSql + Sync)], rows_max: i64) -> Result<Rows, DbError> {
+        let mut stream = pin!(self.client.query_raw(statement, params.iter().copied()).await?);
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let mut maker = Maker::default();
+        while let Some(row) = stream.next().await {
+            let row = row?;
+            let row = maker.row(&Columns {
+                xid: row.try_get(0)?,
+                id: row.try_get(1)?,
+                event_id: row.try_get::<_, Id>(2)?.0,
+                topic: row.try_get(3)?,
+                key: row.try_get(4)?,
+                payload: row.try_get(5)?,
+                event_type: row.try_get(6)?,
+                source: row.try_get(7)?,
+                traceparent: row.try_get(8)?,
+                request_id: row.try_get(9)?,
+                created_at: row.try_get::<_, At>(10)?.0,
+                raw_key: row.try_get(11)?,
+                headers: row.try_get(12)?,
+            });
+            bytes += row.bytes();
+            rows.push(row);
+            if bytes >= PAGE_BYTES_MAX {
+                return Ok(Rows { rows, more: true });
+            }
+        }
+        let more = rows.len() as i64 >= rows_max;
+        Ok(Rows { rows, more })
+    }
+}
+
+#[async_trait]
+impl Session for PgSession {
+    async fn snapshot(&self) -> Result<String, DbError> {
+        Ok(self.client.query_one(&self.snapshot, &[]).await?.try_get(0)?)
+    }
+
+    async fn late_rows(&self, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Rows, DbError> {
+        self.rows(&self.late, &[&old.open, &look.after.0, &look.after.1, &look.snapshot, &rows_max], rows_max).await
+    }
+
+    async fn fresh_rows(&self, look: &Look, rows_max: i64) -> Result<Rows, DbError> {
+        self.rows(&self.fresh, &[&look.after.0, &look.after.1, &look.snapshot, &rows_max], rows_max).await
+    }
+
+    /// One round trip. The statements for the rows come after the one for the snapshot and may see more than it: that is left out.
+    async fn look(&self, old: &Snapshot, rows_max: i64) -> Result<Looked, DbError> {
+        let below = Xid(old.xmax - 1);
+        let younger: [&(dyn ToSql + Sync); 2] = [&below, &rows_max];
+        let late_now: [&(dyn ToSql + Sync); 2] = [&old.open, &rows_max];
+        let late =
+            async { if old.open.is_empty() { Ok(Rows::default()) } else { self.rows(&self.late_now, &late_now, rows_max).await } };
+        let (snapshot, late, fresh) = tokio::try_join!(
+            self.client.query_one(&self.snapshot, &[]).map_err(DbError::from),
+            late,
+            self.rows(&self.younger, &younger, rows_max),
+        )?;
+        let snapshot: String = snapshot.try_get(0)?;
+        let seen = Snapshot::parse(&snapshot)?;
+        Ok(Looked { late: late.seen_in(&seen), fresh: fresh.seen_in(&seen), snapshot })
+    }
+
+    async fn save(&self, epoch: i64, cursor: &Cursor, lease: Duration) -> Result<bool, DbError> {
+        let look = cursor.look.as_ref();
+        let (late, after) = look.map_or((true, (Xid(0), 0)), |look| (look.late, look.after));
+        let snapshot = look.map(|look| &look.snapshot);
+        let lease_ms = lease.as_millis() as i64;
+        let moved =
+            self.client.execute(&self.save, &[&epoch, &cursor.snapshot, &snapshot, &late, &after.0, &after.1, &lease_ms]).await?;
+        Ok(moved == 1)
+    }
+}
+
+type Odd = Box<dyn std::error::Error + Sync + Send>;
+
+struct Id(Uuid);
+
+impl FromSql<'_> for Id {
+    fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Odd> {
+        Ok(Self(Uuid::from_slice(raw)?))
+    }
+
+    fn accepts(of: &Type) -> bool {
+        *of == Type::UUID
+    }
+}
+
+struct At(DateTime<Utc>);
+
+/// Postgres counts from the year 2000.
+const EPOCH_MICROS: i64 = 946_684_800_000_000;
+
+impl FromSql<'_> for At {
+    fn from_sql(_: &Type, raw: &[u8]) -> Result<Self, Odd> {
+        let micros = i64::from_be_bytes(raw.try_into()?).saturating_add(EPOCH_MICROS);
+        Ok(Self(DateTime::from_timestamp_micros(micros).ok_or("a time out of range")?))
+    }
+
+    fn accepts(of: &Type) -> bool {
+        *of == Type::TIMESTAMPTZ
+    }
+}
