@@ -24,7 +24,7 @@ use serde_json::Value;
 
 use options::Options;
 use report::Book;
-use rig::{Limits, Servers};
+use rig::{Limits, Servers, Shop};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 type Result<T> = std::result::Result<T, Error>;
@@ -43,7 +43,24 @@ fn main() -> Result<()> {
         return Ok(());
     }
     let options = Options::read()?;
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?.block_on(bench(options))
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let done = runtime.block_on(async {
+        tokio::select! {
+            done = bench(options) => done,
+            // What was started ends with what holds it.
+            stopped = stopped() => Err(stopped.map_or_else(Into::into, |()| "stopped by a signal".into())),
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_secs(5));
+    done
+}
+
+async fn stopped() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted,
+        _ = terminate.recv() => Ok(()),
+    }
 }
 
 async fn bench(options: Options) -> Result<()> {
@@ -53,6 +70,7 @@ async fn bench(options: Options) -> Result<()> {
     step("starting Postgres and Kafka");
     let bench = Bench { options, servers: Servers::start().await?, limits };
     let postgres = bench.servers.version().await?;
+    warm(&bench).await?;
     let since = Instant::now();
     for part in options::PARTS.into_iter().filter(|part| bench.options.has(part)) {
         let began = Instant::now();
@@ -68,6 +86,15 @@ async fn bench(options: Options) -> Result<()> {
     book.write(&output)?;
     step(&format!("{:.0} s in all", since.elapsed().as_secs_f64()));
     Ok(())
+}
+
+/// A broker that has just started compiles its code while it runs.
+async fn warm(bench: &Bench) -> Result<()> {
+    let shop = Shop::open(&bench.servers, &rig::ROLES).await?;
+    shop.accounts(parts::SPREAD).await?;
+    shop.place(bench.options.orders(5_000, 50_000).min(50_000), parts::SPREAD).await?;
+    shop.all_final().await?;
+    shop.close().await
 }
 
 async fn measure(bench: &Bench, part: &str) -> Result<Value> {

@@ -31,7 +31,8 @@ impl Options {
         let trial = quick || OVERRIDES.iter().any(|name| variable(name).is_some());
         let published = if trial { variable("PUBLISH").is_some_and(|publish| publish != "0") } else { true };
         let parts = match variable("PARTS") {
-            None => PARTS.to_vec(),
+            // A short run has no time for what shows only in a long one.
+            None => PARTS.into_iter().filter(|part| !quick || *part != "bloat").collect(),
             Some(names) => {
                 let part = |name: &str| PARTS.iter().copied().find(|part| *part == name.trim());
                 let unknown = |name: &str| format!("PARTS: there is no part {name}; there are {}", PARTS.join(", "));

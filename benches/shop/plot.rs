@@ -57,14 +57,14 @@ impl Scale {
         }
     }
 
-    /// From a little below the least to a little above the greatest.
-    fn range(self, places: impl Iterator<Item = f64>) -> std::ops::Range<f64> {
+    /// From a little below the least to a little above the greatest; whole powers of ten. `headroom` is a share of it.
+    fn range(self, places: impl Iterator<Item = f64>, headroom: f64) -> std::ops::Range<f64> {
         let (least, most) = places.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), place| (a.min(place), b.max(place)));
         if !least.is_finite() {
             return 0.0..1.0;
         }
         match self {
-            Self::Linear => least.min(0.0)..if most > least.min(0.0) { most * 1.05 } else { 1.0 },
+            Self::Linear => least.min(0.0)..if most > least.min(0.0) { most * (1.05 + headroom) } else { 1.0 },
             Self::Log => {
                 least.floor()..if most > least.floor() { most.ceil().max(least.floor() + 1.0) } else { least.floor() + 1.0 }
             }
@@ -77,8 +77,12 @@ impl Plot {
         let path = folder.join(format!("{}.svg", self.name));
         let place = |&(x, y): &(f64, f64)| Some((self.x.1.place(x)?, self.y.1.place(y)?));
         let lines: Vec<Vec<(f64, f64)>> = self.lines.iter().map(|(_, points)| points.iter().filter_map(place).collect()).collect();
-        let x = self.x.1.range(lines.iter().flatten().map(|point| point.0));
-        let y = self.y.1.range(lines.iter().flatten().map(|point| point.1));
+        let x = self.x.1.range(lines.iter().flatten().map(|point| point.0), 0.0);
+        // The names of the lines stand above them.
+        let y = self.y.1.range(lines.iter().flatten().map(|point| point.1), 0.08 * lines.len() as f64);
+        let ticks =
+            |scale, range: &std::ops::Range<f64>| if scale == Scale::Log { (range.end - range.start) as usize + 1 } else { 9 };
+        let (ticks_x, ticks_y) = (ticks(self.x.1, &x), ticks(self.y.1, &y));
         let area = SVGBackend::new(&path, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
         let mut chart = ChartBuilder::on(&area)
@@ -89,13 +93,12 @@ impl Plot {
             .y_label_area_size(64)
             .build_cartesian_2d(x, y)?;
         let (label_x, label_y) = (|place: &f64| self.x.1.label(*place), |place: &f64| self.y.1.label(*place));
-        let ticks = |scale| if scale == Scale::Log { 7 } else { 9 };
         chart
             .configure_mesh()
             .x_desc(&self.x.0)
             .y_desc(&self.y.0)
-            .x_labels(ticks(self.x.1))
-            .y_labels(ticks(self.y.1))
+            .x_labels(ticks_x)
+            .y_labels(ticks_y)
             .x_label_formatter(&label_x)
             .y_label_formatter(&label_y)
             .x_label_style(("sans-serif", 12).with_anchor::<RGBColor>(Pos::new(HPos::Center, VPos::Top)))

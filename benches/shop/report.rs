@@ -118,11 +118,16 @@ fn section(part: &str, figures: &Value) -> Result<Section> {
     }
 }
 
+/// Of prose on the page.
+const LINE: usize = 132;
+
 const HEAD: &str = "# Benchmarks
 
 Written by `make bench` from `benchmarks.json`. Release build; the load, the four roles as processes, Postgres and Apache Kafka, one node,
 share the cores of one machine, over its loopback. Postgres has the settings of `benches/limits/postgres_limits.py`, `fsync` and
-`synchronous_commit` on; the roles reach it through its socket, the limits through TCP.
+`synchronous_commit` on; the roles reach it through its socket, the limits through TCP. The roles have their default settings but one: no order
+is asked for again within ten minutes, because orders wait here for a role that is stopped on purpose. Every measurement has fresh databases and
+topics, on servers that have been warmed up.
 
 A figure of one run is worth little on a shared machine. Its ratio to what the same run measured beside it, by turns, is worth more, and so
 is CPU time, which is that of the processes' own clocks. Figures are medians, with the least and the greatest where they were measured more than
@@ -143,13 +148,36 @@ fn page(output: &Output, sections: &[(&str, &Entry, Section)]) -> Result<String>
             page,
             "`make bench PARTS={part}`, {measured_at}, commit {commit}, {took_seconds} s; {machine}, Postgres {postgres}.{quick}\n"
         )?;
-        page.push_str(section.text.trim_end());
+        page.push_str(wrapped(&section.text).trim_end());
         page.push('\n');
         for plot in &section.plots {
             writeln!(page, "\n![{}]({}{}.svg)", plot.title, output.plots_at, plot.name)?;
         }
     }
     Ok(page)
+}
+
+/// Prose in lines of a readable length; tables as they are.
+fn wrapped(text: &str) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        if line.starts_with('|') || line.len() <= LINE {
+            lines.push(line.to_owned());
+            continue;
+        }
+        let mut short = String::new();
+        for word in line.split(' ') {
+            if !short.is_empty() && short.len() + 1 + word.len() > LINE {
+                lines.push(std::mem::take(&mut short));
+            }
+            if !short.is_empty() {
+                short.push(' ');
+            }
+            short.push_str(word);
+        }
+        lines.push(short);
+    }
+    lines.join("\n")
 }
 
 /// Short, and marked where the tree differs from it; `unknown` outside a repository.

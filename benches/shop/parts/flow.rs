@@ -117,7 +117,9 @@ outbox, Kafka, decision, outbox, Kafka, status. All of them must end `Finished`;
             let ratio = Spread::of(pairs.map(|(one, spread)| one.per_second / spread.per_second));
             section.targets.push(Target::at_least("whole flow, one account over 1 000", 1.0, ratio.median(), ratio.show(2), ""));
         }
-        writeln!(text, "\nThe audit: `{}`.", self.audited)?;
+        let said = |name: &str| self.audited[name].to_string();
+        let (orders, records, offences) = (said("orders"), said("records"), said("offences"));
+        writeln!(text, "\nThe audit: {orders} orders and {records} records on the log, {offences} offences, {} ms.", said("ms"))?;
         Ok(section)
     }
 }

@@ -57,11 +57,11 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
         for (at, way) in WAYS.into_iter().enumerate() {
             let mut shop = Shop::open(&bench.servers, &ROLES).await?;
             shop.accounts(SPREAD).await?;
-            figures.while_paid[at].0.push(accepted(&shop, way, CONNECTIONS, time).await?.0);
+            figures.while_paid[at].0.push(accepted(&shop, way, CONNECTIONS, time).await?.rate);
             shop.all_final().await?;
             shop.stop("relay").await?;
             bench.servers.checkpoint().await?;
-            figures.alone[at].ours.0.push(accepted(&shop, way, CONNECTIONS, time).await?.0);
+            figures.alone[at].ours.0.push(accepted(&shop, way, CONNECTIONS, time).await?.rate);
             shop.close().await?;
         }
         let limit = self::limit(bench).await?;
@@ -73,8 +73,8 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
         shop.accounts(SPREAD).await?;
         shop.stop("relay").await?;
         for connections in CONNECTIONS_PLOTTED {
-            let (rate, p50) = accepted(&shop, way, connections, time).await?;
-            figures.curve[at].push((connections, rate.per_second, p50));
+            let accepted = accepted(&shop, way, connections, time).await?;
+            figures.curve[at].push((connections, accepted.rate.per_second, accepted.p50));
         }
         shop.close().await?;
     }
@@ -85,17 +85,25 @@ async fn limit(bench: &Bench) -> Result<f64> {
     Ok(bench.limits.measure(&[CASE]).await?.get(CASE).copied().unwrap_or_default())
 }
 
-/// Orders accepted a second over some connections, and the median time of one in milliseconds.
-pub async fn accepted(shop: &Shop<'_>, way: Way, connections: usize, time: Duration) -> Result<(Rate, f64)> {
+/// Orders accepted over some connections.
+pub struct Accepted {
+    pub rate: Rate,
+    /// Of one, milliseconds, from the sending.
+    p50: f64,
+    /// With those that warmed it up.
+    pub orders: u64,
+}
+
+pub async fn accepted(shop: &Shop<'_>, way: Way, connections: usize, time: Duration) -> Result<Accepted> {
     let requests = load::orders(way.path, "", SPREAD);
     let load = |time| Load::closed(shop.address(way.role), requests.clone(), connections, time);
-    load(WARM).run_accepted().await?;
+    let warm = load(WARM).run_accepted().await?.accepted();
     let cpu: Cpu = shop.cpu();
     let ran = load(time).run_accepted().await?;
     let count = ran.accepted() as f64;
     let rate = Rate::new(count / ran.elapsed.as_secs_f64(), count, &cpu, &shop.cpu()).loaded(ran.cpu, count);
     let p50 = ran.streams.first().map_or(0.0, |stream| stream.latency.value_at_quantile(0.5) as f64 / 1e3);
-    Ok((rate, p50))
+    Ok(Accepted { rate, p50, orders: warm + ran.accepted() })
 }
 
 impl Figures {

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::super::figures::{Latency, Rate, Rates, Spread, Target, number};
 use super::super::plot::{Plot, Scale};
 use super::super::report::Section;
-use super::super::rig::{ROLES, Shop};
+use super::super::rig::{Progress, ROLES, Shop};
 use super::super::{Bench, Result, step};
 use super::SPREAD;
 use super::depth::{self, Pages};
@@ -111,17 +111,23 @@ impl Measured {
 
         let decided = payments::backlog_decided(bench, shop, backlog, SPREAD).await?;
         self.decided.0.push(Rate { per_second: decided.steady, ..decided.rate });
+        // By the count of results: looking for what has not ended reads the whole table.
+        let (finished, mut orders_done) = (shop.finished().await?, backlog as i64);
+        let from = finished.read().await?;
         shop.start("relay").await?;
-        shop.all_final().await?;
+        Progress::begin().until(&finished, from, orders_done).await?;
 
-        let (_, finished) = flow::backlog_finished(bench, shop, orders, SPREAD).await?;
-        self.finished.0.push(finished);
+        let (_, flow) = flow::backlog_finished(bench, shop, orders, SPREAD).await?;
+        self.finished.0.push(flow);
+        orders_done += orders as i64;
 
         shop.stop("relay").await?;
         let time = bench.options.time(1, 5).min(Duration::from_secs(5));
-        self.accepted.0.push(intake::accepted(shop, AT_ORDERS, CONNECTIONS, time).await?.0);
+        let accepted = intake::accepted(shop, AT_ORDERS, CONNECTIONS, time).await?;
+        self.accepted.0.push(accepted.rate);
         shop.start("relay").await?;
-        shop.all_final().await
+        Progress::begin().until(&finished, from, orders_done + accepted.orders as i64).await?;
+        Ok(())
     }
 }
 
