@@ -66,7 +66,7 @@ async fn stopped() -> std::io::Result<()> {
 async fn bench(options: Options) -> Result<()> {
     let output = options.output();
     let mut book = Book::read(&output)?;
-    let limits = Limits::prepare(if options.quick { 1 } else { 3 }).await?;
+    let limits = Limits::prepare(if options.quick { 2 } else { 3 }).await?;
     step("starting Postgres and Kafka");
     let bench = Bench { options, servers: Servers::start().await?, limits };
     let postgres = bench.servers.version().await?;

@@ -72,10 +72,13 @@ impl Book {
         self.parts.insert(part.to_owned(), entry);
     }
 
-    /// The JSON.
+    /// The JSON, a line a part.
     pub fn save(&self, output: &Output) -> Result<()> {
         std::fs::create_dir_all(&output.folder)?;
-        Ok(std::fs::write(output.json(), serde_json::to_string_pretty(self)? + "\n")?)
+        let part =
+            |(name, entry): (&String, &Entry)| Ok(format!("{}:{}", serde_json::to_string(name)?, serde_json::to_string(entry)?));
+        let parts = self.parts.iter().map(part).collect::<Result<Vec<_>>>()?;
+        Ok(std::fs::write(output.json(), format!("{{\"parts\":{{\n{}\n}}}}\n", parts.join(",\n")))?)
     }
 
     /// The JSON, the plots and the page.

@@ -50,7 +50,7 @@ impl<'s> Queues<'s> {
     }
 
     async fn look(&self, accepted: &AtomicU64) -> Result<Waiting> {
-        // The later station first: what passes both meanwhile is not counted as waiting.
+        // The later station first: what passes both meanwhile counts as waiting, so that nothing that waits is left out.
         let mut done = [0; 4];
         for (at, (counter, from)) in self.stations.iter().enumerate().rev() {
             done[at] = (counter.read().await? - from).max(0) as u64;

@@ -2,10 +2,12 @@
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
+use rskafka::client::ClientBuilder;
 use shopd::config::KafkaConfig;
+use shopd::contracts::TOPICS;
 use shopd::embedded::{self, Options, Server};
 use shopd::messaging::log::KafkaLog;
 
@@ -21,6 +23,9 @@ const SETTINGS: [(&str, &str); 6] = [
     ("autovacuum_naptime", "10s"),
     ("dynamic_shared_memory_type", "mmap"),
 ];
+/// The jars may have to be fetched.
+const KAFKA_TIMEOUT: Duration = Duration::from_secs(300);
+const KAFKA_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// Dropping a database waits for a checkpoint.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -44,7 +49,9 @@ impl Servers {
         let postgres_pid = postgres.pid().cast_unsigned();
         let mut servers =
             Self { dir, postgres: Some(postgres), postgres_pid, kafka_pid: 0, kafka: String::new(), shops: Cell::new(0) };
-        servers.kafka = kafka(servers.dir.path(), "start")?;
+        let started = tokio::process::Command::from(kafka(servers.dir.path(), "start")).output();
+        let started = tokio::time::timeout(KAFKA_TIMEOUT, started).await;
+        servers.kafka = said("start", &started.map_err(|_| "Kafka does not start")??)?;
         servers.kafka_pid = std::fs::read_to_string(servers.dir.path().join("kafka/pid"))?.trim().parse()?;
         Ok(servers)
     }
@@ -112,6 +119,19 @@ impl Servers {
         config
     }
 
+    /// All of one shop's: a broker with many partitions is another one.
+    pub async fn delete_topics(&self, prefix: &str) -> Result<()> {
+        let deleted = async {
+            let client = ClientBuilder::new(vec![self.kafka.clone()]).build().await?;
+            let controller = client.controller_client()?;
+            for topic in TOPICS {
+                controller.delete_topic(format!("{prefix}{topic}"), KAFKA_REQUEST_TIMEOUT.as_millis() as i32).await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(KAFKA_REQUEST_TIMEOUT * 2, deleted).await.map_err(|_| "topics are not deleted")?
+    }
+
     pub fn cpu(&self) -> Cpu {
         let mut cpu = Cpu::default();
         cpu.add("postgres", self.postgres_pid, machine::cpu_of_tree(self.postgres_pid));
@@ -130,23 +150,27 @@ impl Servers {
 impl Drop for Servers {
     fn drop(&mut self) {
         // Also where a measurement failed; the database server is told to stop by its own drop.
-        if let Err(error) = kafka(self.dir.path(), "wipe") {
+        let wiped = kafka(self.dir.path(), "wipe").output().map_err(Into::into).and_then(|output| said("wipe", &output));
+        if let Err(error) = wiped {
             eprintln!("bench: {error}");
         }
     }
 }
 
-/// Runs `scripts/kafka/kafka VERB` for the run's own broker; what it prints.
-fn kafka(dir: &Path, verb: &str) -> Result<String> {
+/// `scripts/kafka/kafka VERB` for the run's own broker.
+fn kafka(dir: &Path, verb: &str) -> Command {
     let script: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka/kafka");
     let mut command = Command::new(script);
-    command.arg(verb).arg("--dir").arg(dir.join("kafka"));
+    command.arg(verb).arg("--dir").arg(dir.join("kafka")).stdin(Stdio::null());
     if verb == "start" {
         command.args(["--port", "0"]);
     }
-    let output = command.stdin(Stdio::null()).output()?;
+    command
+}
+
+fn said(verb: &str, output: &Output) -> Result<String> {
     if !output.status.success() {
         return Err(format!("kafka {verb}: {}", String::from_utf8_lossy(&output.stderr)).into());
     }
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

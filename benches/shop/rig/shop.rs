@@ -205,6 +205,7 @@ impl<'s> Shop<'s> {
         while let Some((_, role)) = self.roles.pop() {
             role.stop().await?;
         }
+        self.servers.delete_topics(&self.prefix).await?;
         self.servers.drop_database(&self.orders_database()).await?;
         self.servers.drop_database(&self.payments_database()).await
     }
