@@ -42,7 +42,7 @@ pub const THROUGH_GATEWAY: Way = Way { role: "gateway", path: "/api/OrdersProxy"
 const WAYS: [Way; 2] = [AT_ORDERS, THROUGH_GATEWAY];
 
 pub async fn measure(bench: &Bench) -> Result<Figures> {
-    let (time, rounds) = (bench.options.time(1, 5), bench.options.rounds(2, 5));
+    let (time, rounds) = (bench.options.time(1, 5), bench.options.rounds(1, 5));
     let mut figures = Figures {
         seconds: time.as_secs(),
         alone: WAYS.map(|_| Turns::new(CASE)).into(),
