@@ -24,7 +24,7 @@ compose-test: ## the containers: build the image, start compose.yaml, ask it for
 fuzz: ## everything the OpenAPI document allows and forbids, asked of a shop of its own; EXAMPLES=n (50), SEED=n; needs Python 3
 	@scripts/fuzz.sh $(or $(EXAMPLES),50)
 
-bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCHMARKS.md (QUICK=1: a short run)
+bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCHMARKS.md (PARTS=payments,relay: these; QUICK=1: a short run)
 	@scripts/need.sh test
 	cargo bench --locked --bench shop $(ARGS)
 

@@ -4,9 +4,19 @@ use std::time::Duration;
 
 /// User and system time of a process, and of every child of it that was waited for.
 pub fn cpu(pid: u32) -> Duration {
+    cpu_alone(pid) + cpu_of_gone_children(pid)
+}
+
+/// User and system time of a process alone, threads that have ended included, to the nanosecond.
+pub fn cpu_alone(pid: u32) -> Duration {
+    let clock = nix::time::clock_getcpuclockid(nix::unistd::Pid::from_raw(pid.cast_signed()));
+    clock.and_then(nix::time::ClockId::now).map(Duration::from).unwrap_or_default()
+}
+
+fn cpu_of_gone_children(pid: u32) -> Duration {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     let after = stat.rsplit(") ").next().unwrap_or_default();
-    let ticks: u64 = after.split(' ').skip(11).take(4).filter_map(|field| field.parse::<u64>().ok()).sum();
+    let ticks: u64 = after.split(' ').skip(13).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
     // USER_HZ is 100 on every Linux that user space sees.
     Duration::from_millis(ticks * 10)
 }
@@ -40,8 +50,13 @@ pub fn tree(root: u32) -> Vec<u32> {
 
 /// Resident memory in bytes.
 pub fn resident(pid: u32) -> u64 {
+    memory(pid, "VmRSS:")
+}
+
+/// A line of a process's memory, in bytes; 0 where it is gone.
+pub fn memory(pid: u32, line_name: &str) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+    let kib = status.lines().find_map(|line| line.strip_prefix(line_name)?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
     kib.unwrap_or_default() * 1024
 }
 

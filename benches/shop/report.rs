@@ -1,188 +1,192 @@
-//! docs/BENCHMARKS.md: the figures, each beside its limit, and the machine they were taken on.
+//! The JSON, part by part, and the page and the plots that are made from it.
+//!
+//! A run measures some parts and leaves the others as they were, each with when, how and on which commit it was measured.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use super::limits::Limits;
-use super::rig::Cpu;
-use super::{BACKLOG, CONNECTIONS, Result, SPREAD_ACCOUNTS, machine};
+use chrono::Utc;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-pub struct Figures {
-    pub before: Limits,
-    pub after: Limits,
-    pub latency: Latency,
-    pub rates: Rates,
-    pub memory: Vec<(&'static str, u64)>,
-    pub ready_after: Duration,
-    /// Time to ready, resident bytes.
-    pub all: (Duration, u64),
+use super::figures::Target;
+use super::options::{Options, Output, PARTS};
+use super::parts;
+use super::plot::Plot;
+use super::{Result, machine};
+
+/// All that was measured.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Book {
+    pub parts: BTreeMap<String, Entry>,
 }
 
-pub struct Rates {
-    pub accepted: Rate,
-    pub accepted_gateway: Rate,
-    pub accepted_alone: Rate,
-    pub decided: Vec<Rate>,
-    pub decided_hot: Vec<Rate>,
-    pub finished: Vec<Rate>,
-    pub finished_hot: Vec<Rate>,
+/// One part, as it was measured.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Entry {
+    /// RFC 3339, UTC.
+    measured_at: String,
+    commit: String,
+    machine: String,
+    postgres: String,
+    /// A short run: worth a look, no more.
+    quick: bool,
+    took_seconds: u64,
+    figures: Value,
 }
 
-/// Milliseconds.
-pub struct Latency {
-    pub p50: f64,
-    pub p99: f64,
-    pub samples: usize,
+/// A part's section of the page.
+#[derive(Debug, Default)]
+pub struct Section {
+    pub title: &'static str,
+    pub targets: Vec<Target>,
+    pub text: String,
+    pub plots: Vec<Plot>,
 }
 
-impl Latency {
-    pub fn of(mut millis: Vec<f64>) -> Self {
-        millis.sort_by(f64::total_cmp);
-        let at = |q: f64| millis[((millis.len() - 1) as f64 * q).round() as usize];
-        Self { p50: at(0.5), p99: at(0.99), samples: millis.len() }
+impl Book {
+    /// What earlier runs left there; empty where none did.
+    pub fn read(output: &Output) -> Result<Self> {
+        match std::fs::read(output.json()) {
+            Ok(text) => {
+                serde_json::from_slice(&text).map_err(|error| format!("{}: {error}; remove it", output.json().display()).into())
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    pub fn put(&mut self, part: &str, options: &Options, postgres: &str, took: Duration, figures: Value) {
+        let entry = Entry {
+            measured_at: Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            commit: commit(),
+            machine: machine::describe(),
+            postgres: postgres.to_owned(),
+            quick: options.quick,
+            took_seconds: took.as_secs(),
+            figures,
+        };
+        self.parts.insert(part.to_owned(), entry);
+    }
+
+    /// The JSON, a line a part.
+    pub fn save(&self, output: &Output) -> Result<()> {
+        std::fs::create_dir_all(&output.folder)?;
+        let part =
+            |(name, entry): (&String, &Entry)| Ok(format!("{}:{}", serde_json::to_string(name)?, serde_json::to_string(entry)?));
+        let parts = self.parts.iter().map(part).collect::<Result<Vec<_>>>()?;
+        Ok(std::fs::write(output.json(), format!("{{\"parts\":{{\n{}\n}}}}\n", parts.join(",\n")))?)
+    }
+
+    /// The JSON, the plots and the page.
+    pub fn write(&self, output: &Output) -> Result<()> {
+        self.save(output)?;
+        let mut sections = Vec::new();
+        for part in PARTS {
+            if let Some(entry) = self.parts.get(part) {
+                let section = section(part, &entry.figures).map_err(|error| format!("{part}: {error}; measure it again"))?;
+                for plot in &section.plots {
+                    plot.draw(&output.folder)?;
+                }
+                sections.push((part, entry, section));
+            }
+        }
+        let page = page(output, &sections)?;
+        println!("{page}");
+        std::fs::write(&output.page, page)?;
+        eprintln!("bench: written to {}", output.page.display());
+        Ok(())
     }
 }
 
-#[derive(Clone)]
-pub struct Rate {
-    pub per_second: f64,
-    /// Microseconds of CPU an order, by process.
-    pub cpu_us: BTreeMap<&'static str, f64>,
-}
-
-impl Rate {
-    pub fn of(count: usize, time: Duration, before: &Cpu, after: &Cpu) -> Self {
-        let spent = |name: &str| after[name].saturating_sub(before.get(name).copied().unwrap_or_default());
-        let cpu_us = after.keys().map(|name| (*name, spent(name).as_secs_f64() * 1e6 / count as f64)).collect();
-        Self { per_second: count as f64 / time.as_secs_f64(), cpu_us }
+fn section(part: &str, figures: &Value) -> Result<Section> {
+    fn read<T: DeserializeOwned>(figures: &Value) -> Result<T> {
+        Ok(serde_json::from_value(figures.clone())?)
     }
-
-    fn cpu(&self) -> String {
-        let parts: Vec<_> = self.cpu_us.iter().filter(|(_, us)| **us >= 0.5).map(|(name, us)| format!("{name} {us:.0}")).collect();
-        format!("{:.0} ({})", self.cpu_us.values().sum::<f64>(), parts.join(", "))
+    match part {
+        "payments" => read::<parts::payments::Figures>(figures)?.section(),
+        "flow" => read::<parts::flow::Figures>(figures)?.section(),
+        "intake" => read::<parts::intake::Figures>(figures)?.section(),
+        "steady" => read::<parts::steady::Figures>(figures)?.section(),
+        "latency" => read::<parts::latency::Figures>(figures)?.section(),
+        "relay" => read::<parts::relay::Figures>(figures)?.section(),
+        "gateway" => read::<parts::gateway::Figures>(figures)?.section(),
+        "rest" => read::<parts::rest::Figures>(figures)?.section(),
+        "size" => read::<parts::size::Figures>(figures)?.section(),
+        "bloat" => read::<parts::bloat::Figures>(figures)?.section(),
+        other => Err(format!("there is no part {other}").into()),
     }
 }
 
-fn median(rates: &[Rate]) -> Rate {
-    let mut sorted: Vec<Rate> = rates.to_vec();
-    sorted.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
-    sorted.swap_remove(sorted.len() / 2)
-}
+/// Of prose on the page.
+const LINE: usize = 132;
 
-fn all(rates: &[Rate]) -> String {
-    rates.iter().map(|rate| format!("{:.0}", rate.per_second)).collect::<Vec<_>>().join(", ")
-}
+const HEAD: &str = "# Benchmarks
 
-/// One of the limits.
-type Limit = fn(&Limits) -> f64;
+Written by `make bench` from `benchmarks.json`. Release build; the load, the four roles as processes, Postgres and Apache Kafka, one node,
+share the cores of one machine, over its loopback. Postgres has the settings of `benches/limits/postgres_limits.py`, `fsync` and
+`synchronous_commit` on; the roles reach it through its socket, the limits through TCP. The roles have their default settings but one: no order
+is asked for again within ten minutes, because orders wait here for a role that is stopped on purpose. Every measurement has fresh databases and
+topics, on servers that have been warmed up.
 
-pub fn write(figures: &Figures, quick: bool) -> Result<()> {
-    let limit = |field: Limit| (field(&figures.before) + field(&figures.after)) / 2.0;
-    let noise = |field: Limit| format!("{:.0} before, {:.0} after", field(&figures.before), field(&figures.after));
-    let mut rows = String::new();
-    let mut row = |what: String, rates: &[Rate], limit_name: &str, field: Limit| {
-        let (rate, limit, noise) = (median(rates), limit(field), noise(field));
-        let (each, ratio) = (all(rates), rate.per_second / limit);
+A figure of one run is worth little on a shared machine. Its ratio to what the same run measured beside it, by turns, is worth more, and so
+is CPU time, which is that of the processes' own clocks. Figures are medians, with the least and the greatest where they were measured more than
+once. Latencies under load come from an open loop: they are counted from when a request was due, not from when it was sent.
+";
+
+fn page(output: &Output, sections: &[(&str, &Entry, Section)]) -> Result<String> {
+    let mut page = String::from(HEAD);
+    writeln!(page, "\n## Targets\n\n| figure | target | measured | met |\n|---|---|---|---|")?;
+    for target in sections.iter().flat_map(|(_, _, section)| &section.targets) {
+        writeln!(page, "{target}")?;
+    }
+    for (part, entry, section) in sections {
+        writeln!(page, "\n## {}\n", section.title)?;
+        let quick = if entry.quick { " A short run." } else { "" };
+        let Entry { measured_at, commit, machine, postgres, took_seconds, .. } = entry;
         writeln!(
-            rows,
-            "| {what} | {:.0} | {each} | {} | `{limit_name}` {limit:.0} ({noise}) | {ratio:.2} |",
-            rate.per_second,
-            rate.cpu()
-        )
-    };
-    let (cte, pay, hot): (Limit, Limit, Limit) = (|l| l.order_cte, |l| l.pay_batch, |l| l.pay_batch_hot);
-    let (rates, one) = (&figures.rates, std::slice::from_ref);
-    let connections = format!("{CONNECTIONS} connections");
-    row(
-        format!("orders accepted/s at the orders role, {connections}, nothing else going on"),
-        one(&rates.accepted_alone),
-        "order_cte_c64",
-        cte,
-    )?;
-    row(
-        format!("orders accepted/s at the orders role, {connections}, while they are paid"),
-        one(&rates.accepted),
-        "order_cte_c64",
-        cte,
-    )?;
-    row(
-        format!("orders accepted/s through the gateway, {connections}, while they are paid"),
-        one(&rates.accepted_gateway),
-        "order_cte_c64",
-        cte,
-    )?;
-    row(
-        format!("payments decided/s from a backlog of {BACKLOG} requests on Kafka over {SPREAD_ACCOUNTS} accounts"),
-        &rates.decided,
-        "pay_batch_1000_c1",
-        pay,
-    )?;
-    row(
-        format!("payments decided/s from a backlog of {BACKLOG} requests on Kafka on one account"),
-        &rates.decided_hot,
-        "pay_batch_hot_1000_c1",
-        hot,
-    )?;
-    row(
-        format!("orders finished/s, the whole flow, from a backlog of {BACKLOG} over {SPREAD_ACCOUNTS} accounts"),
-        &rates.finished,
-        "pay_batch_1000_c1",
-        pay,
-    )?;
-    row(
-        format!("orders finished/s, the whole flow, from a backlog of {BACKLOG} on one account"),
-        &rates.finished_hot,
-        "pay_batch_hot_1000_c1",
-        hot,
-    )?;
-    let mib = |bytes: u64| bytes as f64 / 1024.0 / 1024.0;
-    let memory: Vec<_> = figures.memory.iter().map(|(name, bytes)| format!("{name} {:.0} MiB", mib(*bytes))).collect();
-    let binary = std::fs::metadata(env!("CARGO_BIN_EXE_shopd"))?.len();
-    let text = format!(
-        "# Benchmarks
+            page,
+            "`make bench PARTS={part}`, {measured_at}, commit {commit}, {took_seconds} s; {machine}, Postgres {postgres}.{quick}\n"
+        )?;
+        page.push_str(wrapped(&section.text).trim_end());
+        page.push('\n');
+        for plot in &section.plots {
+            writeln!(page, "\n![{}]({}{}.svg)", plot.title, output.plots_at, plot.name)?;
+        }
+    }
+    Ok(page)
+}
 
-Written by `make bench`{}. Release build, everything on one machine: {}, Postgres {}, Apache Kafka in one node, loopback.
-The load generator, the four roles, Postgres and Kafka share the cores. A figure of one run is worth little on a shared
-machine; its ratio to the limit, which the same run measures with `benches/limits/postgres_limits.py` before and after, is
-worth more. CPU is that of the roles, Postgres and Kafka together.
+/// Prose in lines of a readable length; tables as they are.
+fn wrapped(text: &str) -> String {
+    let mut lines = Vec::new();
+    for line in text.lines() {
+        if line.starts_with('|') || line.len() <= LINE {
+            lines.push(line.to_owned());
+            continue;
+        }
+        let mut short = String::new();
+        for word in line.split(' ') {
+            if !short.is_empty() && short.len() + 1 + word.len() > LINE {
+                lines.push(std::mem::take(&mut short));
+            }
+            if !short.is_empty() {
+                short.push(' ');
+            }
+            short.push_str(word);
+        }
+        lines.push(short);
+    }
+    lines.join("\n")
+}
 
-| figure | median | each | CPU us an order | limit of bare Postgres | ratio |
-|---|---|---|---|---|---|
-{rows}
-The time of `payments decided` runs from the start of the payments process: connecting, taking its partitions, fetching,
-deciding, committing the decisions with their results in the outbox. The limit beside it does the same work on bare Postgres.
-The time of `the whole flow` runs from the start of the relay process until the last order is final: outbox, Kafka, decision,
-outbox, Kafka, status, with everything on the same cores. The limit beside it does only the decision's part of that.
-
-| latency, one client on an idle system, on Kafka | |
-|---|---|
-| POST to `Finished`, p50 | {:.2} ms |
-| POST to `Finished`, p99 | {:.2} ms |
-| samples | {} |
-
-| at rest | |
-|---|---|
-| `shopd all` on its embedded default, stopped to ready, warm | {} ms |
-| four roles, started one after the other, until all are ready | {} ms |
-| resident memory of each role after the intake | {} |
-| resident memory of `shopd all`, idle, without its Postgres | {:.0} MiB |
-| the stripped binary | {:.1} MiB |
-",
-        if quick { " (quick)" } else { "" },
-        machine::describe(),
-        figures.before.postgres,
-        figures.latency.p50,
-        figures.latency.p99,
-        figures.latency.samples,
-        figures.all.0.as_millis(),
-        figures.ready_after.as_millis(),
-        memory.join(", "),
-        mib(figures.all.1),
-        mib(binary),
-    );
-    println!("{text}");
-    std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/BENCHMARKS.md"), text)?;
-    Ok(())
+/// Short, and marked where the tree differs from it; `unknown` outside a repository.
+fn commit() -> String {
+    let mut git = Command::new("git");
+    git.args(["describe", "--always", "--exclude", "*", "--dirty", "--abbrev=10"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let said = git.output().ok().filter(|output| output.status.success());
+    said.map_or_else(|| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

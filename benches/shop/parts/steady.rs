@@ -1,0 +1,218 @@
+//! Steady state: what the whole flow holds through the gateway, and latencies at parts of that, from an open loop.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::figures::{Latency, Rate, Rates, Target, number};
+use super::super::load::{self, Load, Pace, Stream};
+use super::super::plot::{Plot, Scale};
+use super::super::report::Section;
+use super::super::rig::{Progress, ROLES, Shop};
+use super::super::{Bench, Result, step};
+use super::SPREAD;
+use super::queues::{Queues, Waiting, growth};
+
+const PATH: &str = "/api/OrdersProxy";
+const CONNECTIONS_CLOSED: usize = 64;
+/// Enough that a request never waits for a connection of its own while the system holds the rate.
+const CONNECTIONS_OPEN: usize = 128;
+/// Orders whose end is waited for, a second, and their connections.
+const WAITS_PER_SECOND: f64 = 40.0;
+const CONNECTIONS_WAITING: usize = 64;
+const WARM: Duration = Duration::from_secs(1);
+/// Queues may be longer at the end by what comes in this time.
+const GROWTH_ALLOWED: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Figures {
+    /// Orders a second, accepted and paid.
+    most: f64,
+    most_cost: Rate,
+    steady: Run,
+    queues: Vec<Waiting>,
+    /// From the row of the order's beginning to that of its end, in milliseconds: p50, p99.
+    rows: (f64, f64),
+    curve: Vec<Run>,
+}
+
+/// An open loop at one rate.
+#[derive(Debug, Serialize, Deserialize)]
+struct Run {
+    /// Of the most.
+    share: f64,
+    seconds: f64,
+    per_second: f64,
+    refused: u64,
+    post: Latency,
+    finished: Latency,
+    cost: Rate,
+}
+
+pub async fn measure(bench: &Bench) -> Result<Figures> {
+    let quick = bench.options.quick;
+    let shop = Shop::open(&bench.servers, &ROLES).await?;
+    shop.accounts(SPREAD).await?;
+    step("steady: what the whole flow holds through the gateway");
+    let (most, most_cost) = most(&shop, bench.options.time(3, 15).min(Duration::from_secs(15))).await?;
+
+    let time = bench.options.time(10, 300);
+    step(&format!("steady: half of {most:.0} orders/s, for {} s", time.as_secs()));
+    let since: std::time::SystemTime = std::time::SystemTime::now();
+    let (steady, queues) = open_loop(&shop, most, 0.5, time).await?;
+    let client = bench.servers.connect(&shop.orders_database()).await?;
+    let row = client
+        .query_one(
+            "select percentile_cont(0.5) within group (order by ms), percentile_cont(0.99) within group (order by ms)
+               from (select (extract(epoch from e.at - n.at) * 1000)::float8 as ms
+                       from order_event n join order_event e on e.order_id = n.order_id and e.status = 'Finished'
+                      where n.status = 'New' and n.at >= $1) t",
+            &[&since],
+        )
+        .await?;
+    let rows = (row.try_get(0)?, row.try_get(1)?);
+
+    let shares: &[f64] = if quick { &[0.1, 0.5, 0.9] } else { &[0.1, 0.25, 0.5, 0.75, 0.9] };
+    let mut curve = Vec::new();
+    for share in shares {
+        step(&format!("steady: {:.0} % of that", share * 100.0));
+        let time = Duration::from_secs(if quick { 2 } else { 20 }).min(time);
+        curve.push(open_loop(&shop, most, *share, time).await?.0);
+    }
+    shop.all_final().await?;
+    shop.close().await?;
+    Ok(Figures { most, most_cost, steady, queues, rows, curve })
+}
+
+/// Orders a second that are accepted and paid: from a closed loop, from its start until the last is final.
+async fn most(shop: &Shop<'_>, time: Duration) -> Result<(f64, Rate)> {
+    let load = |time| Load::closed(shop.address("gateway"), load::orders(PATH, "", SPREAD), CONNECTIONS_CLOSED, time);
+    load(WARM).run_accepted().await?;
+    shop.all_final().await?;
+    let finished = shop.finished().await?;
+    let from = finished.read().await?;
+    let (cpu, begun) = (shop.cpu(), Progress::begin());
+    let ran = load(time).run_accepted().await?;
+    let count = ran.accepted();
+    let progress = begun.until(&finished, from, count as i64).await?;
+    let rate = Rate::new(progress.whole(), count as f64, &cpu, &shop.cpu()).loaded(ran.cpu, count as f64);
+    Ok((progress.whole(), rate))
+}
+
+async fn open_loop(shop: &Shop<'_>, most: f64, share: f64, time: Duration) -> Result<(Run, Vec<Waiting>)> {
+    let per_second = most * share;
+    let waits = WAITS_PER_SECOND.min(per_second / 2.0);
+    let stream = |requests, connections, per_second| Stream { requests, connections, pace: Pace::Open { per_second } };
+    let streams = vec![
+        stream(load::orders(PATH, "", SPREAD), CONNECTIONS_OPEN, per_second - waits),
+        stream(load::orders(PATH, "Prefer: wait=30\r\n", SPREAD), CONNECTIONS_WAITING, waits),
+    ];
+    let load = Load { address: shop.address("gateway").to_owned(), streams, time, accepted: Arc::default() };
+    let queues = Queues::of(shop).await?;
+    let (accepted, cpu) = (load.accepted.clone(), shop.cpu());
+    let (ran, seen) = queues.watch(accepted, Duration::from_secs(1).min(time / 10), load.run()).await?;
+    let after = shop.cpu();
+    let [post, finished] = ran.streams.as_slice() else { return Err("two streams".into()) };
+    let count = post.accepted + finished.accepted;
+    queues.empty(count).await?;
+    let cost = Rate::new(count as f64 / ran.elapsed.as_secs_f64(), count as f64, &cpu, &after).loaded(ran.cpu, count as f64);
+    let run = Run {
+        share,
+        seconds: ran.elapsed.as_secs_f64(),
+        per_second,
+        refused: post.refused + finished.refused,
+        post: Latency::of(&post.latency),
+        finished: Latency::of(&finished.latency),
+        cost,
+    };
+    Ok((run, seen))
+}
+
+impl Figures {
+    pub fn section(&self) -> Result<Section> {
+        let mut section = Section { title: "Steady state", ..Section::default() };
+        let (steady, text) = (&self.steady, &mut section.text);
+        writeln!(
+            text,
+            "What the whole flow holds is found by a closed loop of {CONNECTIONS_CLOSED} connections through the gateway: all that it accepts, over the time from its \
+start until the last of it is final. Then an open loop asks for half of that. Of its orders {WAITS_PER_SECOND} a second carry `Prefer: wait=30`, over connections of \
+their own; their answers, which come when the order is final, are POST-to-`Finished` as a client sees it. They make the orders role read its own events, as any stream \
+does. All latencies count from when the request was due. Queues are the differences of what was accepted, is on Kafka, is decided, and is applied.\n"
+        )?;
+        let rates = Rates(vec![self.most_cost.clone()]);
+        let (most, cost, by) = (number(self.most, 0), rates.cpu_us(&[]).show(1), rates.by_process());
+        writeln!(
+            text,
+            "The whole flow holds {most} orders/s through the gateway, at {cost} us of CPU an order ({by}; the load {:.1}).\n",
+            rates.load_us().median()
+        )?;
+        writeln!(
+            text,
+            "| of that | orders/s | | p50 ms | p99 | p99.9 | greatest | samples | refused | CPU us an order |\n|---|---|---|---|---|---|---|---|---|---|"
+        )?;
+        for run in std::iter::once(steady).chain(&self.curve) {
+            let cost = Rates(vec![run.cost.clone()]).cpu_us(&[]).show(1);
+            let (share, rate, seconds) = (run.share * 100.0, number(run.per_second, 0), run.seconds);
+            writeln!(text, "| {share:.0} %, {seconds:.0} s | {rate} | POST | {} | {} | {cost} |", run.post.cells(), run.refused)?;
+            writeln!(text, "| | | POST to `Finished` | {} | | |", run.finished.cells())?;
+        }
+        let (p50, p99) = self.rows;
+        writeln!(
+            text,
+            "\nOf every order at half, from the time in the row of its beginning to that of its end: p50 {p50:.2} ms, p99 {p99:.2} ms."
+        )?;
+        let longest = self.queues.iter().map(Waiting::all).max().unwrap_or_default();
+        let (grown, allowed) = (growth(&self.queues), steady.per_second * GROWTH_ALLOWED.as_secs_f64());
+        writeln!(
+            text,
+            "The queues together were never longer than {longest}; the last quarter's mean is {grown:.0} over the second quarter's."
+        )?;
+
+        let ms = |value: f64| (value, number(value, 2));
+        let most = |figure: &str, bound, (value, shown)| Target::at_most(figure, bound, value, shown, " ms");
+        section.targets.push(most("steady, POST p99 at half", 20.0, ms(steady.post.p99)));
+        section.targets.push(most("steady, POST to `Finished` p99 at half", 60.0, ms(steady.finished.p99)));
+        let grown = Target::at_most("steady, queues longer at the end, orders", allowed.round(), grown, number(grown, 0), "");
+        section.targets.push(grown);
+        section.targets.push(Target::at_most(
+            "steady, refused at half",
+            0.0,
+            steady.refused as f64,
+            steady.refused.to_string(),
+            "",
+        ));
+
+        let line =
+            |name: &str, of: fn(&Run) -> f64| (name.to_owned(), self.curve.iter().map(|run| (run.per_second, of(run))).collect());
+        section.plots.push(Plot {
+            name: "latency".into(),
+            title: "Latency against rate, through the gateway, open loop".into(),
+            x: ("orders/s".into(), Scale::Linear),
+            y: ("milliseconds".into(), Scale::Log),
+            lines: vec![
+                line("POST p50", |run| run.post.p50),
+                line("POST p99", |run| run.post.p99),
+                line("POST to Finished p50", |run| run.finished.p50),
+                line("POST to Finished p99", |run| run.finished.p99),
+            ],
+        });
+        let queue = |name: &str, of: fn(&Waiting) -> u64| {
+            (name.to_owned(), self.queues.iter().map(|waiting| (waiting.at, of(waiting) as f64)).collect())
+        };
+        section.plots.push(Plot {
+            name: "queues".into(),
+            title: "What waits at half of the most".into(),
+            x: ("seconds".into(), Scale::Linear),
+            y: ("records".into(), Scale::Linear),
+            lines: vec![
+                queue("in orders' outbox", |waiting| waiting.unsent_requests),
+                queue("requests not decided", |waiting| waiting.unread_requests),
+                queue("in payments' outbox", |waiting| waiting.unsent_results),
+                queue("results not applied", |waiting| waiting.unread_results),
+            ],
+        });
+        Ok(section)
+    }
+}

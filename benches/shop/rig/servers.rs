@@ -1,0 +1,176 @@
+//! The Postgres server, with the limits' own settings, and the Kafka broker.
+
+use std::cell::Cell;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use rskafka::client::ClientBuilder;
+use shopd::config::KafkaConfig;
+use shopd::contracts::TOPICS;
+use shopd::embedded::{self, Options, Server};
+use shopd::messaging::log::KafkaLog;
+
+use super::super::{Result, machine};
+use super::Cpu;
+
+/// As in `benches/limits/postgres_limits.py`; the rest of what stands there is the default.
+const SETTINGS: [(&str, &str); 6] = [
+    ("shared_buffers", "512MB"),
+    ("max_wal_size", "4GB"),
+    ("checkpoint_timeout", "15min"),
+    ("max_connections", "120"),
+    ("autovacuum_naptime", "10s"),
+    ("dynamic_shared_memory_type", "mmap"),
+];
+/// The jars may have to be fetched.
+const KAFKA_TIMEOUT: Duration = Duration::from_secs(300);
+const KAFKA_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// Dropping a database waits for a checkpoint.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(120);
+
+pub struct Servers {
+    dir: tempfile::TempDir,
+    postgres: Option<Server>,
+    postgres_pid: u32,
+    kafka_pid: u32,
+    pub kafka: String,
+    shops: Cell<u32>,
+}
+
+impl Servers {
+    pub async fn start() -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("shopd-bench-").tempdir()?;
+        let mut options = Options::new(dir.path().join("data"));
+        options.settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        options.progress = false;
+        let postgres = embedded::start(&options).await?;
+        let postgres_pid = postgres.pid().cast_unsigned();
+        let mut servers =
+            Self { dir, postgres: Some(postgres), postgres_pid, kafka_pid: 0, kafka: String::new(), shops: Cell::new(0) };
+        let started = tokio::process::Command::from(kafka(servers.dir.path(), "start")).output();
+        let started = tokio::time::timeout(KAFKA_TIMEOUT, started).await;
+        servers.kafka = said("start", &started.map_err(|_| "Kafka does not start")??)?;
+        servers.kafka_pid = std::fs::read_to_string(servers.dir.path().join("kafka/pid"))?.trim().parse()?;
+        Ok(servers)
+    }
+
+    /// Another shop's number on these servers.
+    pub fn next_shop(&self) -> u32 {
+        self.shops.set(self.shops.get() + 1);
+        self.shops.get()
+    }
+
+    fn postgres(&self) -> Result<&Server> {
+        Ok(self.postgres.as_ref().ok_or("the database server was stopped")?)
+    }
+
+    pub fn url(&self, database: &str) -> Result<String> {
+        Ok(self.postgres()?.url(database).expose().to_owned())
+    }
+
+    pub async fn create_database(&self, name: &str) -> Result<()> {
+        Ok(self.postgres()?.ensure_database(name).await?)
+    }
+
+    /// With whatever is still connected to it.
+    pub async fn drop_database(&self, name: &str) -> Result<()> {
+        self.execute("postgres", &format!("drop database if exists {name} with (force)")).await
+    }
+
+    /// Statements on a connection of their own.
+    pub async fn execute(&self, database: &str, statements: &str) -> Result<()> {
+        let client = self.connect(database).await?;
+        let done = tokio::time::timeout(STATEMENT_TIMEOUT, client.batch_execute(statements)).await;
+        done.map_err(|_| format!("{statements}: no answer within {STATEMENT_TIMEOUT:?}"))??;
+        Ok(())
+    }
+
+    /// A connection for the benchmark's own questions.
+    pub async fn connect(&self, database: &str) -> Result<tokio_postgres::Client> {
+        let url = self.url(database)?;
+        let connected = tokio::time::timeout(STATEMENT_TIMEOUT, tokio_postgres::connect(&url, tokio_postgres::NoTls)).await;
+        let (client, connection) = connected.map_err(|_| "the database server does not answer")??;
+        // Ends with the client; its errors reach the client's calls.
+        tokio::spawn(async move { drop(connection.await) });
+        Ok(client)
+    }
+
+    /// What is dirty goes to the disk before a measurement, and not within it.
+    pub async fn checkpoint(&self) -> Result<()> {
+        self.execute("postgres", "checkpoint").await
+    }
+
+    pub async fn version(&self) -> Result<String> {
+        let client = self.connect("postgres").await?;
+        Ok(client.query_one("show server_version", &[]).await?.try_get(0)?)
+    }
+
+    /// The log under a prefix of its own.
+    pub fn log(&self, prefix: &str) -> KafkaLog {
+        KafkaLog::new(&self.kafka_config(prefix))
+    }
+
+    pub fn kafka_config(&self, prefix: &str) -> KafkaConfig {
+        let mut config = shopd::config::Config::default().kafka;
+        config.bootstrap_servers = vec![self.kafka.clone()];
+        prefix.clone_into(&mut config.topic_prefix);
+        config
+    }
+
+    /// All of one shop's: a broker with many partitions is another one.
+    pub async fn delete_topics(&self, prefix: &str) -> Result<()> {
+        let deleted = async {
+            let client = ClientBuilder::new(vec![self.kafka.clone()]).build().await?;
+            let controller = client.controller_client()?;
+            for topic in TOPICS {
+                controller.delete_topic(format!("{prefix}{topic}"), KAFKA_REQUEST_TIMEOUT.as_millis() as i32).await?;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(KAFKA_REQUEST_TIMEOUT * 2, deleted).await.map_err(|_| "topics are not deleted")?
+    }
+
+    pub fn cpu(&self) -> Cpu {
+        let mut cpu = Cpu::default();
+        cpu.add("postgres", self.postgres_pid, machine::cpu_of_tree(self.postgres_pid));
+        cpu.add("kafka", self.kafka_pid, machine::cpu(self.kafka_pid));
+        cpu
+    }
+
+    pub async fn stop(mut self) -> Result<()> {
+        if let Some(postgres) = self.postgres.take() {
+            postgres.stop(STOP_TIMEOUT).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        // Also where a measurement failed; the database server is told to stop by its own drop.
+        let wiped = kafka(self.dir.path(), "wipe").output().map_err(Into::into).and_then(|output| said("wipe", &output));
+        if let Err(error) = wiped {
+            eprintln!("bench: {error}");
+        }
+    }
+}
+
+/// `scripts/kafka/kafka VERB` for the run's own broker.
+fn kafka(dir: &Path, verb: &str) -> Command {
+    let script: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka/kafka");
+    let mut command = Command::new(script);
+    command.arg(verb).arg("--dir").arg(dir.join("kafka")).stdin(Stdio::null());
+    if verb == "start" {
+        command.args(["--port", "0"]);
+    }
+    command
+}
+
+fn said(verb: &str, output: &Output) -> Result<String> {
+    if !output.status.success() {
+        return Err(format!("kafka {verb}: {}", String::from_utf8_lossy(&output.stderr)).into());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
