@@ -27,9 +27,10 @@ const GATHER_MAX: Duration = Duration::from_millis(1);
 /// A batch of fewer says nothing about the next one.
 const GATHER_FROM: usize = 8;
 
-/// How many the next batch waits for after one of `last`: most of those, because not all come again.
-fn awaited(last: usize) -> usize {
-    if last < GATHER_FROM { 1 } else { last * 3 / 4 }
+/// How many the next batch waits for after one of `last`: most of those, because not all come again; nobody after one of less than
+/// `from`, which says nothing about the next one.
+pub fn awaited(last: usize, from: usize) -> usize {
+    if last < from { 1 } else { last * 3 / 4 }
 }
 
 /// The queue is full, or the process is stopping.
@@ -88,7 +89,7 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
             let mut last = 0;
             while waiting.recv_many(&mut taken, BATCH_MAX).await > 0 {
                 let due = Instant::now() + GATHER_MAX;
-                while taken.len() < awaited(last) {
+                while taken.len() < awaited(last, GATHER_FROM) {
                     let room = BATCH_MAX - taken.len();
                     match timeout_at(due, waiting.recv_many(&mut taken, room)).await {
                         Ok(more) if more > 0 => {}

@@ -15,7 +15,7 @@ pub mod types;
 pub(crate) use check::offenders;
 pub use check::{Check, Found, OFFENDERS_LISTED_MAX, Offender, Subject, begin_snapshot, end_snapshot, prefer_indexes};
 pub use error::{DbError, is_unique_violation};
-pub use group::{GroupCommit, Overloaded, each_for_itself};
+pub use group::{GroupCommit, Overloaded, awaited, each_for_itself};
 pub use listen::{Listener, Notifier};
 pub use migrations::{Schema, migrate, missing, pending};
 pub use pool::{Conn, Db, Pooled, Retry, in_time};

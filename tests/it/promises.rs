@@ -122,7 +122,7 @@ async fn a_request_delivered_again_under_any_event_id_or_none_debits_once_and_is
     assert_eq!(count(&p.payments, "select count(*) as n from transfer where order_id is not null").await, 1);
     assert_balanced(&p.orders, &p.payments).await;
     // Every repeat's answer carries the event id of the first.
-    let mut ids = std::collections::HashMap::<Bytes, std::collections::HashSet<Bytes>>::new();
+    let mut ids = std::collections::HashMap::<Bytes, std::collections::HashSet<Vec<u8>>>::new();
     let mut results = 0;
     let since = std::time::Instant::now();
     while results < 4 && since.elapsed() < PATIENCE {

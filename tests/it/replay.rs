@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use diesel_async::RunQueryDsl;
 use shopd::db::{Db, sql};
 use shopd::messaging::log::{Log, Record, StoredRecord};
@@ -46,12 +45,12 @@ async fn everything(p: &Promise, topic: &str) -> Vec<StoredRecord> {
 }
 
 /// The same payloads again, each with the headers that `headers` makes of its own.
-async fn again(p: &Promise, topic: &str, records: &[StoredRecord], headers: impl Fn(&StoredRecord) -> BTreeMap<String, Bytes>) {
+async fn again(p: &Promise, topic: &str, records: &[StoredRecord], headers: impl Fn(&StoredRecord) -> BTreeMap<String, Vec<u8>>) {
     let record = |record: &StoredRecord| Record {
         topic: Arc::from(topic),
         key: record.key.clone(),
         value: record.value.clone(),
-        headers: headers(record).into_iter().map(|(name, value)| (name.into(), value)).collect(),
+        headers: headers(record).into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
         timestamp: chrono::Utc::now(),
     };
     p.log.append(records.iter().map(record).collect()).await.expect("acknowledged");

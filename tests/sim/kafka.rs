@@ -140,9 +140,9 @@ impl Kafka {
             let Some(partitions) = state.topics.get_mut(&*record.topic) else { continue };
             let number = partition_of(record.key.as_deref().unwrap_or_default(), partitions.len() as i32);
             let partition = &mut partitions[number as usize];
-            let mut headers: BTreeMap<String, Bytes> =
-                record.headers.iter().map(|(name, value)| (name.clone().into_owned(), value.clone())).collect();
-            headers.insert(LANDED.into(), Bytes::from(landed.to_string()));
+            let mut headers: BTreeMap<String, Vec<u8>> =
+                record.headers.iter().map(|(name, value)| (name.clone().into_owned(), value.to_vec())).collect();
+            headers.insert(LANDED.into(), landed.to_string().into());
             let (key, value) = (record.key.clone(), record.value.clone());
             let offset = partition.end();
             partition.records.push(StoredRecord { offset, key, value, headers, timestamp: record.timestamp });

@@ -25,10 +25,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::config::ConsumerConfig;
-use crate::db::{Db, DbError};
+use crate::db::{Db, DbError, awaited};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Incident, SharedIncident};
 
@@ -51,6 +51,12 @@ const RETRY: Duration = Duration::from_millis(500);
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Fetched pieces that wait for the batch in hand; a fetcher with more waits itself.
 const FETCHES_WAITING_MAX: usize = 12;
+
+/// After a large batch there is more on the log than is fetched at this moment: how long the next one waits for it. Many small
+/// transactions cost the database more than the wait costs anybody.
+const GATHER_MAX: Duration = Duration::from_millis(2);
+/// Records of a batch that is large.
+const GATHER_FROM: usize = 64;
 
 /// One process's consumer of one topic.
 pub struct Consumer<I> {
@@ -128,6 +134,7 @@ impl<I: Inbox> Consumer<I> {
         let incident = SharedIncident::new("fetching");
         let mut upkeep = Incident::new("looking after what is parked");
         let mut waiting = Vec::new();
+        let mut last = 0;
         let (mut look_after, mut looked) = (false, None::<Instant>);
         loop {
             let start = |owned: &Owned| {
@@ -162,10 +169,18 @@ impl<I: Inbox> Consumer<I> {
                     let Some(first) = first else { return Ended::LostLease };
                     waiting.push(first);
                     let mut records = count(&waiting);
-                    while records < self.config.batch_records_max && let Ok(more) = fetched.try_recv() {
+                    let due = Instant::now() + GATHER_MAX;
+                    while records < self.config.batch_records_max {
+                        let more = match fetched.try_recv() {
+                            Ok(more) => Some(more),
+                            Err(_) if records >= awaited(last, GATHER_FROM) => None,
+                            Err(_) => timeout_at(due, fetched.recv()).await.ok().flatten(),
+                        };
+                        let Some(more) = more else { break };
                         records += count(std::slice::from_ref(&more));
                         waiting.push(more);
                     }
+                    last = records;
                     let batch = Batch::assemble(&self.topic, waiting.drain(..).filter(|one| holding.expects(one)));
                     if !batch.moves.is_empty() {
                         match self.apply_until_done(Arc::new(batch), stop).await {

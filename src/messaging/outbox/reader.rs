@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::{BoxFuture, MaybeDone, maybe_done};
+use futures::future::{BoxFuture, Either, MaybeDone, maybe_done, select};
 
 use crate::db::types::Xid;
 use crate::db::{Db, DbError};
@@ -128,7 +128,17 @@ impl<S: Source> Reader<S> {
 
     async fn save(&mut self) -> Result<(), DbError> {
         faults::point!("outbox.before_save")?;
-        if !self.session.save(self.epoch, &self.cursor, self.lease).await? {
+        let saving = self.session.save(self.epoch, &self.cursor, self.lease);
+        let moved = match &mut self.ahead {
+            None => saving.await,
+            // The answers come one after the other: this one is behind the rows that are on their way, and would wait for them for ever
+            // if nobody took them.
+            Some(ahead) => match select(saving, ahead).await {
+                Either::Left((moved, _)) => moved,
+                Either::Right(((), saving)) => saving.await,
+            },
+        };
+        if !moved? {
             return Err(DbError::Fenced("another relay has the outbox".into()));
         }
         faults::point!("outbox.after_save")?;

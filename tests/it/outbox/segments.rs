@@ -214,3 +214,21 @@ async fn a_writer_and_a_relay_of_the_version_before_get_on_with_segments() {
     conn.batch_execute(old_purge).await.unwrap();
     assert_eq!(rows(&db).await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_is_published_while_the_next_one_is_still_on_its_way() {
+    const ROWS: usize = 20_000;
+    let db = fresh().await;
+    let conn = db.dedicated().await.unwrap();
+    write_into(&conn, &[1], ROWS).await;
+    let mut reader = acquire(&db, "r").await.unwrap();
+    let mut published = 0;
+    while let Some(page) = reader.page(ROWS as i64 / 4).await.unwrap() {
+        published += page.rows.len();
+        // Asked for, its first rows perhaps there, and nobody takes them: the log was faster.
+        let _ = tokio::time::timeout(Duration::from_millis(5), reader.read_ahead(ROWS as i64 / 4)).await;
+        let saved = tokio::time::timeout(Duration::from_secs(20), reader.published(page)).await;
+        saved.expect("the cursor waits behind rows that nobody takes").unwrap();
+    }
+    assert_eq!(published, ROWS);
+}
