@@ -54,16 +54,17 @@ impl Handler for OnOrder {
         let (decided, (mut accounts, at)) = (decided?, locked?);
 
         let (moved, decisions) = settle(batch, &decided, &mut accounts);
-        let repeats = repeats(batch, &decided, at);
+        let (entries, repeats) = (entries(batch, &decisions), repeats(batch, &decided, at));
         // Piece after piece is made and sent without waiting: the server writes one while the next one is being made.
         let pieces = decisions.chunks(PIECE).map(|some| write(conn, batch, some, at));
-        let (moved, written, repeated) = tokio::join!(
+        let (moved, transferred, written, repeated) = tokio::join!(
             biased;
             store::set_balances(conn, &moved, at),
+            store::write_entries(conn, &entries, at),
             join_all(pieces),
             outbox::append(conn, &repeats),
         );
-        moved?;
+        moved.and(transferred)?;
         written.into_iter().collect::<Result<(), DbError>>()?;
         repeated
     }
@@ -93,23 +94,21 @@ pub fn effects<'b>(
     at: DateTime<Utc>,
 ) -> Effects<'b> {
     let (moved, decisions) = settle(batch, decided, accounts);
-    let (records, entries, mut messages) = lines(batch, &decisions, at);
+    let (records, mut messages) = lines(batch, &decisions, at);
     messages.extend(repeats(batch, decided, at));
-    Effects { moved, records, entries, messages }
+    Effects { moved, records, entries: entries(batch, &decisions), messages }
 }
 
-/// The accounts that move, and the new decisions, account by account: the ledger's index then takes an account's lines side by side.
+/// The accounts that move, and the new decisions in log order.
 fn settle(
     batch: &[Received<PaymentRequested>],
     decided: &HashMap<Uuid, Decided>,
     accounts: &mut Accounts,
 ) -> (Vec<Held>, Vec<Decision>) {
     let requests: Vec<&PaymentRequested> = batch.iter().map(|request| &request.event).collect();
-    let mut decisions = decide(accounts, &decided.keys().copied().collect(), &requests);
+    let decisions = decide(accounts, &decided.keys().copied().collect(), &requests);
     let debited: HashSet<i64> = decisions.iter().filter_map(|decision| Some(decision.debit?.account_id)).collect();
     let moved = accounts.values().filter(|account| debited.contains(&account.id)).cloned().collect();
-    // Stable: each account's stay in the order in which they were taken.
-    decisions.sort_by_key(|decision| decision.debit.map(|debit| debit.account_id));
     (moved, decisions)
 }
 
@@ -119,25 +118,24 @@ async fn write(
     decisions: &[Decision],
     at: DateTime<Utc>,
 ) -> Result<(), DbError> {
-    let (records, entries, messages) = lines(batch, decisions, at);
-    let (payments, transfers, results) = tokio::join!(
+    let (records, messages) = lines(batch, decisions, at);
+    let (payments, results) = tokio::join!(
         biased;
         store::write_payments(conn, &records, crate::contracts::ORDER_PAYMENT_REQUESTS, at),
-        store::write_entries(conn, &entries, at),
         outbox::append(conn, &messages),
     );
-    payments.and(transfers).and(results)
+    payments.and(results)
 }
 
-/// What `decisions` write: themselves, the ledger's lines, the results.
+/// What `decisions` write beside the ledger: themselves, and the results.
 fn lines<'b>(
     batch: &'b [Received<PaymentRequested>],
     decisions: &[Decision],
     at: DateTime<Utc>,
-) -> (Vec<Record<'b>>, Vec<Entry>, Vec<Message>) {
+) -> (Vec<Record<'b>>, Vec<Message>) {
     let records: Vec<Record> = decisions.iter().map(|decision| record(&batch[decision.index], decision.verdict)).collect();
     let messages = records.iter().map(|record| result(record, at)).collect();
-    (records, entries(batch, decisions), messages)
+    (records, messages)
 }
 
 fn record(request: &Received<PaymentRequested>, verdict: Verdict) -> Record<'_> {
@@ -149,6 +147,8 @@ fn record(request: &Received<PaymentRequested>, verdict: Verdict) -> Record<'_> 
     Record { request, status, failure_reason, result_event_id: Uuid::now_v7() }
 }
 
+/// The ledger's lines, account by account: its index takes those of one side by side. Each account's stay in the order in which they
+/// happened.
 fn entries(batch: &[Received<PaymentRequested>], decisions: &[Decision]) -> Vec<Entry> {
     let entry = |decision: &Decision| {
         let request = &batch[decision.index].event;
@@ -159,7 +159,9 @@ fn entries(batch: &[Received<PaymentRequested>], decisions: &[Decision]) -> Vec<
             balance_after: debit.balance_after,
         })
     };
-    decisions.iter().filter_map(entry).collect()
+    let mut entries: Vec<Entry> = decisions.iter().filter_map(entry).collect();
+    entries.sort_by_key(|entry| entry.account_id);
+    entries
 }
 
 fn result(record: &Record<'_>, at: DateTime<Utc>) -> Message {
