@@ -81,7 +81,8 @@ struct IdRow {
 }
 
 /// Writes new orders, each with its event and its payment request, in one statement (S6). The rows of `orders` go in by id, so that
-/// two writers never wait in a circle; the requests go in as they came, so that one user's are published in that order.
+/// two writers never wait in a circle, and all of them before the first event, as in [`insert_missing`]: the server would begin with the
+/// events if they did not ask for the orders. The requests go in as they came, so that one user's are published in that order.
 ///
 /// # Errors
 /// [`DbError::Duplicate`] where one is there already; none is written then. [`insert_missing`] finds out which, and takes twice as long.
@@ -94,8 +95,10 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<(), Db
         "with accepted as (
              insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent, stamp)
              select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($5), unnest($6), unnest($7)
+             returning id
          ), event as (
-             insert into order_event (order_id, status, at, traceparent) select unnest($1), 'New', unnest($5), unnest($6)
+             insert into order_event (order_id, status, at, traceparent)
+             select e.* from (select unnest($1), 'New', unnest($5), unnest($6)) e where (select count(*) from accepted) > 0
          )
          insert into ",
         " (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
