@@ -3,17 +3,17 @@
 //! Whatever is waiting when the database is free is taken as one batch; while that batch commits, the next one gathers. The
 //! fsync and the round trip are shared, `synchronous_commit` stays on.
 //!
-//! Where many were answered together, as many are on their way again: the first of them to arrive is not taken alone, or every second
-//! commit would be for a handful. The next batch waits for most of them, and never longer than [`GATHER_MAX`].
+//! Where several came together the next batch waits a little for as many as come, see [`Crowd`]: or the first of them would be taken
+//! alone, and every second commit would be for a handful.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use super::crowd::Crowd;
 use super::error::DbError;
 use crate::faults;
 
@@ -21,17 +21,6 @@ use crate::faults;
 const BATCH_MAX: usize = 256;
 /// Requests waiting at most; above that a request is refused, not queued.
 const QUEUE_MAX: usize = 4_096;
-
-/// How long a batch may wait for others; a commit takes about as long.
-const GATHER_MAX: Duration = Duration::from_millis(1);
-/// A batch of fewer says nothing about the next one.
-const GATHER_FROM: usize = 8;
-
-/// How many the next batch waits for after one of `last`: most of those, because not all come again; nobody after one of less than
-/// `from`, which says nothing about the next one.
-pub fn awaited(last: usize, from: usize) -> usize {
-    if last < from { 1 } else { last * 3 / 4 }
-}
 
 /// The queue is full, or the process is stopping.
 #[derive(Debug, Clone, Copy, thiserror::Error)]
@@ -86,17 +75,17 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
         let (queue, mut waiting) = mpsc::channel::<(Q, oneshot::Sender<A>)>(QUEUE_MAX);
         runtime.spawn(async move {
             let mut taken = Vec::with_capacity(BATCH_MAX);
-            let mut last = 0;
+            let mut crowd = Crowd::new();
             while waiting.recv_many(&mut taken, BATCH_MAX).await > 0 {
-                let due = Instant::now() + GATHER_MAX;
-                while taken.len() < awaited(last, GATHER_FROM) {
+                let (enough, due) = crowd.next(Instant::now());
+                while taken.len() < enough.min(BATCH_MAX) {
                     let room = BATCH_MAX - taken.len();
                     match timeout_at(due, waiting.recv_many(&mut taken, room)).await {
                         Ok(more) if more > 0 => {}
                         _ => break,
                     }
                 }
-                last = taken.len();
+                let (count, began) = (taken.len(), Instant::now());
                 // Nobody waits for these any more, and nothing of them was done.
                 taken.retain(|(_, to)| !to.is_closed());
                 if taken.is_empty() {
@@ -108,7 +97,9 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
                     continue;
                 }
                 // In a task of its own: should it panic, its own requests fail and the committer lives.
-                let Ok(done) = tokio::spawn(commit(requests)).await else { continue };
+                let done = tokio::spawn(commit(requests)).await;
+                crowd.done(count, enough, began);
+                let Ok(done) = done else { continue };
                 if faults::point!("group.after_commit").is_err() {
                     continue;
                 }

@@ -1,24 +1,33 @@
 //! Wake-ups between processes: LISTEN on one side, and on the other a NOTIFY outside every write transaction.
 //!
 //! NOTIFY inside a write transaction takes a lock that all commits of the server share (measured at 0.42x the throughput), so
-//! the notifier sends its own, the first at once and then at most one per [`GAP`].
+//! the notifier sends its own, the first at once and then at most one per [`GAP`], or [`PACE`] where several commits share one.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use diesel_async::SimpleAsyncConnection;
+use diesel::sql_types::{Array, Text};
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use futures::StreamExt;
 use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
 
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
-use super::pool::Db;
+use super::error::DbError;
+use super::pace::Pace;
+use super::pool::{Conn, Db};
+use super::sql::sql;
 
 const GAP: Duration = Duration::from_millis(2);
+/// A notification costs the server as much as what it is about; who hears of a stream of commits looks no more often than so, either.
+const PACE: Pace = Pace::new(usize::MAX, Duration::ZERO, Duration::from_millis(8));
 const RECONNECT_AFTER: Duration = Duration::from_millis(500);
 
-/// Hears a channel; its [`Notify`] is signalled for every notification and after every reconnection.
+/// Hears a channel; its [`Notify`] is signalled for every notification of others' and after every reconnection. What was sent over the same
+/// [`Db`] it was told directly.
 pub struct Listener;
 
 impl Listener {
@@ -34,7 +43,7 @@ impl Listener {
                 };
                 incident.failed(&ended);
                 tokio::select! {
-                    () = tokio::time::sleep(RECONNECT_AFTER) => {}
+                    () = sleep(RECONNECT_AFTER) => {}
                     () = stop.stopped() => return,
                 }
             }
@@ -55,8 +64,10 @@ async fn listen(db: &Db, channel: &str, wake: &Notify, incident: &mut Incident) 
     // What was committed while nobody listened is looked for now.
     wake.notify_one();
     let mut notifications = std::pin::pin!(conn.notifications_stream());
-    while let Some(Ok(_)) = notifications.next().await {
-        wake.notify_one();
+    while let Some(Ok(notification)) = notifications.next().await {
+        if notification.payload != db.sender() {
+            wake.notify_one();
+        }
     }
     "the connection was closed".into()
 }
@@ -64,33 +75,40 @@ async fn listen(db: &Db, channel: &str, wake: &Notify, incident: &mut Incident) 
 /// Tells other processes that something was committed; cheap to clone.
 #[derive(Clone)]
 pub struct Notifier {
-    pending: Arc<Notify>,
+    pending: Arc<Pending>,
     /// Wake the same process without the database between.
     local: Arc<[Arc<Notify>]>,
+}
+
+/// Commits that other processes have not heard of.
+#[derive(Default)]
+struct Pending {
+    commits: AtomicUsize,
+    signal: Notify,
 }
 
 impl Notifier {
     /// Each channel with who is signalled directly; other processes hear of all of them in one round trip.
     pub fn start(db: Db, channels: &[(&'static str, Arc<Notify>)], stop: Shutdown) -> Self {
-        let pending = Arc::new(Notify::new());
-        let signal = pending.clone();
+        let pending = Arc::new(Pending::default());
+        let those = pending.clone();
         let runtime = db.runtime().clone();
-        // A notification is a transaction with a commit of its own: nobody has to wait for the disk for it.
-        let statement =
-            channels.iter().fold("select set_config('synchronous_commit', 'off', true)".to_owned(), |all, (channel, _)| {
-                all + &format!(", pg_notify('{channel}', '')")
-            });
+        let names: Vec<&'static str> = channels.iter().map(|(channel, _)| *channel).collect();
         runtime.spawn(async move {
+            let mut pace = PACE;
             loop {
                 tokio::select! {
-                    () = signal.notified() => {}
+                    () = those.signal.notified() => {}
                     () = stop.stopped() => return,
                 }
+                let (commits, began) = (those.commits.swap(0, Ordering::Relaxed), Instant::now());
+                pace.done(commits, began);
                 // A lost notification costs a listener its poll interval, no more; the next commit sends another.
                 if let Ok(mut conn) = db.get().await {
-                    let _ = conn.batch_execute(&statement).await;
+                    let _ = notify(&mut conn, &names, db.sender()).await;
                 }
-                tokio::time::sleep(GAP).await;
+                sleep(GAP).await;
+                pace.rest().await;
             }
         });
         Self { pending, local: channels.iter().map(|(_, local)| local.clone()).collect() }
@@ -98,12 +116,23 @@ impl Notifier {
 
     /// Wakes only this process.
     pub fn local(local: impl IntoIterator<Item = Arc<Notify>>) -> Self {
-        Self { pending: Arc::new(Notify::new()), local: local.into_iter().collect() }
+        Self { pending: Arc::default(), local: local.into_iter().collect() }
     }
 
     /// Call after a commit.
     pub fn committed(&self) {
         self.local.iter().for_each(|local| local.notify_one());
-        self.pending.notify_one();
+        self.pending.commits.fetch_add(1, Ordering::Relaxed);
+        self.pending.signal.notify_one();
     }
+}
+
+/// A notification is a transaction with a commit of its own: nobody has to wait for the disk for it.
+async fn notify(conn: &mut Conn, channels: &[&str], sender: &str) -> Result<(), DbError> {
+    sql("select set_config('synchronous_commit', 'off', true), pg_notify(channel, $2) from unnest($1) channel")
+        .bind::<Array<Text>, _>(channels)
+        .bind::<Text, _>(sender)
+        .execute(conn)
+        .await?;
+    Ok(())
 }

@@ -3,10 +3,12 @@
 //! Owns no table; every service gives it its own database's address. May import config.
 
 mod check;
+mod crowd;
 mod error;
 mod group;
 mod listen;
 mod migrations;
+mod pace;
 mod pool;
 mod snapshot;
 mod sql;
@@ -15,9 +17,10 @@ pub mod types;
 pub(crate) use check::offenders;
 pub use check::{Check, Found, OFFENDERS_LISTED_MAX, Offender, Subject, begin_snapshot, end_snapshot, prefer_indexes};
 pub use error::{DbError, is_unique_violation};
-pub use group::{GroupCommit, Overloaded, awaited, each_for_itself};
+pub use group::{GroupCommit, Overloaded, each_for_itself};
 pub use listen::{Listener, Notifier};
 pub use migrations::{Schema, migrate, missing, pending};
+pub use pace::Pace;
 pub use pool::{Conn, Db, Pooled, Retry, in_time};
 pub use snapshot::Snapshot;
 pub use sql::{Sql, sql};

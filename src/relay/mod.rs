@@ -8,21 +8,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::config::RelayConfig;
-use crate::db::{Db, DbError};
+use crate::db::{Db, DbError, Pace};
 use crate::messaging::log::SharedLog;
 use crate::messaging::outbox::{Purged, Reader, Source};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
+use publish::PAGE_LARGE;
 pub use publish::{RelayError, Step, publish_batch};
 
 /// How often a standby asks for the outbox, and a relay whose database is away tries again, when nothing wakes it.
 const RETRY: Duration = Duration::from_millis(500);
 /// Writers wake a standby too, without an end: it asks at most this often.
 const RETRY_WOKEN: Duration = Duration::from_millis(100);
+
+/// Small pages that follow each other cost the database and the broker more than a rest between them costs anybody.
+const PACE: Pace = Pace::new(PAGE_LARGE, Duration::ZERO, Duration::from_millis(10));
 
 /// Publishes one database's outbox.
 pub struct Relay<S = Db> {
@@ -78,39 +82,41 @@ impl<S: Source> Relay<S> {
         let mut unpurged = 1;
         let mut renewed = Instant::now();
         let mut purge_from = renewed;
-        let mut quiet;
+        let mut pace = PACE;
         // A short lease is renewed in time however long the poll interval is.
         let idle_max = self.config.poll_interval.min(reader.heartbeat() * 2);
         loop {
             if stop.is_stopping() {
                 return Ok(());
             }
-            match publish_batch(reader, self.log.as_ref(), self.config.batch_rows_max, self.partitions, stop).await? {
-                Step::Published(rows) => {
-                    quiet = false;
-                    renewed = Instant::now();
-                    unpurged += rows;
-                    metrics::counter!("shopd_relay_rows_total", "outbox" => self.name).increment(rows as u64);
-                    if unpurged < self.config.published_rows_max || Instant::now() < purge_from {
-                        continue;
-                    }
-                }
+            let began = Instant::now();
+            let rows = match publish_batch(reader, self.log.as_ref(), self.config.batch_rows_max, self.partitions, stop).await? {
+                Step::Published(rows) => rows,
                 Step::Interrupted => continue,
-                Step::Idle => {
-                    // By the time since the last renewal, not by a silence: wake-ups may come without an end and bring no row.
-                    tokio::select! {
-                        biased;
-                        () = stop.stopped() => return Ok(()),
-                        () = tokio::time::sleep_until(renewed + idle_max) => {}
-                        () = self.wake.notified() => continue,
-                    }
-                    reader.renew().await?;
-                    renewed = Instant::now();
-                    quiet = true;
-                }
+                Step::Idle => 0,
+            };
+            if rows > 0 {
+                renewed = Instant::now();
+                pace.done(rows, began);
+                unpurged += rows;
+                metrics::counter!("shopd_relay_rows_total", "outbox" => self.name).increment(rows as u64);
             }
-            // Quiet for a poll interval, or busy for long.
-            if unpurged > 0 {
+            let quiet = !reader.has_more() && {
+                pace.rest().await;
+                // By the time since the last renewal, not by a silence: wake-ups may come without an end and bring no row.
+                tokio::select! {
+                    biased;
+                    () = stop.stopped() => return Ok(()),
+                    () = sleep_until(renewed + idle_max) => {
+                        reader.renew().await?;
+                        renewed = Instant::now();
+                        true
+                    }
+                    () = self.wake.notified() => false,
+                }
+            };
+            let busy_for_long = unpurged >= self.config.published_rows_max && Instant::now() >= purge_from;
+            if (quiet && unpurged > 0) || busy_for_long {
                 match reader.purge(quiet).await? {
                     Purged::All => unpurged = 0,
                     // What is left is dropped when as many have come again, or when the outbox is quiet.

@@ -12,6 +12,8 @@ use crate::messaging::{is_copy, shorten};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
+/// After a page of fewer rows there is nothing to read ahead: what comes meanwhile is read together afterwards.
+pub(super) const PAGE_LARGE: usize = 64;
 /// About 15 s. A topic for dead letters that refuses them must not hold up what is to be paid.
 const COPY_TRIES_MAX: u32 = 20;
 
@@ -40,6 +42,7 @@ pub async fn publish_batch<S: Source>(
 ) -> Result<Step, RelayError> {
     let Some(mut page) = reader.page(rows_max).await? else { return Ok(Step::Idle) };
     let rows = page.rows.len();
+    let ahead = (rows >= PAGE_LARGE).then_some(rows_max);
     let mut unacknowledged: Vec<Record> = std::mem::take(&mut page.rows).into_iter().map(|row| row.record).collect();
     let mut incident = Incident::new("publishing");
     let mut delays = ExponentialBuilder::default()
@@ -50,7 +53,7 @@ pub async fn publish_batch<S: Source>(
         .build();
     let mut tries = 0;
     faults::point!("relay.before_append")?;
-    while let Err(error) = leased(reader, rows_max, log.append(unacknowledged)).await? {
+    while let Err(error) = leased(reader, ahead, log.append(unacknowledged)).await? {
         let cause = error.cause;
         unacknowledged = error.unacknowledged;
         if let LogError::RecordTooLarge { index, bytes, bytes_max } = cause
@@ -61,7 +64,7 @@ pub async fn publish_batch<S: Source>(
         }
         incident.failed(&cause);
         if let LogError::UnknownTopic(topic) = &cause
-            && let Err(cause) = leased(reader, rows_max, make(log, topic, partitions)).await?
+            && let Err(cause) = leased(reader, ahead, make(log, topic, partitions)).await?
         {
             incident.failed(&cause);
         }
@@ -95,10 +98,13 @@ async fn make(log: &dyn Log, topic: &str, partitions: i32) -> Result<(), LogErro
     Ok(())
 }
 
-/// Awaits the log, and reads the next page meanwhile. Keeps the lease: a broker that hangs must not cost it.
-async fn leased<S: Source, T>(reader: &mut Reader<S>, rows_max: i64, appended: impl Future<Output = T>) -> Result<T, RelayError> {
+/// Awaits the log, and reads the next page meanwhile, `ahead` rows. Keeps the lease: a broker that hangs must not cost it.
+async fn leased<S: Source, T>(
+    reader: &mut Reader<S>,
+    mut ahead: Option<i64>,
+    appended: impl Future<Output = T>,
+) -> Result<T, RelayError> {
     let mut appended = std::pin::pin!(appended);
-    let mut reading = true;
     let heartbeat = reader.heartbeat();
     let mut renewal = std::pin::pin!(tokio::time::sleep(heartbeat));
     loop {
@@ -109,7 +115,14 @@ async fn leased<S: Source, T>(reader: &mut Reader<S>, rows_max: i64, appended: i
                 reader.renew().await?;
                 renewal.as_mut().reset(tokio::time::Instant::now() + heartbeat);
             }
-            () = reader.read_ahead(rows_max), if reading => reading = false,
+            () = read_ahead(reader, ahead) => ahead = None,
         }
+    }
+}
+
+async fn read_ahead<S: Source>(reader: &mut Reader<S>, rows_max: Option<i64>) {
+    match rows_max {
+        Some(rows_max) => reader.read_ahead(rows_max).await,
+        None => std::future::pending().await,
     }
 }

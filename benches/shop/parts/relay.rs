@@ -69,8 +69,9 @@ async fn singly(bench: &Bench, time: Duration) -> Result<(Latency, Latency, f64)
     let shop = Shop::open(&bench.servers, &["orders", "relay"]).await?;
     let arrivals = Arrivals::default();
     let mut readers = Vec::new();
-    for partition in 0..shop.log().partitions(ORDER_PAYMENT_REQUESTS).await? {
-        readers.push(read(shop.log_of_its_own(), partition, arrivals.clone()));
+    let log = Arc::new(shop.log_of_its_own());
+    for partition in 0..log.partitions(ORDER_PAYMENT_REQUESTS).await? {
+        readers.push(read(log.clone(), partition, arrivals.clone()));
     }
     let mut client = shop.client("orders").await?;
     let mut trips = Vec::new();
@@ -112,7 +113,7 @@ async fn singly(bench: &Bench, time: Duration) -> Result<(Latency, Latency, f64)
 }
 
 /// Notes each request's arrival, for ever.
-fn read(log: KafkaLog, partition: i32, arrivals: Arrivals) -> JoinHandle<()> {
+fn read(log: Arc<KafkaLog>, partition: i32, arrivals: Arrivals) -> JoinHandle<()> {
     tokio::spawn(async move {
         let mut from = 0;
         loop {

@@ -23,6 +23,7 @@ const CONNECTIONS_OPEN: usize = 128;
 const WAITS_PER_SECOND: f64 = 40.0;
 const CONNECTIONS_WAITING: usize = 64;
 const WARM: Duration = Duration::from_secs(1);
+const WARM_OPEN: Duration = Duration::from_secs(20);
 /// Queues may be longer at the end by what comes in this time.
 const GROWTH_ALLOWED: Duration = Duration::from_millis(100);
 
@@ -59,6 +60,8 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     let (most, most_cost) = most(&shop, bench.options.time(3, 15).min(Duration::from_secs(15))).await?;
 
     let time = bench.options.time(10, 300);
+    // A broker compiles what it does often, and so much is new to it: small requests, many of them.
+    open_loop(&shop, most, 0.5, WARM_OPEN.min(time)).await?;
     step(&format!("steady: half of {most:.0} orders/s, for {} s", time.as_secs()));
     let since: std::time::SystemTime = std::time::SystemTime::now();
     let (steady, queues) = open_loop(&shop, most, 0.5, time).await?;

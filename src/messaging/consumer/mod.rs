@@ -28,7 +28,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::ConsumerConfig;
-use crate::db::{Db, DbError, awaited};
+use crate::db::{Db, DbError, Pace};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Incident, SharedIncident};
 
@@ -52,11 +52,9 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// Fetched pieces that wait for the batch in hand; a fetcher with more waits itself.
 const FETCHES_WAITING_MAX: usize = 12;
 
-/// After a large batch there is more on the log than is fetched at this moment: how long the next one waits for it. Many small
-/// transactions cost the database more than the wait costs anybody.
-const GATHER_MAX: Duration = Duration::from_millis(2);
-/// Records of a batch that is large.
-const GATHER_FROM: usize = 64;
+/// After a large batch there is more on the log than is fetched at this moment; small ones that follow each other cost the database more
+/// than a rest between them costs anybody.
+const PACE: Pace = Pace::new(64, Duration::from_millis(2), Duration::from_millis(10));
 
 /// One process's consumer of one topic.
 pub struct Consumer<I> {
@@ -134,7 +132,7 @@ impl<I: Inbox> Consumer<I> {
         let incident = SharedIncident::new("fetching");
         let mut upkeep = Incident::new("looking after what is parked");
         let mut waiting = Vec::new();
-        let mut last = 0;
+        let mut pace = PACE;
         let (mut look_after, mut looked) = (false, None::<Instant>);
         loop {
             let start = |owned: &Owned| {
@@ -169,18 +167,18 @@ impl<I: Inbox> Consumer<I> {
                     let Some(first) = first else { return Ended::LostLease };
                     waiting.push(first);
                     let mut records = count(&waiting);
-                    let due = Instant::now() + GATHER_MAX;
+                    let (enough, due) = pace.next(Instant::now());
                     while records < self.config.batch_records_max {
                         let more = match fetched.try_recv() {
                             Ok(more) => Some(more),
-                            Err(_) if records >= awaited(last, GATHER_FROM) => None,
+                            Err(_) if records >= enough => None,
                             Err(_) => timeout_at(due, fetched.recv()).await.ok().flatten(),
                         };
                         let Some(more) = more else { break };
                         records += count(std::slice::from_ref(&more));
                         waiting.push(more);
                     }
-                    last = records;
+                    let began = Instant::now();
                     let batch = Batch::assemble(&self.topic, waiting.drain(..).filter(|one| holding.expects(one)));
                     if !batch.moves.is_empty() {
                         match self.apply_until_done(Arc::new(batch), stop).await {
@@ -188,6 +186,7 @@ impl<I: Inbox> Consumer<I> {
                             Err(ended) => return ended,
                         }
                     }
+                    pace.done(records, began);
                     applied = true;
                 }
                 () = std::future::ready(()), if look_after => {}

@@ -95,6 +95,11 @@ impl<S: Source> Reader<S> {
         Ok(Some(Page { rows, next: read, number: self.pages_read }))
     }
 
+    /// Whether more is known to wait than was read, or was read ahead. Where not, whoever commits says so.
+    pub fn has_more(&self) -> bool {
+        self.ahead.is_some() || self.read.look.is_some()
+    }
+
     /// Reads the next page before it is asked for. May be dropped at any await and goes on where it was.
     pub async fn read_ahead(&mut self, rows_max: i64) {
         let (session, read) = (&self.session, &self.read);

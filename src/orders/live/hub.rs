@@ -16,7 +16,7 @@ use super::event::{Event, Reason};
 use super::position::{Position, Seen};
 use super::registry::{Begun, Shared, Topic};
 use super::store::{self, Boundary, Row};
-use crate::db::{Conn, Db, DbError, Listener, Snapshot};
+use crate::db::{Conn, Db, DbError, Listener, Pace, Snapshot};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
@@ -24,6 +24,8 @@ use crate::telemetry::Incident;
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Between the beginnings of two looks: what comes together is read together.
 const LOOK_GAP: Duration = Duration::from_millis(2);
+/// The same where several come at a time.
+const PACE: Pace = Pace::new(usize::MAX, Duration::ZERO, Duration::from_millis(10));
 /// How long the session stays when nobody listens any more.
 const LINGER: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_millis(250);
@@ -112,7 +114,7 @@ impl Hub {
             StopsAtDrop(stop)
         });
         let mut boundary = self.begin(&mut conn, stands.take()).await?;
-        let mut last = String::new();
+        let (mut last, mut pace) = (String::new(), PACE);
         loop {
             let began = Instant::now();
             // Who comes during the look may know of what was committed behind its snapshot: the next one is theirs.
@@ -120,7 +122,7 @@ impl Hub {
             if self.shared.is_listened_to() {
                 let looked = self.look(&mut conn, &mut boundary, &mut last).await;
                 *stands = Some(boundary.clone());
-                looked?;
+                pace.done(looked?, began);
             } else {
                 // Nobody waits for what was written meanwhile.
                 boundary = store::beginning(&mut conn).await?.0;
@@ -128,14 +130,14 @@ impl Hub {
             self.attach(&mut conn, &boundary, waited).await?;
             *stands = Some(boundary.clone());
             incident.recovered();
-            self.pause(began).await;
+            self.pause(began, &pace).await;
             if !self.shared.is_busy() && timeout(LINGER, self.shared.work.notified()).await.is_err() {
                 return Ok(());
             }
         }
     }
 
-    async fn pause(&self, began: Instant) {
+    async fn pause(&self, began: Instant, pace: &Pace) {
         if !self.shared.is_awaited() {
             tokio::select! {
                 () = self.wake.notified() => {}
@@ -143,6 +145,7 @@ impl Hub {
                 () = sleep(POLL_INTERVAL) => {}
             }
         }
+        pace.rest().await;
         sleep_until(began + LOOK_GAP).await;
     }
 
@@ -159,26 +162,33 @@ impl Hub {
         }
     }
 
-    /// Everything that is visible now and was not, to whoever listens. Where it fails half-way, `boundary` is where it came to.
-    async fn look(&self, conn: &mut Conn, boundary: &mut Boundary, last: &mut String) -> Result<(), DbError> {
-        let text = store::snapshot(conn).await?;
+    /// Everything that is visible now and was not, to whoever listens; returns how many events that were. Where it fails half-way, `boundary` is
+    /// where it came to.
+    async fn look(&self, conn: &mut Conn, boundary: &mut Boundary, last: &mut String) -> Result<usize, DbError> {
+        let (late, below) = (boundary.seen.open().to_vec(), boundary.seen.below());
+        let (text, rows) = store::look(conn, &late, below, boundary.legacy, PAGE_ROWS_MAX).await?;
         if text == *last {
-            return Ok(());
+            return Ok(0);
         }
         let snapshot = Current { open: store::open(&Snapshot::parse(&text)?), text };
-        // Only a look that broke off leaves a transaction delivered in part.
-        if let Some(at) = boundary.seen.at() {
-            self.deliver(conn, boundary, &snapshot, Of::Transactions(vec![at.xid]), at).await?;
+        let mut count = rows.len();
+        match boundary.seen.at() {
+            None if (count as i64) < PAGE_ROWS_MAX => self.hand_out(rows, boundary, &snapshot)?,
+            // There may be more than was read; and only a look that broke off leaves a transaction delivered in part.
+            at => {
+                count = 0;
+                if let Some(at) = at {
+                    count += self.deliver(conn, boundary, &snapshot, Of::Transactions(vec![at.xid]), at).await?;
+                }
+                if !late.is_empty() {
+                    count += self.deliver(conn, boundary, &snapshot, Of::Transactions(late), Position { xid: 0, id: 0 }).await?;
+                }
+                count += self.deliver(conn, boundary, &snapshot, Of::Younger, Position { xid: below - 1, id: i64::MAX }).await?;
+            }
         }
-        let late = boundary.seen.open().to_vec();
-        if !late.is_empty() {
-            self.deliver(conn, boundary, &snapshot, Of::Transactions(late), Position { xid: 0, id: 0 }).await?;
-        }
-        let last_seen = Position { xid: boundary.seen.below() - 1, id: i64::MAX };
-        self.deliver(conn, boundary, &snapshot, Of::Younger, last_seen).await?;
-        boundary.seen = Seen::all_up_to(last_seen.xid.max(boundary.seen.below() - 1), &snapshot.open);
+        boundary.seen = Seen::all_up_to((below - 1).max(boundary.seen.below() - 1), &snapshot.open);
         *last = snapshot.text;
-        Ok(())
+        Ok(count)
     }
 
     /// What the snapshot sees of these behind `after`, to whoever listens.
@@ -189,7 +199,8 @@ impl Hub {
         snapshot: &Current,
         of: Of,
         mut after: Position,
-    ) -> Result<(), DbError> {
+    ) -> Result<usize, DbError> {
+        let mut count = 0;
         loop {
             let (text, legacy) = (&snapshot.text, boundary.legacy);
             let rows = match &of {
@@ -197,18 +208,25 @@ impl Hub {
                 Of::Younger => store::events_behind(conn, after, text, legacy, PAGE_ROWS_MAX).await?,
             };
             let full = rows.len() as i64 == PAGE_ROWS_MAX;
-            for row in rows {
-                after = row.position;
-                boundary.seen = boundary.seen.then(row.position, &snapshot.open);
-                if self.shared.wants(row.order.id, &row.order.user_id) {
-                    let user = row.order.user_id.clone();
-                    self.shared.deliver(&Arc::new(Event::new(row, &boundary.seen)?), &user);
-                }
-            }
+            after = rows.last().map_or(after, |row| row.position);
+            count += rows.len();
+            self.hand_out(rows, boundary, snapshot)?;
             if !full {
-                return Ok(());
+                return Ok(count);
             }
         }
+    }
+
+    /// Tells those who listen of these events, the next ones that are due.
+    fn hand_out(&self, rows: Vec<Row>, boundary: &mut Boundary, snapshot: &Current) -> Result<(), DbError> {
+        for row in rows {
+            boundary.seen = boundary.seen.then(row.position, &snapshot.open);
+            if self.shared.wants(row.order.id, &row.order.user_id) {
+                let user = row.order.user_id.clone();
+                self.shared.deliver(&Arc::new(Event::new(row, &boundary.seen)?), &user);
+            }
+        }
+        Ok(())
     }
 
     /// Begins the streams of the first `count` who wait, at `boundary`.

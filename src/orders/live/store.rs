@@ -111,15 +111,34 @@ pub fn open(snapshot: &Snapshot) -> Vec<u64> {
 }
 
 #[derive(QueryableByName)]
-struct SnapshotRow {
+struct LookedRow {
     #[diesel(sql_type = Text)]
     snapshot: String,
+    #[diesel(embed)]
+    event: Option<EventRow>,
 }
 
-/// The current snapshot's text.
-pub async fn snapshot(conn: &mut Conn) -> Result<String, DbError> {
-    let row: SnapshotRow = sql("select pg_current_snapshot()::text as snapshot").get_result(conn).await?;
-    Ok(row.snapshot)
+/// The current snapshot's text, and what it sees of the transactions `late` and of those from `below` on; by position, `rows_max` of either at
+/// most. One statement: it has one snapshot.
+pub async fn look(conn: &mut Conn, late: &[u64], below: u64, legacy: i64, rows_max: i64) -> Result<(String, Vec<Row>), DbError> {
+    let found: Vec<LookedRow> =
+        sql("select pg_current_snapshot()::text as snapshot, e.xid, e.id, e.order_id, e.status, e.failure_reason, e.at,
+                o.user_id, o.amount, o.description, o.created_at
+           from (values (1)) one
+           left join ((select * from order_event where xid = any($1) and id > $3 order by xid, id limit $4)
+                      union all
+                      (select * from order_event where (xid, id) >= ($2, 0) and id > $3 order by xid, id limit $4)) e on true
+           left join orders o on o.id = e.order_id
+          order by e.xid, e.id")
+        .bind::<Array<Xid8>, _>(late.iter().copied().map(Xid).collect::<Vec<_>>())
+        .bind::<Xid8, _>(Xid(below))
+        .bind::<BigInt, _>(legacy)
+        .bind::<BigInt, _>(rows_max)
+        .load(conn)
+        .await?;
+    let none = || DbError::Defect("a look without a snapshot".into());
+    let snapshot = found.as_slice().first().ok_or_else(none)?.snapshot.clone();
+    Ok((snapshot, rows(found.into_iter().filter_map(|row| row.event).collect())?))
 }
 
 /// What these transactions wrote behind `after` and `snapshot` sees, by position.

@@ -1,7 +1,8 @@
-//! Record batches as they lie on the log, for what the client library cannot decode: a transaction's markers, headers
-//! without a value. Format: message version 2 of Kafka's protocol. Pure; any bytes end in a value, never in a panic.
+//! Record batches as they lie on the log: those of our own relay, and what the client library cannot decode, a transaction's markers and
+//! headers without a value. Format: message version 2 of Kafka's protocol. Pure; any bytes end in a value, never in a panic.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 
 use bytes::{Buf, Bytes};
 use chrono::{DateTime, Utc};
@@ -10,8 +11,12 @@ use crate::messaging::log::StoredRecord;
 
 /// Attributes of a batch.
 const CODEC: i16 = 0b111;
+const LZ4: i16 = 3;
+const APPEND_TIME: i16 = 1 << 3;
 const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
+/// What a batch may become when it is decompressed; others' compress as they like.
+const PLAIN_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A marker's key is its version and then this for "aborted".
 const ABORT: i16 = 0;
 
@@ -25,6 +30,8 @@ pub(super) struct Batch {
     first_timestamp: i64,
     attributes: i16,
     count: i32,
+    /// Not what it says of itself.
+    damaged: bool,
     records: Bytes,
 }
 
@@ -43,7 +50,7 @@ fn batch(bytes: &mut Bytes) -> Option<Batch> {
     let mut batch = (length <= bytes.len()).then(|| bytes.split_to(length))?;
     let _leader_epoch = batch.try_get_i32().ok()?;
     let _magic = batch.try_get_i8().ok()?;
-    let _crc = batch.try_get_u32().ok()?;
+    let damaged = batch.try_get_u32().ok()? != crc32c::crc32c(&batch);
     let attributes = batch.try_get_i16().ok()?;
     let last_offset_delta = batch.try_get_i32().ok()?;
     let first_timestamp = batch.try_get_i64().ok()?;
@@ -53,7 +60,8 @@ fn batch(bytes: &mut Bytes) -> Option<Batch> {
     let _base_sequence = batch.try_get_i32().ok()?;
     let count = batch.try_get_i32().ok()?;
     let end = base_offset.checked_add(i64::from(last_offset_delta))?.checked_add(1)?;
-    (end > base_offset).then_some(Batch { base_offset, end, producer_id, first_timestamp, attributes, count, records: batch })
+    let of = Batch { base_offset, end, producer_id, first_timestamp, attributes, count, damaged, records: batch };
+    (end > base_offset).then_some(of)
 }
 
 impl Batch {
@@ -79,14 +87,45 @@ impl Batch {
         self.is_control() && abort().unwrap_or(false)
     }
 
+    /// Its records have the broker's time, which stands elsewhere.
+    pub fn has_append_time(&self) -> bool {
+        self.attributes & APPEND_TIME != 0
+    }
+
+    /// Its checksum is right.
+    pub fn is_whole(&self) -> bool {
+        !self.damaged
+    }
+
     /// Its records; of a batch that is not compressed. The error says what is wrong with the bytes.
     pub fn records(&self) -> Result<Vec<StoredRecord>, &'static str> {
-        let mut bytes = self.records.clone();
         let mut records = Vec::new();
+        self.read(self.records.clone(), &mut records)?;
+        Ok(records)
+    }
+
+    /// Appends its records; of a batch that is not compressed, or as our relay does it.
+    pub fn read_into(&self, records: &mut Vec<StoredRecord>) -> Result<(), &'static str> {
+        match self.attributes & CODEC {
+            0 => self.read(self.records.clone(), records),
+            LZ4 => {
+                let mut plain = Vec::with_capacity(self.records.len() * 4);
+                let decoder = lz4::Decoder::new(&*self.records).map_err(|_| "malformed frame")?;
+                let read = decoder.take(PLAIN_BYTES_MAX).read_to_end(&mut plain).map_err(|_| "malformed frame")?;
+                if read as u64 == PLAIN_BYTES_MAX {
+                    return Err("too large when decompressed");
+                }
+                self.read(plain.into(), records)
+            }
+            _ => Err("another codec"),
+        }
+    }
+
+    fn read(&self, mut bytes: Bytes, records: &mut Vec<StoredRecord>) -> Result<(), &'static str> {
         for _ in 0..self.count {
             records.push(self.record(&mut bytes).ok_or("malformed record")?);
         }
-        Ok(records)
+        Ok(())
     }
 
     fn record(&self, bytes: &mut Bytes) -> Option<StoredRecord> {
@@ -136,6 +175,7 @@ impl Batch {
             first_timestamp: 0,
             attributes: TRANSACTIONAL,
             count: 0,
+            damaged: false,
             records: Bytes::new(),
         }
     }
@@ -165,7 +205,7 @@ mod tests {
         #[test]
         fn any_records_end_in_a_value(bytes in proptest::collection::vec(any::<u8>(), 0..300), count in -1..20) {
             let batch = Batch {
-                base_offset: 5, end: 6, producer_id: 1, first_timestamp: 0, attributes: CONTROL, count, records: bytes.into(),
+                base_offset: 5, end: 6, producer_id: 1, first_timestamp: 0, attributes: CONTROL, count, damaged: false, records: bytes.into(),
             };
             let _ = (batch.records(), batch.is_abort());
         }

@@ -8,6 +8,9 @@ mod batch;
 mod connections;
 mod decode;
 mod encode;
+mod fetch;
+mod leaders;
+mod polls;
 mod produce;
 mod raw;
 mod read;
@@ -26,6 +29,8 @@ use tokio::sync::Mutex;
 pub use self::read::from_kafka;
 
 use self::connections::{Connections, Loan, Use, bounded, meaning};
+use self::leaders::Leaders;
+use self::polls::LongPolls;
 use self::wire::Wire;
 use super::partitioner::partition_of;
 use super::{AppendError, Fetched, Log, LogError, Record};
@@ -60,7 +65,9 @@ pub struct KafkaLog {
     fetch_wait: Duration,
     batch_bytes_max: usize,
     connections: Connections,
+    leaders: Arc<Leaders>,
     wire: Wire,
+    polls: LongPolls,
     /// Who may produce to a partition: one at a time, so that no retry overtakes another batch.
     turns: std::sync::Mutex<HashMap<(Arc<str>, i32), Turn>>,
 }
@@ -68,13 +75,16 @@ pub struct KafkaLog {
 impl KafkaLog {
     /// Never waits and never fails: with the broker away the calls fail instead.
     pub fn new(config: &KafkaConfig) -> Self {
+        let leaders = Arc::new(Leaders::new(&config.bootstrap_servers));
         Self {
             topic_prefix: config.topic_prefix.clone(),
             request_timeout: config.request_timeout,
             fetch_wait: config.fetch_wait,
             batch_bytes_max: config.batch_bytes_max,
             connections: Connections::new(config),
-            wire: Wire::new(&config.bootstrap_servers),
+            wire: Wire::new(leaders.clone()),
+            polls: LongPolls::new(leaders.clone(), config),
+            leaders,
             turns: std::sync::Mutex::default(),
         }
     }

@@ -141,7 +141,7 @@ impl KafkaLog {
         for ((way, part), index) in ways.into_iter().zip(&parts).zip(of) {
             match way {
                 Way::Plain => going[index].acknowledged = going[index].batches.pop_front().map_or(0, |range| range.end),
-                _ => self.wire.forget(part.topic),
+                _ => self.leaders.forget(part.topic),
             }
             going[index].way = way;
         }

@@ -7,60 +7,24 @@ use bytes::{Buf, BufMut, Bytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use super::fetch::{self, Part, Place};
+
 const METADATA: (i16, i16) = (3, 4);
-const FETCH: (i16, i16) = (1, 4);
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: u32 = 64 * 1024 * 1024;
-const READ_COMMITTED: i8 = 1;
 
-/// What a partition's leader answered.
-pub(super) struct Raw {
-    pub end_offset: i64,
-    /// Producer and first offset of the transactions that were aborted and lie among the records.
-    pub aborted: Vec<(i64, i64)>,
-    /// Record batches, the last one perhaps cut off.
-    pub batches: Bytes,
-}
-
-/// What lies at `from` and after it, up to `bytes_max` or one batch.
-pub(super) async fn fetch(servers: &[String], topic: &str, partition: i32, from: i64, bytes_max: i32) -> Result<Raw> {
-    let leader = leader(servers, topic, partition).await?;
-    let mut body = Vec::new();
-    body.put_i32(-1);
-    body.put_i32(0);
-    body.put_i32(1);
-    body.put_i32(bytes_max);
-    body.put_i8(READ_COMMITTED);
-    body.put_i32(1);
-    put_string(&mut body, topic);
-    body.put_i32(1);
-    body.put_i32(partition);
-    body.put_i64(from);
-    body.put_i32(bytes_max);
-    let mut stream = TcpStream::connect(leader).await?;
-    let mut answer = ask(&mut stream, FETCH, &body).await?;
-    fetched(&mut answer).ok_or_else(|| Error::other("an answer to a fetch that cannot be read"))?
-}
-
-fn fetched(answer: &mut Bytes) -> Option<Result<Raw>> {
-    let _throttle = answer.try_get_i32().ok()?;
-    let _topics = answer.try_get_i32().ok()?;
-    let _name = string(answer)?;
-    let _partitions = answer.try_get_i32().ok()?;
-    let _partition = answer.try_get_i32().ok()?;
-    let error = answer.try_get_i16().ok()?;
-    let end_offset = answer.try_get_i64().ok()?;
-    let _stable = answer.try_get_i64().ok()?;
-    let mut aborted = Vec::new();
-    for _ in 0..answer.try_get_i32().ok()? {
-        aborted.push((answer.try_get_i64().ok()?, answer.try_get_i64().ok()?));
+/// What lies at a place and after it, up to its bytes or one batch; at once.
+pub(super) async fn fetch(servers: &[String], place: &Place) -> Result<Part> {
+    let mut stream = TcpStream::connect(leader(servers, &place.topic, place.partition).await?).await?;
+    let mut request = Vec::new();
+    fetch::request(&mut request, &[place], 0);
+    stream.write_all(&request).await?;
+    let parts = fetch::parts(&mut answer(&mut stream).await?);
+    let part = parts.and_then(|mut parts| parts.pop()).ok_or_else(|| Error::other("an answer to a fetch that cannot be read"))?;
+    if part.error != 0 {
+        return Err(Error::other(format!("the broker answered a fetch with error {}", part.error)));
     }
-    let length = usize::try_from(answer.try_get_i32().ok()?).unwrap_or_default();
-    if error != 0 {
-        return Some(Err(Error::other(format!("the broker answered a fetch with error {error}"))));
-    }
-    let batches = answer.split_to(length.min(answer.len()));
-    Some(Ok(Raw { end_offset, aborted, batches }))
+    Ok(part)
 }
 
 /// `host:port` of the partition's leader.

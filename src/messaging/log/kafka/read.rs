@@ -1,5 +1,8 @@
 //! Reading a partition: what lies there may be any producer's, so offsets without a record and batches that cannot be
 //! decoded are stepped over, never waited at.
+//!
+//! First the plain way ([`super::polls::LongPolls`]), together with whatever else is waited for; what is not plain goes through the client
+//! library.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -12,6 +15,7 @@ use rskafka::record::RecordAndOffset;
 
 use super::connections::{bounded, meaning};
 use super::decode::{self, Batch};
+use super::fetch::Place;
 use super::{KafkaLog, Log, LogError, raw};
 use crate::messaging::log::{Fetched, StoredRecord, UNREADABLE};
 
@@ -31,6 +35,10 @@ enum Missed {
 
 impl KafkaLog {
     pub(super) async fn read(&self, topic: &str, partition: i32, from: i64, bytes_max: i32) -> Result<Fetched, LogError> {
+        let place = Place { topic: self.name(topic).into_owned(), partition, from, bytes_max };
+        if let Some(fetched) = self.polls.fetch(place).await? {
+            return Ok(fetched);
+        }
         match self.fetch_once(topic, partition, from, bytes_max, self.fetch_wait).await {
             Ok((records, end)) if records.is_empty() && from < end => {
                 self.step_over_hole(topic, partition, from, bytes_max, end).await
@@ -66,7 +74,8 @@ impl KafkaLog {
     /// what can be decoded here is; the rest becomes unreadable records, so that they are seen and hold nobody up.
     async fn step_over_unreadable(&self, topic: &str, partition: i32, from: i64, bytes_max: i32) -> Result<Fetched, LogError> {
         let name = self.name(topic);
-        let asked = raw::fetch(self.connections.servers(), &name, partition, from, bytes_max);
+        let place = Place { topic: name.into_owned(), partition, from, bytes_max };
+        let asked = raw::fetch(self.connections.servers(), &place);
         let answer = bounded(self.request_timeout, "fetching by hand", asked).await?;
         let answer = answer.map_err(|error| LogError::Unavailable(error.to_string()))?;
         let mut transactions = Transactions::new(answer.aborted);

@@ -3,20 +3,19 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Error, Result};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
+use super::leaders::Leaders;
 use super::raw;
 use crate::messaging::log::Record;
 
 const PRODUCE: (i16, i16) = (0, 7);
 const ALL_IN_SYNC: i16 = -1;
-/// How old a known leader may get.
-const LEADERS_AGE_MAX: Duration = Duration::from_secs(30);
 /// Buffers that a page was written into are kept up to here.
 const BUFFER_KEPT_MAX: usize = 1024 * 1024;
 
@@ -35,49 +34,26 @@ struct Line {
     scratch: Vec<u8>,
 }
 
-type Leaders = HashMap<String, (Instant, Vec<(i32, String)>)>;
-
 /// The connections for produce requests, by the brokers' addresses.
 pub(super) struct Wire {
-    servers: Vec<String>,
-    leaders: Mutex<Leaders>,
+    leaders: Arc<Leaders>,
     idle: Mutex<HashMap<String, Line>>,
 }
 
 impl Wire {
-    pub fn new(servers: &[String]) -> Self {
-        Self { servers: servers.to_vec(), leaders: Mutex::default(), idle: Mutex::default() }
+    pub fn new(leaders: Arc<Leaders>) -> Self {
+        Self { leaders, idle: Mutex::default() }
     }
 
     /// Which of `parts` go to which broker; those whose leader is not known are left out.
     pub async fn by_leader(&self, parts: &[Part<'_>]) -> Result<BTreeMap<String, Vec<usize>>> {
         let mut by_leader: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for (index, part) in parts.iter().enumerate() {
-            if let Some(leader) = self.leader(part.topic, part.partition).await? {
+            if let Some(leader) = self.leaders.of(part.topic, part.partition).await? {
                 by_leader.entry(leader).or_default().push(index);
             }
         }
         Ok(by_leader)
-    }
-
-    async fn leader(&self, topic: &str, partition: i32) -> Result<Option<String>> {
-        let known = |leaders: &Leaders| {
-            let (asked, leaders) = leaders.get(topic).filter(|(asked, _)| asked.elapsed() < LEADERS_AGE_MAX)?;
-            let leader = leaders.iter().find(|(of, _)| *of == partition).map(|(_, leader)| leader.clone());
-            Some((*asked, leader))
-        };
-        if let Some((_, leader)) = known(&locked(&self.leaders)) {
-            return Ok(leader);
-        }
-        let leaders = raw::leaders(&self.servers, topic).await?;
-        let mut all = locked(&self.leaders);
-        all.insert(topic.to_owned(), (Instant::now(), leaders));
-        Ok(known(&all).and_then(|(_, leader)| leader))
-    }
-
-    /// Asks again where the leaders of this topic are.
-    pub fn forget(&self, topic: &str) {
-        locked(&self.leaders).remove(topic);
     }
 
     /// Sends `parts`, ordered by topic, to `broker` in one request; true for each that all in-sync replicas have taken. After an error, or

@@ -1,0 +1,92 @@
+//! How far apart batches begin that wait for nobody: what comes alone is done at once, what comes in a stream is done together.
+//!
+//! Each transaction costs the server the same few hundred microseconds, whether it is for one row or for fifty. One that began with the
+//! first row that came would be followed by as many as there is time for, each for a handful.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+/// Which batch is worth waiting for. Pure but for the times it is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    /// A batch of so many is large: as many are on their way again.
+    large: usize,
+    /// How long the next one waits for most of those.
+    gather_max: Duration,
+    /// After a smaller one of several: from its beginning to the next one's, at least.
+    interval: Duration,
+    /// How many the last one was for, and when it began.
+    last: Option<(usize, Instant)>,
+}
+
+impl Pace {
+    pub const fn new(large: usize, gather_max: Duration, interval: Duration) -> Self {
+        Self { large, gather_max, interval, last: None }
+    }
+
+    /// The batch that begins now is done with so many as soon as they are there, and with as many as there are at this time. That is now
+    /// after one alone, or after a silence: who comes alone waits for nobody.
+    pub fn next(&self, now: Instant) -> (usize, Instant) {
+        match self.last {
+            // Most of them: not all come again.
+            Some((count, _)) if count >= self.large => (count * 3 / 4, now + self.gather_max),
+            Some((count, began)) if count > 1 => (self.large, began + self.interval),
+            _ => (1, now),
+        }
+    }
+
+    /// Waits until the next one may begin that waits for nobody in particular.
+    pub async fn rest(&self) {
+        let now = Instant::now();
+        let (_, due) = self.next(now);
+        // A timer that is due already may still take a millisecond or two.
+        if due > now {
+            sleep_until(due).await;
+        }
+    }
+
+    /// There was one for so many, and it began then.
+    pub fn done(&mut self, count: usize, began: Instant) {
+        self.last = Some((count, began));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    proptest! {
+        #[test]
+        fn nobody_waits_longer_than_the_bounds_nor_after_a_silence(
+            count in 0usize..200, since in 0u32..100, large in 2usize..100, gather in 0u32..5, interval in 0u32..9,
+        ) {
+            let mut pace = Pace::new(large, gather * MS, interval * MS);
+            let began = Instant::now();
+            prop_assert_eq!(pace.next(began), (1, began));
+            pace.done(count, began);
+            let now = began + since * MS;
+            let (enough, due) = pace.next(now);
+            let wait = due.saturating_duration_since(now);
+            prop_assert!(wait <= MS * gather.max(interval));
+            prop_assert!(enough <= count.max(large));
+            prop_assert!(count > 1 || wait.is_zero());
+            prop_assert!(count >= large || since < interval || wait.is_zero());
+        }
+    }
+
+    #[test]
+    fn a_stream_of_small_batches_is_slowed_down_and_a_large_one_waits_for_most_of_its_kind() {
+        let mut pace = Pace::new(64, 2 * MS, 5 * MS);
+        let began = Instant::now();
+        pace.done(3, began);
+        assert_eq!(pace.next(began + 2 * MS), (64, began + 5 * MS));
+        pace.done(100, began);
+        assert_eq!(pace.next(began + 41 * MS), (75, began + 43 * MS));
+        pace.done(1, began);
+        assert_eq!(pace.next(began + MS), (1, began + MS));
+    }
+}

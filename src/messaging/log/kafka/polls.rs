@@ -1,0 +1,324 @@
+//! Waiting for records: one fetch request to each broker for all partitions that somebody waits for, where the client library makes one
+//! each, and a broker with a little to say to each of twelve answers twelve times.
+//!
+//! A fetch is an [`Ask`]. A broker's task sends those that wait together and hands each its part of the answer. Whoever was handed
+//! something asks again as soon as it has taken it over, so the next request waits a moment for these, and a little longer where records come in a stream. One that comes while a request is on its way
+//! goes in another one at once, which ends with the first: then they go together again.
+//!
+//! It does the plain case only; whatever a broker answers beside records is the client library's to find out.
+
+use std::collections::HashMap;
+use std::io::{Error, Result};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::stream::{FuturesUnordered, StreamExt};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::connections::bounded;
+use super::fetch::{self, Part, Place};
+use super::leaders::Leaders;
+use super::raw;
+use crate::config::KafkaConfig;
+use crate::db::Pace;
+use crate::messaging::log::{Fetched, LogError};
+
+/// How long a request waits for those who were just answered.
+const GATHER_MAX: Duration = Duration::from_millis(2);
+/// Where records come to several partitions at a time, from one answer to the next request: a broker answers with the first of what one
+/// produce request brings, and what it costs is the answering.
+const PACE: Pace = Pace::new(usize::MAX, Duration::ZERO, Duration::from_millis(6));
+/// Partitions that may wait at one broker.
+const ASKS_MAX: usize = 4_096;
+/// Connections that are kept while nothing is on its way over them.
+const IDLE_LINES_MAX: usize = 2;
+
+/// What somebody waits for.
+struct Ask {
+    place: Place,
+    answer: oneshot::Sender<Answer>,
+}
+
+enum Answer {
+    Part(Part),
+    /// Nothing within the time that the broker may wait.
+    Nothing,
+    /// The broker did not answer as it should.
+    Unclear,
+    /// It did not answer at all.
+    Late(LogError),
+}
+
+#[derive(Clone, Copy)]
+struct Times {
+    /// The broker answers after so long at the latest.
+    wait: Duration,
+    /// Beyond that.
+    request: Duration,
+}
+
+/// The tasks of the brokers, by their addresses; they end with this.
+pub(super) struct LongPolls {
+    leaders: Arc<Leaders>,
+    times: Times,
+    brokers: Mutex<HashMap<String, mpsc::Sender<Ask>>>,
+}
+
+impl LongPolls {
+    pub fn new(leaders: Arc<Leaders>, config: &KafkaConfig) -> Self {
+        let times = Times { wait: config.fetch_wait, request: config.request_timeout };
+        Self { leaders, times, brokers: Mutex::default() }
+    }
+
+    /// What lies at `place`; with nothing there it waits. `None`: the client library knows, or finds out what is wrong. May be dropped at
+    /// any await.
+    ///
+    /// # Errors
+    /// [`LogError::Unavailable`] where a broker does not answer in time.
+    pub async fn fetch(&self, place: Place) -> std::result::Result<Option<Fetched>, LogError> {
+        let asked = bounded(self.times.request, "asking for leaders", self.leaders.of(&place.topic, place.partition)).await?;
+        let Ok(Some(leader)) = asked else { return Ok(None) };
+        let (from, topic) = (place.from, place.topic.clone());
+        let (to, answer) = oneshot::channel();
+        if self.broker(leader).try_send(Ask { place, answer: to }).is_err() {
+            return Ok(None);
+        }
+        match answer.await {
+            Ok(Answer::Part(part)) => {
+                if part.error != 0 {
+                    self.leaders.forget(&topic);
+                }
+                Ok(part.plain(from))
+            }
+            Ok(Answer::Nothing) => Ok(Some(Fetched { records: Vec::new(), next_offset: from, end_offset: from })),
+            Ok(Answer::Late(late)) => Err(late),
+            Ok(Answer::Unclear) | Err(_) => {
+                self.leaders.forget(&topic);
+                Ok(None)
+            }
+        }
+    }
+
+    fn broker(&self, address: String) -> mpsc::Sender<Ask> {
+        // A poisoned map is still a map: nothing panics in the middle of a change of it.
+        let mut brokers = self.brokers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(asks) = brokers.get(&address).filter(|asks| !asks.is_closed()) {
+            return asks.clone();
+        }
+        let (to, asks) = mpsc::channel(ASKS_MAX);
+        tokio::spawn(serve(address.clone(), asks, self.times));
+        brokers.insert(address, to.clone());
+        to
+    }
+}
+
+/// A connection between two requests.
+struct Line {
+    stream: TcpStream,
+    request: Vec<u8>,
+}
+
+/// A request that was answered, or failed.
+struct Landed {
+    asks: Vec<Ask>,
+    answered: Answered,
+    due: Instant,
+}
+
+enum Answered {
+    Parts(Line, Vec<Part>),
+    Unclear(Error),
+    Late(LogError),
+}
+
+/// Asks one broker until nobody can ask any more.
+async fn serve(broker: String, mut asks: mpsc::Receiver<Ask>, times: Times) {
+    let mut flights = FuturesUnordered::new();
+    // When the broker answers them at the latest.
+    let mut dues: Vec<Instant> = Vec::new();
+    let mut lines: Vec<Line> = Vec::new();
+    let mut waiting: Vec<Ask> = Vec::new();
+    // Who was answered and has not asked again.
+    let mut answered: Vec<(String, i32)> = Vec::new();
+    let mut gather_until = Instant::now();
+    let mut pace = PACE;
+    loop {
+        while let Ok(ask) = asks.try_recv() {
+            join(ask, &mut waiting, &mut answered);
+        }
+        let now = Instant::now();
+        let are_expected = !answered.is_empty() || dues.iter().any(|due| *due <= now + GATHER_MAX);
+        let (_, mut wait_until) = pace.next(now);
+        if are_expected {
+            wait_until = wait_until.max(gather_until);
+        }
+        if !waiting.is_empty() && now >= wait_until {
+            answered.clear();
+            let asks = together(&mut waiting);
+            if asks.is_empty() {
+                continue;
+            }
+            let due = dues.iter().copied().filter(|due| *due > now).min().unwrap_or(now + times.wait);
+            dues.push(due);
+            flights.push(fly(&broker, lines.pop(), asks, due, times.request));
+            continue;
+        }
+        tokio::select! {
+            ask = asks.recv() => match ask {
+                Some(ask) => join(ask, &mut waiting, &mut answered),
+                None => return,
+            },
+            Some(Landed { asks, answered: how, due }) = flights.next() => {
+                if let Some(at) = dues.iter().position(|one| *one == due) {
+                    dues.swap_remove(at);
+                }
+                gather_until = Instant::now() + GATHER_MAX;
+                match how {
+                    Answered::Parts(line, parts) => {
+                        pace.done(parts.iter().filter(|part| !part.is_empty()).count(), Instant::now());
+                        if lines.len() < IDLE_LINES_MAX {
+                            lines.push(line);
+                        }
+                        hand_out(asks, parts, due, &mut waiting, &mut answered);
+                    }
+                    Answered::Unclear(error) => {
+                        tracing::debug!(%broker, %error, "a fetch request failed; the client library makes another one");
+                        asks.into_iter().for_each(|ask| drop(ask.answer.send(Answer::Unclear)));
+                    }
+                    Answered::Late(late) => asks.into_iter().for_each(|ask| drop(ask.answer.send(Answer::Late(late.clone())))),
+                }
+            }
+            () = sleep_until(wait_until), if !waiting.is_empty() => {}
+        }
+    }
+}
+
+fn join(ask: Ask, waiting: &mut Vec<Ask>, answered: &mut Vec<(String, i32)>) {
+    answered.retain(|(topic, partition)| !ask.place.is_partition(topic, *partition));
+    waiting.push(ask);
+}
+
+/// Takes those out that go in one request: each partition once, by topic, whoever waits longest first. Nobody waits for the rest of them any
+/// more, or it is left.
+fn together(waiting: &mut Vec<Ask>) -> Vec<Ask> {
+    let (mut taken, mut left): (Vec<Ask>, Vec<Ask>) = (Vec::new(), Vec::new());
+    for ask in waiting.drain(..).filter(|ask| !ask.answer.is_closed()) {
+        let is_there = taken.iter().any(|one| one.place.is_partition(&ask.place.topic, ask.place.partition));
+        if is_there { left.push(ask) } else { taken.push(ask) }
+    }
+    *waiting = left;
+    taken.sort_by(|a, b| a.place.topic.cmp(&b.place.topic));
+    taken
+}
+
+/// Gives each its part. Those without one wait on, or hear that there is nothing.
+fn hand_out(asks: Vec<Ask>, mut parts: Vec<Part>, due: Instant, waiting: &mut Vec<Ask>, answered: &mut Vec<(String, i32)>) {
+    let is_over = Instant::now() >= due;
+    // Where an answer is full the last partitions have no part of it; they are asked for first in the next one.
+    let is_full = parts.iter().map(|part| part.batches.len()).sum::<usize>() >= fetch::ANSWER_BYTES_MAX as usize / 2;
+    for ask in asks {
+        let at = parts.iter().position(|part| ask.place.is_partition(&part.topic, part.partition));
+        let answer = match at.map(|at| parts.swap_remove(at)) {
+            Some(part) if part.is_empty() && (is_full || part.end_offset <= ask.place.from) => {
+                if is_full || !is_over {
+                    waiting.push(ask);
+                    continue;
+                }
+                Answer::Nothing
+            }
+            Some(part) => Answer::Part(part),
+            None => Answer::Unclear,
+        };
+        let place = (ask.place.topic, ask.place.partition);
+        if ask.answer.send(answer).is_ok() {
+            answered.push(place);
+        }
+    }
+}
+
+/// One request, from its sending to its answer. An answer without anything comes when `due`.
+async fn fly(broker: &str, line: Option<Line>, asks: Vec<Ask>, due: Instant, request: Duration) -> Landed {
+    let wait = due.saturating_duration_since(Instant::now());
+    let answered = match timeout(wait + request, exchange(broker, line, &asks, wait)).await {
+        Ok(Ok((line, parts))) => Answered::Parts(line, parts),
+        Ok(Err(error)) => Answered::Unclear(error),
+        Err(_) => Answered::Late(LogError::Unavailable(format!("fetching: no answer within {} ms", (wait + request).as_millis()))),
+    };
+    Landed { asks, answered, due }
+}
+
+async fn exchange(broker: &str, line: Option<Line>, asks: &[Ask], wait: Duration) -> Result<(Line, Vec<Part>)> {
+    let mut line = match line {
+        Some(line) => line,
+        None => {
+            let stream = TcpStream::connect(broker).await?;
+            stream.set_nodelay(true)?;
+            Line { stream, request: Vec::new() }
+        }
+    };
+    line.request.clear();
+    let places: Vec<&Place> = asks.iter().map(|ask| &ask.place).collect();
+    fetch::request(&mut line.request, &places, i32::try_from(wait.as_millis()).unwrap_or(i32::MAX));
+    line.stream.write_all(&line.request).await?;
+    let mut answer = raw::answer(&mut line.stream).await?;
+    let parts = fetch::parts(&mut answer).ok_or_else(|| Error::other("an answer to a fetch that cannot be read"))?;
+    Ok((line, parts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn ask(topic: &str, partition: i32) -> (Ask, oneshot::Receiver<Answer>) {
+        let (to, answer) = oneshot::channel();
+        let place = Place { topic: topic.into(), partition, from: 5, bytes_max: 100 };
+        (Ask { place, answer: to }, answer)
+    }
+
+    fn part(topic: &str, partition: i32, end_offset: i64, bytes: usize) -> Part {
+        let batches = Bytes::from(vec![0; bytes]);
+        Part { topic: topic.into(), partition, error: 0, end_offset, aborted: Vec::new(), batches }
+    }
+
+    fn names(asks: &[Ask]) -> Vec<(&str, i32)> {
+        asks.iter().map(|ask| (ask.place.topic.as_str(), ask.place.partition)).collect()
+    }
+
+    #[test]
+    fn a_request_asks_for_each_partition_once_and_for_nothing_that_nobody_waits_for() {
+        let (asks, mut answers): (Vec<Ask>, Vec<_>) =
+            [("b", 1), ("a", 2), ("b", 0), ("b", 1), ("a", 0)].map(|(t, p)| ask(t, p)).into_iter().unzip();
+        answers.remove(1).close();
+        let mut waiting = asks;
+        assert_eq!(names(&together(&mut waiting)), [("a", 0), ("b", 1), ("b", 0)]);
+        assert_eq!(names(&waiting), [("b", 1)]);
+    }
+
+    #[test]
+    fn whoever_has_no_part_of_an_answer_waits_on_until_the_time_is_over() {
+        let hand = |parts: Vec<Part>, left: Duration| {
+            let (asks, answers): (Vec<Ask>, Vec<_>) = (0..3).map(|n| ask("t", n)).unzip();
+            let (mut waiting, mut answered) = (Vec::new(), Vec::new());
+            hand_out(asks, parts, Instant::now() + left, &mut waiting, &mut answered);
+            let waiting = names(&waiting).into_iter().map(|(_, partition)| partition).collect::<Vec<_>>();
+            let told: Vec<_> = answers.into_iter().map(|mut answer| answer.try_recv().ok()).collect();
+            (waiting, answered.into_iter().map(|(_, partition)| partition).collect::<Vec<_>>(), told)
+        };
+        let soon = Duration::from_secs(9);
+        let (waiting, answered, told) = hand(vec![part("t", 1, 5, 0), part("t", 0, 9, 80)], soon);
+        assert_eq!((waiting, answered), (vec![1], vec![0, 2]));
+        assert!(matches!(told[..], [Some(Answer::Part(_)), None, Some(Answer::Unclear)]));
+        let (waiting, answered, told) = hand((0..3).map(|n| part("t", n, 5, 0)).collect(), Duration::ZERO);
+        assert_eq!((waiting, answered), (vec![], vec![0, 1, 2]));
+        assert!(told.iter().all(|answer| matches!(answer, Some(Answer::Nothing))));
+        // There is more than was sent: a hole for somebody to look at, or no room in the answer.
+        let (waiting, answered, _) = hand(vec![part("t", 0, 5, 0), part("t", 1, 9, 0), part("t", 2, 9, 80)], soon);
+        assert_eq!((waiting, answered), (vec![0], vec![1, 2]));
+        let (waiting, answered, _) = hand(vec![part("t", 0, 9, 16 << 20), part("t", 1, 9, 0), part("t", 2, 9, 0)], soon);
+        assert_eq!((waiting, answered), (vec![1, 2], vec![0]));
+    }
+}
