@@ -78,7 +78,7 @@ impl Attached {
     pub async fn ensure_database(&self, name: &str) -> Result<(), EmbeddedError> {
         match &self.0 {
             Kind::Host(server) => server.ensure_database(name).await,
-            Kind::Guest { address, .. } => run::ensure_database(address, name).await,
+            Kind::Guest { address, .. } => run::ensure_databases(address, &[name]).await,
         }
     }
 

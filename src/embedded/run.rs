@@ -35,6 +35,8 @@ const UNREACHABLE_TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CREATE_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
+/// The same while a server is starting, which takes some fifty milliseconds.
+const READY_INTERVAL: Duration = Duration::from_millis(3);
 /// The end of the server's log that an error shows.
 const LOG_TAIL_BYTES: u64 = 2_000;
 
@@ -264,7 +266,7 @@ async fn launch(
                 return Err(timed_out("starting the database server", START_TIMEOUT));
             }
             // Whichever comes first.
-            let _ = tokio::time::timeout(POLL_INTERVAL, process.ended(&pgdata)).await;
+            let _ = tokio::time::timeout(READY_INTERVAL, process.ended(&pgdata)).await;
         }
         let cause = tail(&folder.server_log(), log_start);
         let passes = cause.contains("pre-existing shared memory block") || cause.contains("lock file");
@@ -310,11 +312,13 @@ pub(super) fn current(pgdata: &Path, known: &Process) -> Process {
     if known.is_running(pgdata) { known.clone() } else { other().unwrap_or_else(|| known.clone()) }
 }
 
-pub(super) async fn ensure_database(address: &Address, name: &str) -> Result<(), EmbeddedError> {
+/// Creates those that are missing.
+pub(super) async fn ensure_databases(address: &Address, names: &[&str]) -> Result<(), EmbeddedError> {
     let client = address.connect().await?;
     let make = async {
-        let known = client.query_opt("select from pg_database where datname = $1", &[&name]).await?;
-        if known.is_none() {
+        let known = client.query("select datname::text from pg_database", &[]).await?;
+        let known = known.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, _>>()?;
+        for name in names.iter().filter(|name| !known.iter().any(|known| known == *name)) {
             let made = client.batch_execute(&format!("create database \"{}\"", name.replace('"', "\"\""))).await;
             // Somebody made it in between.
             made.or_else(|error| if error.code() == Some(&SqlState::DUPLICATE_DATABASE) { Ok(()) } else { Err(error) })?;
@@ -322,7 +326,7 @@ pub(super) async fn ensure_database(address: &Address, name: &str) -> Result<(),
         Ok(())
     };
     let done = tokio::time::timeout(CREATE_TIMEOUT, make).await;
-    done.map_err(|_| timed_out(&format!("creating the database {name}"), CREATE_TIMEOUT))?.map_err(connection_error)
+    done.map_err(|_| timed_out(&format!("creating the databases {}", names.join(", ")), CREATE_TIMEOUT))?.map_err(connection_error)
 }
 
 pub(super) fn timed_out(what: &str, bound: Duration) -> EmbeddedError {

@@ -64,7 +64,12 @@ impl Server {
 
     /// Creates the database where it is missing.
     pub async fn ensure_database(&self, name: &str) -> Result<(), EmbeddedError> {
-        run::ensure_database(&self.address, name).await
+        self.ensure_databases(&[name]).await
+    }
+
+    /// Creates those that are missing.
+    pub async fn ensure_databases(&self, names: &[&str]) -> Result<(), EmbeddedError> {
+        run::ensure_databases(&self.address, names).await
     }
 
     /// Resolves when the server's process has ended, whoever ended it. Safe to drop and call again.

@@ -29,3 +29,4 @@ mod streams;
 mod support;
 mod sweep;
 mod torture_model;
+mod wakes;

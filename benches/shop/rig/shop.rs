@@ -89,10 +89,6 @@ impl<'s> Shop<'s> {
         self.addresses.iter().find(|(name, _)| *name == role).map_or("", |(_, address)| address)
     }
 
-    pub fn log(&self) -> &KafkaLog {
-        &self.log
-    }
-
     /// Another client of the same topics, with connections of its own.
     pub fn log_of_its_own(&self) -> KafkaLog {
         self.servers.log(&self.prefix)

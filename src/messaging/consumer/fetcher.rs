@@ -17,6 +17,10 @@ use super::offsets::Owned;
 /// Bytes of one fetch.
 const FETCH_BYTES_MAX: i32 = 512 * 1024;
 
+/// More records than these are decoded on a thread of their own: the threads of the runtime are there for those who wait for a server.
+/// (Tried: on these threads the statements of the batch in hand were sent up to 50 ms late.)
+const DECODED_AT_ONCE_MAX: usize = 64;
+
 /// What is handed on in one piece, at most: all of it is applied in one transaction, which must end within the database's
 /// timeouts. A fetch may bring any amount more, because other producers compress their batches.
 const PIECE_RECORDS_MAX: usize = 2_000;
@@ -89,7 +93,7 @@ pub async fn fetch<I: Inbox>(
                     continue;
                 }
                 for Piece { records, next_offset } in pieces(fetched.records, fetched.next_offset) {
-                    let decoded = Decoded::of(&*inbox, &topic, partition, records);
+                    let Some(decoded) = decode(&inbox, &topic, partition, records).await else { return };
                     let piece = Fetched::Records { partition, epoch, from, decoded, next_offset };
                     if to.send(piece).await.is_err() {
                         return;
@@ -108,6 +112,24 @@ pub async fn fetch<I: Inbox>(
                 pause(delays.next().unwrap_or(Duration::from_secs(2)), &stop).await;
             }
         }
+    }
+}
+
+/// `None` where the process ends.
+async fn decode<I: Inbox>(
+    inbox: &Arc<I>,
+    topic: &Arc<str>,
+    partition: i32,
+    records: Vec<StoredRecord>,
+) -> Option<Decoded<I::Event>> {
+    if records.len() <= DECODED_AT_ONCE_MAX {
+        return Some(Decoded::of(&**inbox, topic, partition, records));
+    }
+    let (inbox, topic) = (inbox.clone(), topic.clone());
+    match tokio::task::spawn_blocking(move || Decoded::of(&*inbox, &topic, partition, records)).await {
+        Ok(decoded) => Some(decoded),
+        Err(ended) if ended.is_panic() => std::panic::resume_unwind(ended.into_panic()),
+        Err(_) => None,
     }
 }
 

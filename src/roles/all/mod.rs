@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -24,7 +25,7 @@ use crate::messaging::outbox;
 use crate::orders::{CHANNEL, Live, Orders};
 use crate::payments::Payments;
 use crate::shutdown::Shutdown;
-use crate::telemetry::Incident;
+use crate::telemetry::{Incident, SharedIncident};
 
 use stores::Stores;
 pub(super) use stores::{DATABASES, LOG, ORDERS, PAYMENTS, options};
@@ -180,16 +181,11 @@ async fn serve(gateway: Bound, behind: [Bound; 3], stop: &Shutdown, services: &S
 
 /// Brings schemas and topics to this version; goes on until what they lie on is there.
 async fn prepare(config: Config, schemas: Vec<(Db, Schema)>, log: SharedLog, stop: Shutdown) {
-    let mut incident = Incident::new("migrating");
-    for (db, schema) in &schemas {
-        while let Err(error) = db::migrate(db, &[*schema]).await {
-            incident.failed(&error);
-            if !wait(&stop).await {
-                return;
-            }
-        }
+    let incident = SharedIncident::new("migrating");
+    let migrating = schemas.iter().enumerate().map(|(at, (db, schema))| migrate(db, *schema, at as i32, &incident, &stop));
+    if !join_all(migrating).await.into_iter().all(|done| done) {
+        return;
     }
-    incident.recovered();
     let mut incident = Incident::new("creating the topics");
     while let Err(error) = log.create_topics(&TOPICS, config.kafka.partitions).await {
         incident.failed(&error);
@@ -198,6 +194,18 @@ async fn prepare(config: Config, schemas: Vec<(Db, Schema)>, log: SharedLog, sto
         }
     }
     incident.recovered();
+}
+
+/// Side by side with the others; false where it was stopped before.
+async fn migrate(db: &Db, schema: Schema, at: i32, incident: &SharedIncident, stop: &Shutdown) -> bool {
+    while let Err(error) = db::migrate(db, &[schema]).await {
+        incident.failed(at, &error);
+        if !wait(stop).await {
+            return false;
+        }
+    }
+    incident.recovered(at);
+    true
 }
 
 /// Until the next try; false when there will be none.

@@ -53,9 +53,7 @@ impl Stores {
             (Some(orders), Some(payments)) => Self::on(config, orders, payments, orders, owner("all")),
             _ => {
                 let server = embedded::start(&options(config)).await?;
-                for (name, _) in DATABASES {
-                    server.ensure_database(name).await?;
-                }
+                server.ensure_databases(&DATABASES.map(|(name, _)| name)).await?;
                 let url = |name| server.url(name);
                 // The data directory's lock makes this process the only one: what its predecessor left leased is its own at once.
                 let stores = Self::on(config, &url(ORDERS), &url(PAYMENTS), &url(LOG), "all".into())?;

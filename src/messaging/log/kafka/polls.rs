@@ -31,6 +31,8 @@ const GATHER_MAX: Duration = Duration::from_millis(2);
 /// Where records come to several partitions at a time, from one answer to the next request: a broker answers with the first of what one
 /// produce request brings, and what it costs is the answering.
 const PACE: Pace = Pace::new(usize::MAX, Duration::ZERO, Duration::from_millis(6));
+/// Bytes that are decoded by whoever waits for them.
+const PLAIN_AT_ONCE_MAX: usize = 16 * 1024;
 /// Partitions that may wait at one broker.
 const ASKS_MAX: usize = 4_096;
 /// Connections that are kept while nothing is on its way over them.
@@ -91,7 +93,7 @@ impl LongPolls {
                 if part.error != 0 {
                     self.leaders.forget(&topic);
                 }
-                Ok(part.plain(from))
+                Ok(plain(part, from).await)
             }
             Ok(Answer::Nothing) => Ok(Some(Fetched { records: Vec::new(), next_offset: from, end_offset: from })),
             Ok(Answer::Late(late)) => Err(late),
@@ -113,6 +115,14 @@ impl LongPolls {
         brokers.insert(address, to.clone());
         to
     }
+}
+
+/// Larger ones on a thread of their own: they would keep others waiting.
+async fn plain(part: Part, from: i64) -> Option<Fetched> {
+    if part.batches.len() <= PLAIN_AT_ONCE_MAX {
+        return part.plain(from);
+    }
+    tokio::task::spawn_blocking(move || part.plain(from)).await.ok().flatten()
 }
 
 /// A connection between two requests.
@@ -269,56 +279,4 @@ async fn exchange(broker: &str, line: Option<Line>, asks: &[Ask], wait: Duration
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use bytes::Bytes;
-
-    fn ask(topic: &str, partition: i32) -> (Ask, oneshot::Receiver<Answer>) {
-        let (to, answer) = oneshot::channel();
-        let place = Place { topic: topic.into(), partition, from: 5, bytes_max: 100 };
-        (Ask { place, answer: to }, answer)
-    }
-
-    fn part(topic: &str, partition: i32, end_offset: i64, bytes: usize) -> Part {
-        let batches = Bytes::from(vec![0; bytes]);
-        Part { topic: topic.into(), partition, error: 0, end_offset, aborted: Vec::new(), batches }
-    }
-
-    fn names(asks: &[Ask]) -> Vec<(&str, i32)> {
-        asks.iter().map(|ask| (ask.place.topic.as_str(), ask.place.partition)).collect()
-    }
-
-    #[test]
-    fn a_request_asks_for_each_partition_once_and_for_nothing_that_nobody_waits_for() {
-        let (asks, mut answers): (Vec<Ask>, Vec<_>) =
-            [("b", 1), ("a", 2), ("b", 0), ("b", 1), ("a", 0)].map(|(t, p)| ask(t, p)).into_iter().unzip();
-        answers.remove(1).close();
-        let mut waiting = asks;
-        assert_eq!(names(&together(&mut waiting)), [("a", 0), ("b", 1), ("b", 0)]);
-        assert_eq!(names(&waiting), [("b", 1)]);
-    }
-
-    #[test]
-    fn whoever_has_no_part_of_an_answer_waits_on_until_the_time_is_over() {
-        let hand = |parts: Vec<Part>, left: Duration| {
-            let (asks, answers): (Vec<Ask>, Vec<_>) = (0..3).map(|n| ask("t", n)).unzip();
-            let (mut waiting, mut answered) = (Vec::new(), Vec::new());
-            hand_out(asks, parts, Instant::now() + left, &mut waiting, &mut answered);
-            let waiting = names(&waiting).into_iter().map(|(_, partition)| partition).collect::<Vec<_>>();
-            let told: Vec<_> = answers.into_iter().map(|mut answer| answer.try_recv().ok()).collect();
-            (waiting, answered.into_iter().map(|(_, partition)| partition).collect::<Vec<_>>(), told)
-        };
-        let soon = Duration::from_secs(9);
-        let (waiting, answered, told) = hand(vec![part("t", 1, 5, 0), part("t", 0, 9, 80)], soon);
-        assert_eq!((waiting, answered), (vec![1], vec![0, 2]));
-        assert!(matches!(told[..], [Some(Answer::Part(_)), None, Some(Answer::Unclear)]));
-        let (waiting, answered, told) = hand((0..3).map(|n| part("t", n, 5, 0)).collect(), Duration::ZERO);
-        assert_eq!((waiting, answered), (vec![], vec![0, 1, 2]));
-        assert!(told.iter().all(|answer| matches!(answer, Some(Answer::Nothing))));
-        // There is more than was sent: a hole for somebody to look at, or no room in the answer.
-        let (waiting, answered, _) = hand(vec![part("t", 0, 5, 0), part("t", 1, 9, 0), part("t", 2, 9, 80)], soon);
-        assert_eq!((waiting, answered), (vec![0], vec![1, 2]));
-        let (waiting, answered, _) = hand(vec![part("t", 0, 9, 16 << 20), part("t", 1, 9, 0), part("t", 2, 9, 0)], soon);
-        assert_eq!((waiting, answered), (vec![1, 2], vec![0]));
-    }
-}
+mod tests;

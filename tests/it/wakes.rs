@@ -1,0 +1,78 @@
+//! Wake-ups between processes, over a real server.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use shopd::config::{Config, Secret};
+use shopd::db::{Db, Listener, Notifier};
+use shopd::shutdown::Shutdown;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+use crate::support::postgres;
+
+const CHANNEL: &str = "shopd_test";
+const PATIENCE: Duration = Duration::from_secs(20);
+/// In which what is not to come would have come.
+const SILENCE: Duration = Duration::from_millis(300);
+
+fn process(url: &str) -> Db {
+    Db::new(&Secret::new(url.to_owned()), "test", &Config::default().database).unwrap()
+}
+
+/// Listens, and returns when it does.
+async fn listen(db: &Db, stop: &Shutdown) -> Arc<Notify> {
+    let wake = Arc::new(Notify::new());
+    Listener::start(db.clone(), CHANNEL, wake.clone(), stop.clone());
+    timeout(PATIENCE, wake.notified()).await.expect("it listens");
+    wake
+}
+
+async fn is_woken(wake: &Notify, within: Duration) -> bool {
+    timeout(within, wake.notified()).await.is_ok()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_wakes_its_own_process_directly_and_others_by_the_database_each_once() {
+    let url = postgres::database("wakes").await;
+    let (here, there, stop) = (process(&url), process(&url), Shutdown::new());
+    let (by_database, elsewhere) = (listen(&here, &stop).await, listen(&there, &stop).await);
+    let direct = Arc::new(Notify::new());
+    let notifier = Notifier::start(here, &[(CHANNEL, direct.clone())], stop.clone());
+    for _ in 0..3 {
+        notifier.committed();
+        assert!(is_woken(&direct, Duration::ZERO).await, "at once");
+        assert!(is_woken(&elsewhere, PATIENCE).await, "by the database");
+    }
+    // What it was told directly it does not hear a second time.
+    assert!(!is_woken(&by_database, SILENCE).await);
+    stop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_a_stream_of_commits_others_hear_every_few_milliseconds_and_of_the_last_one_too() {
+    let url = postgres::database("wakes").await;
+    let (here, there, stop) = (process(&url), process(&url), Shutdown::new());
+    let elsewhere = listen(&there, &stop).await;
+    let notifier = Notifier::start(here, &[(CHANNEL, Arc::new(Notify::new()))], stop.clone());
+    let commits = async {
+        let mut ticks = tokio::time::interval(Duration::from_millis(1));
+        for _ in 0..400 {
+            ticks.tick().await;
+            notifier.committed();
+            notifier.committed();
+        }
+    };
+    let mut commits = std::pin::pin!(commits);
+    let mut heard = 0;
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut commits => break,
+            () = elsewhere.notified() => heard += 1,
+        }
+    }
+    assert!((5..=80).contains(&heard), "{heard} in 400 ms, one each 8 ms");
+    assert!(is_woken(&elsewhere, PATIENCE).await, "of the last ones");
+    stop.stop();
+}
