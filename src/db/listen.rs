@@ -23,7 +23,7 @@ use super::sql::sql;
 
 const GAP: Duration = Duration::from_millis(2);
 /// A notification costs the server as much as what it is about; who hears of a stream of commits looks no more often than so, either.
-const PACE: Pace = Pace::new(usize::MAX, Duration::ZERO, Duration::from_millis(8));
+const PACE: Pace = Pace::new(1, usize::MAX, Duration::ZERO, Duration::from_millis(4));
 const RECONNECT_AFTER: Duration = Duration::from_millis(500);
 
 /// Hears a channel; its [`Notify`] is signalled for every notification of others' and after every reconnection. What was sent over the same

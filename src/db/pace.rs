@@ -10,28 +10,31 @@ use tokio::time::{Instant, sleep_until};
 /// Which batch is worth waiting for. Pure but for the times it is given.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
+    /// So many are alone or nearly so. There must be fewer in the interval at a rate at which nobody should wait: or one late batch would make
+    /// the next one large enough to be followed by a rest again.
+    few: usize,
     /// A batch of so many is large: as many are on their way again.
     large: usize,
     /// How long the next one waits for most of those.
     gather_max: Duration,
-    /// After a smaller one of several: from its beginning to the next one's, at least.
+    /// After a smaller one that was not for a few: from its beginning to the next one's, at least.
     interval: Duration,
     /// How many the last one was for, and when it began.
     last: Option<(usize, Instant)>,
 }
 
 impl Pace {
-    pub const fn new(large: usize, gather_max: Duration, interval: Duration) -> Self {
-        Self { large, gather_max, interval, last: None }
+    pub const fn new(few: usize, large: usize, gather_max: Duration, interval: Duration) -> Self {
+        Self { few, large, gather_max, interval, last: None }
     }
 
     /// The batch that begins now is done with so many as soon as they are there, and with as many as there are at this time. That is now
-    /// after one alone, or after a silence: who comes alone waits for nobody.
+    /// after a few, or after a silence: who comes alone waits for nobody.
     pub fn next(&self, now: Instant) -> (usize, Instant) {
         match self.last {
             // Most of them: not all come again.
             Some((count, _)) if count >= self.large => (count * 3 / 4, now + self.gather_max),
-            Some((count, began)) if count > 1 => (self.large, began + self.interval),
+            Some((count, began)) if count > self.few => (self.large, began + self.interval),
             _ => (1, now),
         }
     }
@@ -62,9 +65,9 @@ mod tests {
     proptest! {
         #[test]
         fn nobody_waits_longer_than_the_bounds_nor_after_a_silence(
-            count in 0usize..200, since in 0u32..100, large in 2usize..100, gather in 0u32..5, interval in 0u32..9,
+            count in 0usize..200, since in 0u32..100, few in 1usize..9, large in 10usize..100, gather in 0u32..5, interval in 0u32..9,
         ) {
-            let mut pace = Pace::new(large, gather * MS, interval * MS);
+            let mut pace = Pace::new(few, large, gather * MS, interval * MS);
             let began = Instant::now();
             prop_assert_eq!(pace.next(began), (1, began));
             pace.done(count, began);
@@ -73,20 +76,44 @@ mod tests {
             let wait = due.saturating_duration_since(now);
             prop_assert!(wait <= MS * gather.max(interval));
             prop_assert!(enough <= count.max(large));
-            prop_assert!(count > 1 || wait.is_zero());
+            prop_assert!(count > few || wait.is_zero());
             prop_assert!(count >= large || since < interval || wait.is_zero());
         }
     }
 
     #[test]
     fn a_stream_of_small_batches_is_slowed_down_and_a_large_one_waits_for_most_of_its_kind() {
-        let mut pace = Pace::new(64, 2 * MS, 5 * MS);
+        let mut pace = Pace::new(3, 64, 2 * MS, 5 * MS);
         let began = Instant::now();
-        pace.done(3, began);
+        pace.done(4, began);
         assert_eq!(pace.next(began + 2 * MS), (64, began + 5 * MS));
         pace.done(100, began);
         assert_eq!(pace.next(began + 41 * MS), (75, began + 43 * MS));
-        pace.done(1, began);
+        pace.done(3, began);
         assert_eq!(pace.next(began + MS), (1, began + MS));
+    }
+
+    #[test]
+    fn a_slow_stream_is_not_held_up_for_ever_by_one_late_batch() {
+        // One each five milliseconds, two milliseconds of work; then a stall of thirty.
+        let (mut pace, start) = (Pace::new(3, 64, Duration::ZERO, 10 * MS), Instant::now());
+        let mut now = start;
+        let mut done = 0;
+        let mut waited = Vec::new();
+        for batch in 0..100 {
+            let arrived = |now: Instant| (now - start).as_millis() as usize / 5;
+            while arrived(now) == done {
+                now += MS;
+            }
+            let (_, due) = pace.next(now);
+            waited.push(due.saturating_duration_since(now));
+            now = now.max(due);
+            let count = arrived(now) - done;
+            done += count;
+            pace.done(count, now);
+            now += if batch == 10 { 30 * MS } else { 2 * MS };
+        }
+        assert!(waited[12] > Duration::ZERO, "the one after the stall is large");
+        assert!(waited[16..].iter().all(Duration::is_zero), "{waited:?}");
     }
 }

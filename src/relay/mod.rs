@@ -26,7 +26,7 @@ const RETRY: Duration = Duration::from_millis(500);
 const RETRY_WOKEN: Duration = Duration::from_millis(100);
 
 /// Small pages that follow each other cost the database and the broker more than a rest between them costs anybody.
-const PACE: Pace = Pace::new(PAGE_LARGE, Duration::ZERO, Duration::from_millis(10));
+const PACE: Pace = Pace::new(3, PAGE_LARGE, Duration::ZERO, Duration::from_millis(10));
 
 /// Publishes one database's outbox.
 pub struct Relay<S = Db> {

@@ -3,6 +3,7 @@
 use std::io::{Result, Write};
 
 use bytes::BufMut;
+use lz4::ContentChecksum;
 use lz4::EncoderBuilder;
 use lz4::liblz4::BlockMode;
 
@@ -42,8 +43,9 @@ pub(super) fn batch<'r>(
     if compressed {
         scratch.clear();
         put_records(scratch, records, first);
-        // The only mode that Kafka reads.
-        let mut encoder = EncoderBuilder::new().block_mode(BlockMode::Independent).build(&mut *out)?;
+        // The only mode that Kafka reads; the batch has a checksum of its own.
+        let frame = EncoderBuilder::new().block_mode(BlockMode::Independent).checksum(ContentChecksum::NoChecksum).clone();
+        let mut encoder = frame.build(&mut *out)?;
         encoder.write_all(scratch)?;
         encoder.finish().1?;
     } else {

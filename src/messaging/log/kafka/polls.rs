@@ -30,7 +30,7 @@ use crate::messaging::log::{Fetched, LogError};
 const GATHER_MAX: Duration = Duration::from_millis(2);
 /// Where records come to several partitions at a time, from one answer to the next request: a broker answers with the first of what one
 /// produce request brings, and what it costs is the answering.
-const PACE: Pace = Pace::new(usize::MAX, Duration::ZERO, Duration::from_millis(6));
+const PACE: Pace = Pace::new(3, usize::MAX, Duration::ZERO, Duration::from_millis(6));
 /// Bytes that are decoded by whoever waits for them.
 const PLAIN_AT_ONCE_MAX: usize = 16 * 1024;
 /// Partitions that may wait at one broker.
