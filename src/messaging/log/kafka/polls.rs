@@ -271,7 +271,9 @@ async fn exchange(broker: &str, line: Option<Line>, asks: &[Ask], wait: Duration
     };
     line.request.clear();
     let places: Vec<&Place> = asks.iter().map(|ask| &ask.place).collect();
-    fetch::request(&mut line.request, &places, i32::try_from(wait.as_millis()).unwrap_or(i32::MAX));
+    // Rounded up: an answer before its time would only be asked for again.
+    let wait_ms = i32::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(i32::MAX);
+    fetch::request(&mut line.request, &places, wait_ms);
     line.stream.write_all(&line.request).await?;
     let mut answer = raw::answer(&mut line.stream).await?;
     let parts = fetch::parts(&mut answer).ok_or_else(|| Error::other("an answer to a fetch that cannot be read"))?;
