@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -71,7 +72,7 @@ fn audit(flags: &Global, json: bool) -> ExitCode {
         Ok(config) => config,
         Err(mistakes) => return usage(&mistakes),
     };
-    match drive(config, |config, stop| roles::audit::run(config, json, stop)) {
+    match drive(config, None, |config, stop| roles::audit::run(config, json, stop)) {
         Ok((Ok(true), _)) => ExitCode::SUCCESS,
         Ok((Ok(false), _)) => ExitCode::from(FAILED),
         Ok((Err(error), _)) => {
@@ -88,7 +89,7 @@ fn dlq(flags: &Global, command: Dlq) -> ExitCode {
         Ok(config) => config,
         Err(mistakes) => return usage(&mistakes),
     };
-    match drive(config, |config, stop| roles::dlq::run(config, command, stop)) {
+    match drive(config, None, |config, stop| roles::dlq::run(config, command, stop)) {
         Ok((Ok(true), _)) => ExitCode::SUCCESS,
         Ok((Ok(false), _)) => ExitCode::from(FAILED),
         Ok((Err(error), _)) => failed(&error),
@@ -98,7 +99,8 @@ fn dlq(flags: &Global, command: Dlq) -> ExitCode {
 
 /// Runs a role until it is done or the signals' patience is.
 fn run(role: Role, config: Config) -> ExitCode {
-    match drive(config, |config, stop| dispatch(role, config, stop)) {
+    let workers = (role != Role::All).then_some(WORKERS_OF_A_ROLE);
+    match drive(config, workers, |config, stop| dispatch(role, config, stop)) {
         // A role that ends unasked is a failure, whatever it says.
         Ok((Ok(()), stop)) if role != Role::Migrate && !stop.is_stopping() => {
             tracing::error!(role = role.as_str(), "ended without being asked to");
@@ -114,24 +116,40 @@ fn run(role: Role, config: Config) -> ExitCode {
     }
 }
 
-/// Runs `work` to its end, under the signals.
-fn drive<R, F: Future<Output = R>>(config: Config, work: impl FnOnce(Config, Shutdown) -> F) -> Result<(R, Shutdown), ExitCode> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|error| failed(&error))?;
+/// Threads that wait for servers in a process of one role; requests are served by threads of their own, and what computes for long is done
+/// on others (docs/PERFORMANCE.md, "Threads").
+const WORKERS_OF_A_ROLE: usize = 1;
+
+/// Runs `work` to its end, under the signals, on so many threads, by default one a core.
+fn drive<R, F: Future<Output = R>>(
+    config: Config,
+    workers: Option<usize>,
+    work: impl FnOnce(Config, Shutdown) -> F,
+) -> Result<(R, Shutdown), ExitCode> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Some(workers) = workers {
+        builder.worker_threads(workers);
+    }
+    let runtime = builder.enable_all().build().map_err(|error| failed(&error))?;
     raise_open_files();
-    let timeout = config.shutdown.timeout;
     let stop = Shutdown::new();
-    let result = runtime.block_on(async {
-        let signals = Signals::catch().map_err(|error| failed(&error))?;
-        // On a thread of its own, so that not even a role that blocks this one can keep the process from ending.
-        tokio::spawn({
-            let stop = stop.clone();
-            async move { exit(signals.force(stop, timeout).await.exit_code()) }
-        });
-        Ok(work(config, stop.clone()).await)
-    });
+    heed_signals(stop.clone(), config.shutdown.timeout).map_err(|error| failed(&error))?;
+    let result = runtime.block_on(work(config, stop.clone()));
     // What still runs has been asked to stop and belongs to nobody; a thread that blocks must not hold the end up.
     runtime.shutdown_background();
-    result.map(|result| (result, stop))
+    Ok((result, stop))
+}
+
+/// On a thread and a runtime of its own, so that not even a role that blocks its own can keep the process from ending.
+fn heed_signals(stop: Shutdown, timeout: Duration) -> std::io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let signals = {
+        let _inside = runtime.enter();
+        Signals::catch()?
+    };
+    let heed = move || exit(runtime.block_on(signals.force(stop, timeout)).exit_code());
+    std::thread::Builder::new().name("signals".into()).spawn(heed)?;
+    Ok(())
 }
 
 /// As many connections as the system lets this process have: the soft limit of most systems (1 024) is for programs that use `select`.

@@ -102,7 +102,7 @@ impl Notifier {
                     () = stop.stopped() => return,
                 }
                 let (commits, began) = (those.commits.swap(0, Ordering::Relaxed), Instant::now());
-                pace.done(commits, began);
+                pace.done(commits, began, began);
                 // A lost notification costs a listener its poll interval, no more; the next commit sends another.
                 if let Ok(mut conn) = db.get().await {
                     let _ = notify(&mut conn, &names, db.sender()).await;

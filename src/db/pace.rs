@@ -19,24 +19,41 @@ pub struct Pace {
     gather_max: Duration,
     /// After a smaller one that was not for a few: from its beginning to the next one's, at least.
     interval: Duration,
-    /// How many the last one was for, and when it began.
-    last: Option<(usize, Instant)>,
+    /// Whether there is a rest after each one, also for a single row, as long as it took and no longer than the interval.
+    halves: bool,
+    last: Option<Last>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    count: usize,
+    began: Instant,
+    ended: Instant,
 }
 
 impl Pace {
     pub const fn new(few: usize, large: usize, gather_max: Duration, interval: Duration) -> Self {
-        Self { few, large, gather_max, interval, last: None }
+        Self { few, large, gather_max, interval, halves: false, last: None }
+    }
+
+    /// Works for half of the time at most, where batches are not large: a stage that has worked for three milliseconds finds the next row
+    /// there, and would go on without an end, each time for one.
+    pub const fn half_of_the_time(self) -> Self {
+        Self { halves: true, ..self }
     }
 
     /// The batch that begins now is done with so many as soon as they are there, and with as many as there are at this time. That is now
     /// after a few, or after a silence: who comes alone waits for nobody.
     pub fn next(&self, now: Instant) -> (usize, Instant) {
-        match self.last {
-            // Most of them: not all come again.
-            Some((count, _)) if count >= self.large => (count * 3 / 4, now + self.gather_max),
-            Some((count, began)) if count > self.few => (self.large, began + self.interval),
-            _ => (1, now),
+        let Some(Last { count, began, ended }) = self.last else { return (1, now) };
+        // Most of them: not all come again.
+        if count >= self.large {
+            return (count * 3 / 4, now + self.gather_max);
         }
+        let spaced = if count > self.few { began + self.interval } else { now };
+        let rested = if self.halves { ended + (ended - began).min(self.interval) } else { now };
+        let due = spaced.max(rested);
+        if due > now { (self.large, due) } else { (1, now) }
     }
 
     /// Waits until the next one may begin that waits for nobody in particular.
@@ -49,9 +66,9 @@ impl Pace {
         }
     }
 
-    /// There was one for so many, and it began then.
-    pub fn done(&mut self, count: usize, began: Instant) {
-        self.last = Some((count, began));
+    /// There was one for so many, in this time.
+    pub fn done(&mut self, count: usize, began: Instant, ended: Instant) {
+        self.last = Some(Last { count, began, ended });
     }
 }
 
@@ -65,19 +82,25 @@ mod tests {
     proptest! {
         #[test]
         fn nobody_waits_longer_than_the_bounds_nor_after_a_silence(
-            count in 0usize..200, since in 0u32..100, few in 1usize..9, large in 10usize..100, gather in 0u32..5, interval in 0u32..9,
+            count in 0usize..200, took in 0u32..20, silence in 0u32..50, halves in any::<bool>(),
+            few in 1usize..9, large in 10usize..100, gather in 0u32..5, interval in 0u32..9,
         ) {
             let mut pace = Pace::new(few, large, gather * MS, interval * MS);
+            if halves {
+                pace = pace.half_of_the_time();
+            }
             let began = Instant::now();
             prop_assert_eq!(pace.next(began), (1, began));
-            pace.done(count, began);
-            let now = began + since * MS;
+            let ended = began + took * MS;
+            pace.done(count, began, ended);
+            let now = ended + silence * MS;
             let (enough, due) = pace.next(now);
             let wait = due.saturating_duration_since(now);
             prop_assert!(wait <= MS * gather.max(interval));
             prop_assert!(enough <= count.max(large));
-            prop_assert!(count > few || wait.is_zero());
-            prop_assert!(count >= large || since < interval || wait.is_zero());
+            prop_assert!(count > few || halves || wait.is_zero());
+            prop_assert!(count >= large || silence < interval || wait.is_zero());
+            prop_assert!(!halves || count >= large || wait + silence * MS >= (took * MS).min(interval * MS));
         }
     }
 
@@ -85,12 +108,23 @@ mod tests {
     fn a_stream_of_small_batches_is_slowed_down_and_a_large_one_waits_for_most_of_its_kind() {
         let mut pace = Pace::new(3, 64, 2 * MS, 5 * MS);
         let began = Instant::now();
-        pace.done(4, began);
+        pace.done(4, began, began + MS);
         assert_eq!(pace.next(began + 2 * MS), (64, began + 5 * MS));
-        pace.done(100, began);
+        pace.done(100, began, began + 40 * MS);
         assert_eq!(pace.next(began + 41 * MS), (75, began + 43 * MS));
-        pace.done(3, began);
+        pace.done(3, began, began + MS);
         assert_eq!(pace.next(began + MS), (1, began + MS));
+    }
+
+    #[test]
+    fn whoever_works_half_of_the_time_rests_after_one_row_as_long_as_it_took_and_not_after_a_silence() {
+        let mut pace = Pace::new(3, 64, 2 * MS, 5 * MS).half_of_the_time();
+        let began = Instant::now();
+        pace.done(1, began, began + 3 * MS);
+        assert_eq!(pace.next(began + 4 * MS), (64, began + 6 * MS));
+        assert_eq!(pace.next(began + 6 * MS), (1, began + 6 * MS));
+        pace.done(1, began, began + 30 * MS);
+        assert_eq!(pace.next(began + 31 * MS), (64, began + 35 * MS));
     }
 
     #[test]
@@ -110,8 +144,9 @@ mod tests {
             now = now.max(due);
             let count = arrived(now) - done;
             done += count;
-            pace.done(count, now);
+            let began = now;
             now += if batch == 10 { 30 * MS } else { 2 * MS };
+            pace.done(count, began, now);
         }
         assert!(waited[12] > Duration::ZERO, "the one after the stall is large");
         assert!(waited[16..].iter().all(Duration::is_zero), "{waited:?}");

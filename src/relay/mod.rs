@@ -97,7 +97,7 @@ impl<S: Source> Relay<S> {
             };
             if rows > 0 {
                 renewed = Instant::now();
-                pace.done(rows, began);
+                pace.done(rows, began, renewed);
                 unpurged += rows;
                 metrics::counter!("shopd_relay_rows_total", "outbox" => self.name).increment(rows as u64);
             }

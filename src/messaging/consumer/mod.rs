@@ -54,7 +54,7 @@ const FETCHES_WAITING_MAX: usize = 12;
 
 /// After a large batch there is more on the log than is fetched at this moment; small ones that follow each other cost the database more
 /// than a rest between them costs anybody.
-const PACE: Pace = Pace::new(3, 64, Duration::from_millis(2), Duration::from_millis(10));
+const PACE: Pace = Pace::new(3, 64, Duration::from_millis(2), Duration::from_millis(10)).half_of_the_time();
 
 /// One process's consumer of one topic.
 pub struct Consumer<I> {
@@ -186,7 +186,7 @@ impl<I: Inbox> Consumer<I> {
                             Err(ended) => return ended,
                         }
                     }
-                    pace.done(records, began);
+                    pace.done(records, began, Instant::now());
                     applied = true;
                 }
                 () = std::future::ready(()), if look_after => {}

@@ -188,7 +188,8 @@ async fn serve(broker: String, mut asks: mpsc::Receiver<Ask>, times: Times) {
                 gather_until = Instant::now() + GATHER_MAX;
                 match how {
                     Answered::Parts(line, parts) => {
-                        pace.done(parts.iter().filter(|part| !part.is_empty()).count(), Instant::now());
+                        let now = Instant::now();
+                        pace.done(parts.iter().filter(|part| !part.is_empty()).count(), now, now);
                         if lines.len() < IDLE_LINES_MAX {
                             lines.push(line);
                         }
