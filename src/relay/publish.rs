@@ -115,14 +115,7 @@ async fn leased<S: Source, T>(
                 reader.renew().await?;
                 renewal.as_mut().reset(tokio::time::Instant::now() + heartbeat);
             }
-            () = read_ahead(reader, ahead) => ahead = None,
+            () = reader.read_ahead(ahead.unwrap_or_default()), if ahead.is_some() => ahead = None,
         }
-    }
-}
-
-async fn read_ahead<S: Source>(reader: &mut Reader<S>, rows_max: Option<i64>) {
-    match rows_max {
-        Some(rows_max) => reader.read_ahead(rows_max).await,
-        None => std::future::pending().await,
     }
 }
