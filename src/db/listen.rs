@@ -1,7 +1,7 @@
 //! Wake-ups between processes: LISTEN on one side, and on the other a NOTIFY outside every write transaction.
 //!
 //! NOTIFY inside a write transaction takes a lock that all commits of the server share (measured at 0.42x the throughput), so
-//! the notifier sends its own, the first at once and then at most one per [`GAP`], or [`PACE`] where several commits share one.
+//! the notifier sends its own, the first at once and then at most one per [`GAP`], or [`PACE`] in a stream.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,8 +22,9 @@ use super::pool::{Conn, Db};
 use super::sql::sql;
 
 const GAP: Duration = Duration::from_millis(2);
-/// A notification costs the server as much as what it is about; who hears of a stream of commits looks no more often than so, either.
-const PACE: Pace = Pace::new(1, usize::MAX, Duration::ZERO, Duration::from_millis(4));
+/// A notification costs the server as much as what it is about, and each of its listeners a wake-up; the relay, who hears of a stream, looks
+/// no more often than so, either.
+const PACE: Pace = Pace::new(3, usize::MAX, Duration::ZERO, Duration::from_millis(10));
 const RECONNECT_AFTER: Duration = Duration::from_millis(500);
 
 /// Hears a channel; its [`Notify`] is signalled for every notification of others' and after every reconnection. What was sent over the same
@@ -80,10 +81,10 @@ pub struct Notifier {
     local: Arc<[Arc<Notify>]>,
 }
 
-/// Commits that other processes have not heard of.
+/// What other processes have not heard of.
 #[derive(Default)]
 struct Pending {
-    commits: AtomicUsize,
+    rows: AtomicUsize,
     signal: Notify,
 }
 
@@ -101,8 +102,8 @@ impl Notifier {
                     () = those.signal.notified() => {}
                     () = stop.stopped() => return,
                 }
-                let (commits, began) = (those.commits.swap(0, Ordering::Relaxed), Instant::now());
-                pace.done(commits, began, began);
+                let (rows, began) = (those.rows.swap(0, Ordering::Relaxed), Instant::now());
+                pace.done(rows, began, began);
                 // A lost notification costs a listener its poll interval, no more; the next commit sends another.
                 if let Ok(mut conn) = db.get().await {
                     let _ = notify(&mut conn, &names, db.sender()).await;
@@ -119,10 +120,10 @@ impl Notifier {
         Self { pending: Arc::default(), local: local.into_iter().collect() }
     }
 
-    /// Call after a commit.
-    pub fn committed(&self) {
+    /// Call after a commit, with the number of rows that others look for.
+    pub fn committed(&self, rows: usize) {
         self.local.iter().for_each(|local| local.notify_one());
-        self.pending.commits.fetch_add(1, Ordering::Relaxed);
+        self.pending.rows.fetch_add(rows, Ordering::Relaxed);
         self.pending.signal.notify_one();
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use deadpool::managed::QueueMode;
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
@@ -108,8 +109,10 @@ impl Db {
             .boxed()
         });
         let manager = AsyncDieselConnectionManager::new_with_config("", manager);
+        // The one that was used last: its server process has the plans and pages at hand, the others sleep.
         let pool = Pool::builder(manager)
             .max_size(pool_size)
+            .queue_mode(QueueMode::Lifo)
             .build()
             .map_err(|error| DbError::Defect(format!("connection pool: {error}")))?;
         let sender = Uuid::new_v4().to_string().into();

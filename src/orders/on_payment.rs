@@ -72,8 +72,8 @@ impl Handler for OnPayment {
         Ok(())
     }
 
-    fn committed(&self) {
-        self.notifier.committed();
+    fn committed(&self, records: usize) {
+        self.notifier.committed(records);
     }
 }
 

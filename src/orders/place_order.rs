@@ -81,7 +81,7 @@ async fn place_together(
     } else {
         place_with_keys(db, batch).await?
     };
-    notifier.committed();
+    notifier.committed(settled.len());
     Ok(settled)
 }
 

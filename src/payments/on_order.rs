@@ -69,8 +69,8 @@ impl Handler for OnOrder {
         repeated
     }
 
-    fn committed(&self) {
-        self.notifier.committed();
+    fn committed(&self, records: usize) {
+        self.notifier.committed(records);
     }
 }
 

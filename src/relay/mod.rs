@@ -25,6 +25,10 @@ const RETRY: Duration = Duration::from_millis(500);
 /// Writers wake a standby too, without an end: it asks at most this often.
 const RETRY_WOKEN: Duration = Duration::from_millis(100);
 
+/// In a stream of pages the cursor is saved so often: a save costs the database as much as a page's look. A crash publishes again what was
+/// published since, and consumers know repeats.
+const SAVE_INTERVAL: Duration = Duration::from_millis(50);
+
 /// Small pages that follow each other cost the database and the broker more than a rest between them costs anybody.
 const PACE: Pace = Pace::new(3, PAGE_LARGE, Duration::ZERO, Duration::from_millis(10));
 
@@ -96,21 +100,25 @@ impl<S: Source> Relay<S> {
                 Step::Idle => 0,
             };
             if rows > 0 {
-                renewed = Instant::now();
-                pace.done(rows, began, renewed);
+                pace.done(rows, began, Instant::now());
+                if renewed.elapsed() >= SAVE_INTERVAL {
+                    reader.save().await?;
+                    renewed = Instant::now();
+                }
                 unpurged += rows;
                 metrics::counter!("shopd_relay_rows_total", "outbox" => self.name).increment(rows as u64);
             }
             let quiet = !reader.has_more() && {
                 pace.rest().await;
+                let saved = reader.is_saved();
                 // By the time since the last renewal, not by a silence: wake-ups may come without an end and bring no row.
                 tokio::select! {
                     biased;
                     () = stop.stopped() => return Ok(()),
-                    () = sleep_until(renewed + idle_max) => {
-                        reader.renew().await?;
+                    () = sleep_until(renewed + if saved { idle_max } else { SAVE_INTERVAL }) => {
+                        reader.save().await?;
                         renewed = Instant::now();
-                        true
+                        saved
                     }
                     () = self.wake.notified() => false,
                 }

@@ -1,4 +1,4 @@
-//! The step: one page of the outbox onto the log, then the cursor past it.
+//! The step: one page of the outbox onto the log, then the cursor past it; whoever calls saves it.
 
 use std::time::Duration;
 
@@ -81,11 +81,11 @@ pub async fn publish_batch<S: Source>(
             () = stop.stopped() => return Ok(Step::Interrupted),
         }
         // Fails where another relay has taken over meanwhile: it publishes these rows.
-        reader.renew().await?;
+        reader.save().await?;
     }
     incident.recovered();
     faults::point!("relay.after_append")?;
-    reader.published(page).await?;
+    reader.published(page)?;
     faults::point!("relay.after_cursor")?;
     Ok(Step::Published(rows))
 }
@@ -112,7 +112,7 @@ async fn leased<S: Source, T>(
             biased;
             done = &mut appended => return Ok(done),
             () = &mut renewal => {
-                reader.renew().await?;
+                reader.save().await?;
                 renewal.as_mut().reset(tokio::time::Instant::now() + heartbeat);
             }
             () = reader.read_ahead(ahead.unwrap_or_default()), if ahead.is_some() => ahead = None,

@@ -70,8 +70,9 @@ async fn drain(reader: &mut Reader, rows_max: i64) -> Vec<Uuid> {
     let mut seen = Vec::new();
     while let Some(page) = reader.page(rows_max).await.unwrap() {
         seen.extend(page.rows.iter().map(|row| row.event_id));
-        reader.published(page).await.unwrap();
+        reader.published(page).unwrap();
     }
+    reader.save().await.unwrap();
     seen
 }
 
@@ -180,7 +181,7 @@ async fn what_was_not_acknowledged_is_read_again_by_whoever_comes_next() {
     let written = write(&db.dedicated().await.unwrap(), 10).await;
     let mut first = acquire(&db, "first").await.unwrap();
     let page = first.page(4).await.unwrap().unwrap();
-    first.published(page).await.unwrap();
+    first.published(page).unwrap();
     let lost = first.page(4).await.unwrap().unwrap();
     assert_eq!(lost.rows.iter().map(|r| r.event_id).collect::<Vec<_>>(), written[4..8]);
     first.release().await.unwrap();
@@ -201,7 +202,9 @@ async fn a_relay_that_lost_its_lease_moves_nothing() {
         }
     };
     assert!(acquire(&db, "third").await.is_none(), "a lease that runs is respected");
-    assert!(matches!(slow.published(page).await, Err(DbError::Fenced(_))));
+    slow.published(page).unwrap();
+    assert!(matches!(slow.save().await, Err(DbError::Fenced(_))));
+    assert!(matches!(slow.release().await, Err(DbError::Fenced(_))));
     assert!(matches!(slow.purge(true).await, Err(DbError::Fenced(_))));
     assert_eq!(drain(&mut quick, 10).await.len(), 3);
 }

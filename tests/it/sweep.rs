@@ -51,9 +51,8 @@ async fn send(shop: &Inside) -> usize {
     let mut sent = 0;
     while let Some(page) = reader.page(10_000).await.unwrap() {
         sent += page.rows.len();
-        reader.published(page).await.unwrap();
+        reader.published(page).unwrap();
     }
-    reader.renew().await.unwrap();
     reader.release().await.unwrap();
     sent
 }

@@ -44,8 +44,8 @@ pub trait Handler: Send + Sync + 'static {
     /// Its statements may be sent without waiting for each other: those of a transaction that failed fail too, the first one says why.
     async fn apply(&self, conn: &Conn, batch: &[Received<Self::Event>]) -> Result<(), DbError>;
 
-    /// After the commit.
-    fn committed(&self) {}
+    /// After the commit of so many records.
+    fn committed(&self, _records: usize) {}
 }
 
 /// A service's handler over its own database.
@@ -353,7 +353,7 @@ impl<H: Handler> Inbox for PgInbox<H> {
         };
         faults::point!("consumer.after_commit")?;
         self.note(batch, &written);
-        self.handler.committed();
+        self.handler.committed(batch.received.len());
         let stopped = batch.moves.iter().filter_map(|m| {
             let next_offset = *written.stops.get(&m.partition)?;
             Some(Owned { partition: m.partition, next_offset, epoch: m.epoch })

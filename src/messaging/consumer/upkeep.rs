@@ -83,7 +83,7 @@ impl<H: Handler> PgInbox<H> {
         // Before its fate is known: what is parked may be another by now.
         self.look_again(due.iter().map(|one| one.partition));
         let done = done.await?;
-        self.handler.committed();
+        self.handler.committed(due.len());
         self.gauges.lock().unwrap_or_else(PoisonError::into_inner).changed();
         tell(&self.topic, &done);
         Ok(Upkeep { again: !(done.discarded.is_empty() && done.tried.is_empty()), full })

@@ -46,7 +46,7 @@ pub struct Reader<S: Source = Db> {
     pages_published: u64,
     /// Everything before it is on the log.
     cursor: Cursor,
-    /// What [`Reader::published`] last wrote.
+    /// What [`Reader::save`] last wrote.
     saved: Cursor,
 }
 
@@ -107,18 +107,22 @@ impl<S: Source> Reader<S> {
         ahead.await;
     }
 
-    /// The broker has acknowledged the page's rows (S13): moves the cursor past them and renews the lease.
+    /// The broker has acknowledged the page's rows (S13): moves past them. What is not saved yet is published again after a crash.
     ///
     /// # Errors
-    /// [`DbError::Fenced`] where another relay has taken the outbox meanwhile; [`DbError::Defect`] where an earlier page is not
-    /// published yet.
-    pub async fn published(&mut self, page: Page) -> Result<(), DbError> {
+    /// [`DbError::Defect`] where an earlier page is not published yet.
+    pub fn published(&mut self, page: Page) -> Result<(), DbError> {
         if page.number != self.pages_published + 1 {
             return Err(DbError::Defect(format!("page {} was published after page {}", page.number, self.pages_published)));
         }
         self.pages_published = page.number;
         self.cursor = page.next;
-        self.save().await
+        Ok(())
+    }
+
+    /// Whether everything that is published is saved.
+    pub fn is_saved(&self) -> bool {
+        self.saved == self.cursor
     }
 
     /// How often the lease is to be renewed.
@@ -126,12 +130,11 @@ impl<S: Source> Reader<S> {
         self.lease / 4
     }
 
-    /// Renews the lease, and keeps what idle looks have learnt.
-    pub async fn renew(&mut self) -> Result<(), DbError> {
-        self.save().await
-    }
-
-    async fn save(&mut self) -> Result<(), DbError> {
+    /// Renews the lease, and keeps how far was published and what idle looks have learnt.
+    ///
+    /// # Errors
+    /// [`DbError::Fenced`] where another relay has taken the outbox meanwhile.
+    pub async fn save(&mut self) -> Result<(), DbError> {
         faults::point!("outbox.before_save")?;
         let saving = self.session.save(self.epoch, &self.cursor, self.lease);
         let moved = match &mut self.ahead {
@@ -151,15 +154,18 @@ impl<S: Source> Reader<S> {
         Ok(())
     }
 
-    /// Gives the outbox back, and wakes the standby, which takes it at once.
+    /// Gives the outbox back, and wakes the standby, which takes it at once and publishes nothing again.
     pub async fn release(&mut self) -> Result<(), DbError> {
+        if !self.is_saved() {
+            self.save().await?;
+        }
         self.db.release(&self.owner, self.epoch).await
     }
 
     /// Drops published segments, and only where the outbox is `quiet` also the one that writers are filling. Writers wait at most 50 ms
     /// for it, also where this process is frozen meanwhile. Call it between pages.
     pub async fn purge(&mut self, quiet: bool) -> Result<Purged, DbError> {
-        if self.saved != self.cursor {
+        if !self.is_saved() {
             self.save().await?;
         }
         faults::point!("outbox.before_purge")?;

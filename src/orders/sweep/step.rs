@@ -59,8 +59,9 @@ impl Sweep for Sweeper {
                 async move { sweep(conn, &rules).await }.boxed()
             })
             .await?;
-        if swept.is_some_and(|swept| swept.asked > 0) {
-            self.notifier.committed();
+        let asked = swept.map_or(0, |swept| swept.asked as usize);
+        if asked > 0 {
+            self.notifier.committed(asked);
         }
         Ok(swept.unwrap_or(Swept { waiting, next: self.rules.busy_interval(), ..Swept::default() }))
     }

@@ -53,7 +53,7 @@ async fn torture(db: &Db, how_long: Duration) -> While {
     while began.elapsed() < how_long {
         if let Some(page) = reader.page(500).await.unwrap() {
             seen.extend(page.rows.iter().map(|row| row.event_id));
-            reader.published(page).await.unwrap();
+            reader.published(page).unwrap();
         }
         let quiet = rand::rng().random_bool(0.5);
         dropped += usize::from(reader.purge(quiet).await.unwrap() != Purged::Nothing);
@@ -210,7 +210,7 @@ async fn a_writer_and_a_relay_of_the_version_before_get_on_with_segments() {
     conn.batch_execute(old_purge).await.unwrap();
     assert_eq!(rows(&db).await, 6);
     assert_eq!(drain(&mut reader, 7).await, unread);
-    reader.renew().await.unwrap();
+    reader.save().await.unwrap();
     conn.batch_execute(old_purge).await.unwrap();
     assert_eq!(rows(&db).await, 0);
 }
@@ -227,7 +227,8 @@ async fn a_page_is_published_while_the_next_one_is_still_on_its_way() {
         published += page.rows.len();
         // Asked for, its first rows perhaps there, and nobody takes them: the log was faster.
         let _ = tokio::time::timeout(Duration::from_millis(5), reader.read_ahead(ROWS as i64 / 4)).await;
-        let saved = tokio::time::timeout(Duration::from_secs(20), reader.published(page)).await;
+        reader.published(page).unwrap();
+        let saved = tokio::time::timeout(Duration::from_secs(20), reader.save()).await;
         saved.expect("the cursor waits behind rows that nobody takes").unwrap();
     }
     assert_eq!(published, ROWS);
