@@ -13,6 +13,7 @@ pub mod steady;
 
 mod bare;
 mod depth;
+mod disk;
 mod fill;
 mod floor;
 mod queues;

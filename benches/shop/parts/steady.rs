@@ -13,6 +13,7 @@ use super::super::report::Section;
 use super::super::rig::{Progress, ROLES, Shop};
 use super::super::{Bench, Result, step};
 use super::SPREAD;
+use super::disk::Disk;
 use super::queues::{Queues, Waiting, growth};
 
 const PATH: &str = "/api/OrdersProxy";
@@ -49,6 +50,8 @@ struct Run {
     refused: u64,
     post: Latency,
     finished: Latency,
+    /// A page written and synced beside it.
+    disk: Latency,
     cost: Rate,
 }
 
@@ -61,10 +64,10 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
 
     let time = bench.options.time(10, 300);
     // A broker compiles what it does often, and so much is new to it: small requests, many of them.
-    open_loop(&shop, most, 0.5, WARM_OPEN.min(time)).await?;
+    open_loop(bench, &shop, most, 0.5, WARM_OPEN.min(time)).await?;
     step(&format!("steady: half of {most:.0} orders/s, for {} s", time.as_secs()));
     let since: std::time::SystemTime = std::time::SystemTime::now();
-    let (steady, queues) = open_loop(&shop, most, 0.5, time).await?;
+    let (steady, queues) = open_loop(bench, &shop, most, 0.5, time).await?;
     let client = bench.servers.connect(&shop.orders_database()).await?;
     let row = client
         .query_one(
@@ -82,7 +85,7 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     for share in shares {
         step(&format!("steady: {:.0} % of that", share * 100.0));
         let time = Duration::from_secs(if quick { 2 } else { 20 }).min(time);
-        curve.push(open_loop(&shop, most, *share, time).await?.0);
+        curve.push(open_loop(bench, &shop, most, *share, time).await?.0);
     }
     shop.all_final().await?;
     shop.close().await?;
@@ -104,7 +107,7 @@ async fn most(shop: &Shop<'_>, time: Duration) -> Result<(f64, Rate)> {
     Ok((progress.whole(), rate))
 }
 
-async fn open_loop(shop: &Shop<'_>, most: f64, share: f64, time: Duration) -> Result<(Run, Vec<Waiting>)> {
+async fn open_loop(bench: &Bench, shop: &Shop<'_>, most: f64, share: f64, time: Duration) -> Result<(Run, Vec<Waiting>)> {
     let per_second = most * share;
     let waits = WAITS_PER_SECOND.min(per_second / 2.0);
     let stream = |requests, connections, per_second| Stream { requests, connections, pace: Pace::Open { per_second } };
@@ -114,9 +117,9 @@ async fn open_loop(shop: &Shop<'_>, most: f64, share: f64, time: Duration) -> Re
     ];
     let load = Load { address: shop.address("gateway").to_owned(), streams, time, accepted: Arc::default() };
     let queues = Queues::of(shop).await?;
-    let (accepted, cpu) = (load.accepted.clone(), shop.cpu());
+    let (accepted, disk, cpu) = (load.accepted.clone(), Disk::watch(bench.servers.dir())?, shop.cpu());
     let (ran, seen) = queues.watch(accepted, Duration::from_secs(1).min(time / 10), load.run()).await?;
-    let after = shop.cpu();
+    let (after, disk) = (shop.cpu(), disk.seen()?);
     let [post, finished] = ran.streams.as_slice() else { return Err("two streams".into()) };
     let count = post.accepted + finished.accepted;
     queues.empty(count).await?;
@@ -128,6 +131,7 @@ async fn open_loop(shop: &Shop<'_>, most: f64, share: f64, time: Duration) -> Re
         refused: post.refused + finished.refused,
         post: Latency::of(&post.latency),
         finished: Latency::of(&finished.latency),
+        disk,
         cost,
     };
     Ok((run, seen))
@@ -142,7 +146,8 @@ impl Figures {
             "What the whole flow holds is found by a closed loop of {CONNECTIONS_CLOSED} connections through the gateway: all that it accepts, over the time from its \
 start until the last of it is final. Then an open loop asks for half of that. Of its orders {WAITS_PER_SECOND} a second carry `Prefer: wait=30`, over connections of \
 their own; their answers, which come when the order is final, are POST-to-`Finished` as a client sees it. They make the orders role read its own events, as any stream \
-does. All latencies count from when the request was due. Queues are the differences of what was accepted, is on Kafka, is decided, and is applied.\n"
+does. All latencies count from when the request was due. Queues are the differences of what was accepted, is on Kafka, is decided, and is applied. A page that is written and synced ten times a \
+second beside all that shows when the disk itself stands still: a commit cannot be faster then.\n"
         )?;
         let rates = Rates(vec![self.most_cost.clone()]);
         let (most, cost, by) = (number(self.most, 0), rates.cpu_us(&[]).show(1), rates.by_process());
@@ -160,6 +165,7 @@ does. All latencies count from when the request was due. Queues are the differen
             let (share, rate, seconds) = (run.share * 100.0, number(run.per_second, 0), run.seconds);
             writeln!(text, "| {share:.0} %, {seconds:.0} s | {rate} | POST | {} | {} | {cost} |", run.post.cells(), run.refused)?;
             writeln!(text, "| | | POST to `Finished` | {} | | |", run.finished.cells())?;
+            writeln!(text, "| | | a page to the disk | {} | | |", run.disk.cells())?;
         }
         let (p50, p99) = self.rows;
         writeln!(
