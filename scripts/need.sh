@@ -2,7 +2,7 @@
 # Sees to what this project needs of the machine.
 #
 #   need.sh build   a Rust toolchain, a C compiler and linker
-#   need.sh test    these, and what the tests start: Postgres 15 or later, Java 17 or later, Maven, Valgrind
+#   need.sh test    these, and what the tests start: Postgres 15 or later, Java 17 or later, Maven, Valgrind, Python 3 with venv
 #
 # `build` only looks and says what is missing. `test` also installs it, as root on Debian or Ubuntu, and says so.
 set -euo pipefail
@@ -50,6 +50,8 @@ have_java() {
 
 have_maven() { command -v mvn >/dev/null; }
 
+have_python() { python3 -c "import ensurepip, sys; sys.exit(sys.version_info < (3, 10))" 2>/dev/null; }
+
 have_valgrind() { command -v valgrind >/dev/null; }
 
 need_rust() {
@@ -75,6 +77,7 @@ if [ "$mode" = test ]; then
   need 'Postgres 15 or later, the server' have_postgres postgresql
   need 'Java 17 or later (for Kafka)' have_java default-jre-headless
   need 'Maven (to fetch Kafka once)' have_maven maven
+  need 'Python 3.10 or later with venv (to check deploy/)' have_python python3 python3-venv
   # Instructions are counted, and limited, only there.
   if [ "$(uname -sm)" = 'Linux x86_64' ]; then need 'Valgrind (to count instructions)' have_valgrind valgrind; fi
 fi

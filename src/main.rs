@@ -9,6 +9,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use shopd::cli::{Cli, Command, Dlq, Global};
 use shopd::config::{Config, Mistakes, Role, Sources, load};
 use shopd::healthcheck;
+use shopd::http;
 use shopd::roles::{self, RoleError};
 use shopd::shutdown::{Shutdown, Signals};
 use shopd::telemetry;
@@ -99,6 +100,8 @@ fn dlq(flags: &Global, command: Dlq) -> ExitCode {
 
 /// Runs a role until it is done or the signals' patience is.
 fn run(role: Role, config: Config) -> ExitCode {
+    // Before anything is counted: a gauge that goes up unseen and then down would be below nothing.
+    http::metrics::install();
     let workers = (role != Role::All).then_some(WORKERS_OF_A_ROLE);
     match drive(config, workers, |config, stop| dispatch(role, config, stop)) {
         // A role that ends unasked is a failure, whatever it says.

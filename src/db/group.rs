@@ -67,15 +67,15 @@ impl<Q, A> Clone for GroupCommit<Q, A> {
 }
 
 impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
-    /// `commit` answers every request of its batch, in order; it never fails as a whole.
-    pub fn start<F>(runtime: &Handle, commit: F) -> Self
+    /// `of` names the requests in the metrics. `commit` answers every request of its batch, in order; it never fails as a whole.
+    pub fn start<F>(runtime: &Handle, of: &'static str, commit: F) -> Self
     where
         F: Fn(Vec<Q>) -> BoxFuture<'static, Vec<A>> + Send + 'static,
     {
         let (queue, mut waiting) = mpsc::channel::<(Q, oneshot::Sender<A>)>(QUEUE_MAX);
         runtime.spawn(async move {
             let mut taken = Vec::with_capacity(BATCH_MAX);
-            let mut crowd = Crowd::new();
+            let (mut crowd, together) = (Crowd::new(), metrics::histogram!("shopd_group_commit_requests", "of" => of));
             while waiting.recv_many(&mut taken, BATCH_MAX).await > 0 {
                 let (enough, due) = crowd.next(Instant::now());
                 while taken.len() < enough.min(BATCH_MAX) {
@@ -86,6 +86,7 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
                     }
                 }
                 let (count, began) = (taken.len(), Instant::now());
+                together.record(count as f64);
                 // Nobody waits for these any more, and nothing of them was done.
                 taken.retain(|(_, to)| !to.is_closed());
                 if taken.is_empty() {
@@ -131,7 +132,7 @@ mod tests {
         let sizes = Arc::new(std::sync::Mutex::new(Vec::new()));
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
         let (counted, opened) = (sizes.clone(), gate.clone());
-        let group = GroupCommit::start(&Handle::current(), move |requests: Vec<u32>| {
+        let group = GroupCommit::start(&Handle::current(), "test", move |requests: Vec<u32>| {
             let (counted, opened) = (counted.clone(), opened.clone());
             async move {
                 counted.lock().unwrap().push(requests.len());
@@ -183,7 +184,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_batch_that_panics_fails_alone() {
-        let group = GroupCommit::start(&Handle::current(), |requests: Vec<u32>| {
+        let group = GroupCommit::start(&Handle::current(), "test", |requests: Vec<u32>| {
             async move {
                 assert!(!requests.contains(&0), "on purpose");
                 requests
@@ -199,7 +200,7 @@ mod tests {
         let gate = Arc::new(tokio::sync::Semaphore::new(0));
         let (opened, seen) = (gate.clone(), Arc::new(std::sync::Mutex::new(Vec::new())));
         let saw = seen.clone();
-        let group = GroupCommit::start(&Handle::current(), move |requests: Vec<u32>| {
+        let group = GroupCommit::start(&Handle::current(), "test", move |requests: Vec<u32>| {
             let (opened, saw) = (opened.clone(), saw.clone());
             async move {
                 saw.lock().unwrap().extend(requests.iter().copied());

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::config::{DatabaseConfig, Secret};
 use crate::faults;
+use crate::telemetry;
 
 use super::error::{DbError, is_readable, messages_are_foreign};
 use super::sql::sql;
@@ -65,18 +66,19 @@ pub struct Db {
 #[derive(Clone)]
 struct Settings {
     config: tokio_postgres::Config,
+    role: Arc<str>,
     connect_timeout: Duration,
 }
 
 impl Db {
     /// `role` becomes the sessions' `application_name`. Must be called inside the process's runtime.
     pub fn new(url: &Secret, role: &str, config: &DatabaseConfig) -> Result<Self, DbError> {
-        Self::with(Settings::new(url, role, config)?, plans::LOOKUPS, config.pool_size_max)
+        Self::with(Settings::new(url, role, config)?, plans::LOOKUPS, config.pool_size_max, "requests")
     }
 
     /// The same database for a consumer's batches, with a small pool of its own.
     pub fn for_batches(url: &Secret, role: &str, config: &DatabaseConfig) -> Result<Self, DbError> {
-        Self::with(Settings::new(url, role, config)?, plans::LOOKUPS, BATCH_POOL_SIZE)
+        Self::with(Settings::new(url, role, config)?, plans::LOOKUPS, BATCH_POOL_SIZE, "batches")
     }
 
     /// The same database for an audit: sessions that only read, see one state of it in each transaction, plan by what the tables
@@ -87,10 +89,10 @@ impl Db {
             idle_in_transaction_timeout: AUDIT_STATEMENT_TIMEOUT,
             ..config.clone()
         };
-        Self::with(Settings::new(url, "audit", &config)?, plans::AUDITS, AUDIT_POOL_SIZE)
+        Self::with(Settings::new(url, "audit", &config)?, plans::AUDITS, AUDIT_POOL_SIZE, "audits")
     }
 
-    fn with(mut settings: Settings, plans: &str, pool_size: usize) -> Result<Self, DbError> {
+    fn with(mut settings: Settings, plans: &str, pool_size: usize, kind: &'static str) -> Result<Self, DbError> {
         let options = format!("{} {plans}", settings.config.get_options().unwrap_or_default());
         settings.config.options(options);
         let (for_pool, runtime) = (settings.clone(), Handle::current());
@@ -115,6 +117,7 @@ impl Db {
             .queue_mode(QueueMode::Lifo)
             .build()
             .map_err(|error| DbError::Defect(format!("connection pool: {error}")))?;
+        observe(&pool, &settings.role, settings.config.get_dbname().unwrap_or_default(), kind);
         let sender = Uuid::new_v4().to_string().into();
         Ok(Self { pool, settings, runtime: Handle::current(), acquire_timeout, sender })
     }
@@ -202,6 +205,23 @@ impl Db {
     }
 }
 
+/// The pool's figures, whenever the metrics are asked for.
+fn observe(pool: &Pool<AsyncPgConnection>, role: &str, database: &str, kind: &'static str) {
+    let labels = [("role", role.to_owned()), ("database", database.to_owned()), ("pool", kind.to_owned())];
+    let pool = pool.weak();
+    telemetry::observe(move || {
+        let Some(pool) = pool.upgrade() else { return false };
+        let (status, [role, database, kind]) = (pool.status(), labels.clone());
+        for (state, connections) in [("idle", status.available), ("busy", status.size.saturating_sub(status.available))] {
+            let labels = [role.clone(), database.clone(), kind.clone(), ("state", state.to_owned())];
+            metrics::gauge!("shopd_db_pool_connections", &labels).set(connections as f64);
+        }
+        metrics::gauge!("shopd_db_pool_connections_max", &labels).set(status.max_size as f64);
+        metrics::gauge!("shopd_db_pool_waiting", &labels).set(status.waiting as f64);
+        true
+    });
+}
+
 /// Bound on what one request asks of the database: the contract lets a client wait ten seconds for its 503. The timeouts of the
 /// server's sessions do not help where the server itself has stopped.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(9);
@@ -250,7 +270,7 @@ impl Settings {
         config.connect_timeout(limits.connect_timeout);
         config.keepalives_idle(PROBE_AFTER).keepalives_interval(PROBE_AGAIN).keepalives_retries(3);
         config.tcp_user_timeout(limits.statement_timeout + limits.connect_timeout);
-        Ok(Self { config, connect_timeout: limits.connect_timeout })
+        Ok(Self { config, role: role.into(), connect_timeout: limits.connect_timeout })
     }
 
     async fn connect(&self) -> Result<AsyncPgConnection, DbError> {

@@ -34,6 +34,7 @@ use tokio::sync::SemaphorePermit;
 use crate::config::GatewayConfig;
 use crate::http::{Code, MethodNotAllowed, Problem, Readiness, RequestContext, Routes};
 use crate::shutdown::Shutdown;
+use crate::telemetry;
 use admission::Admission;
 use documents::Documents;
 use limits::Limits;
@@ -79,7 +80,7 @@ impl Gateway {
             Ok(Service { replicas, admission: Admission::new(config.in_flight_max, config.queue_time_max) })
         };
         let limits = Limits::new(&config.rate_limits, &config.trusted_proxies);
-        Ok(Self(Arc::new(Inner {
+        let gateway = Arc::new(Inner {
             orders: service(&config.orders_urls, "gateway.orders_urls")?,
             payments: service(&config.payments_urls, "gateway.payments_urls")?,
             limits: limits.map_err(|problem| GatewayError { key: "gateway.rate_limits", problem })?,
@@ -87,7 +88,15 @@ impl Gateway {
             documents: Documents::default(),
             cors_origins: config.cors_origins.clone(),
             stop,
-        })))
+        });
+        let watched = Arc::downgrade(&gateway);
+        telemetry::observe(move || {
+            let Some(gateway) = watched.upgrade() else { return false };
+            gateway.orders.replicas.gauge(ServiceName::Orders.as_str());
+            gateway.payments.replicas.gauge(ServiceName::Payments.as_str());
+            true
+        });
+        Ok(Self(gateway))
     }
 
     /// Asks every replica whether it is alive, again and again, until the gateway stops.

@@ -11,11 +11,10 @@ use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use super::problem::Problem;
 use super::render::only;
+use crate::telemetry::{self, Kind, METRICS, Metric};
 
 const REQUESTS: &str = "shopd_http_requests_total";
 const DURATION: &str = "shopd_http_request_duration_seconds";
-/// Upper bounds of the duration's buckets, seconds.
-const BUCKETS: &[f64] = &[0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 /// How often what was recorded is folded together where nobody scrapes.
 const UPKEEP: Duration = Duration::from_secs(10);
 
@@ -23,11 +22,28 @@ const UPKEEP: Duration = Duration::from_secs(10);
 pub fn install() -> Option<PrometheusHandle> {
     static HANDLE: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
     let handle = HANDLE.get_or_init(|| {
-        let builder = PrometheusBuilder::new().set_buckets_for_metric(Matcher::Full(DURATION.to_owned()), BUCKETS);
+        let buckets = METRICS.iter().filter_map(|metric| match metric.kind {
+            Kind::Histogram(buckets) => Some((metric.name, buckets)),
+            Kind::Counter | Kind::Gauge => None,
+        });
+        let builder = buckets.into_iter().try_fold(PrometheusBuilder::new(), |builder, (name, buckets)| {
+            builder.set_buckets_for_metric(Matcher::Full(name.to_owned()), buckets)
+        });
         let handle = builder.and_then(PrometheusBuilder::install_recorder);
         let handle = handle.inspect_err(|error| tracing::warn!(%error, "no metrics")).ok()?;
-        metrics::describe_counter!(REQUESTS, "HTTP requests answered, by role, method, route and status");
-        metrics::describe_histogram!(DURATION, "Seconds until an answer began, by role, method and route");
+        for Metric { name, kind, help, .. } in METRICS {
+            match kind {
+                Kind::Counter => metrics::describe_counter!(*name, *help),
+                Kind::Gauge => metrics::describe_gauge!(*name, *help),
+                Kind::Histogram(_) => metrics::describe_histogram!(*name, *help),
+            }
+        }
+        metrics::gauge!("shopd_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+        let process = metrics_process::Collector::default();
+        telemetry::observe(move || {
+            process.collect();
+            true
+        });
         Some(handle)
     });
     handle.clone()
@@ -100,6 +116,7 @@ fn name(method: &Method) -> &'static str {
 pub(super) fn configure(config: &mut web::ServiceConfig) {
     let scrape = || async {
         let handle = install().ok_or_else(|| Problem::unavailable("another metrics recorder is installed"))?;
+        telemetry::look();
         Ok::<_, Problem>(HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(handle.render()))
     };
     config.service(web::resource("/metrics").route(web::get().to(scrape)).default_service(only(&[Method::GET])));

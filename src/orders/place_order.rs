@@ -40,7 +40,7 @@ pub type Intake = GroupCommit<Placement, Settled<Placing>>;
 pub fn intake(db: Db, notifier: Notifier) -> Intake {
     let runtime = db.runtime().clone();
     let caution = Arc::new(Caution::default());
-    GroupCommit::start(&runtime, move |batch| {
+    GroupCommit::start(&runtime, "orders", move |batch| {
         let (db, notifier, caution) = (db.clone(), notifier.clone(), caution.clone());
         async move {
             let settled = each_for_itself(batch, |batch| place_together(&db, &notifier, &caution, batch)).await;

@@ -28,7 +28,7 @@ pub type Deposits = GroupCommit<Deposit, Settled<Deposited>>;
 /// Starts the committer of `db`'s deposits.
 pub fn deposits(db: Db) -> Deposits {
     let runtime = db.runtime().clone();
-    GroupCommit::start(&runtime, move |batch: Vec<Deposit>| {
+    GroupCommit::start(&runtime, "deposits", move |batch: Vec<Deposit>| {
         let db = db.clone();
         async move {
             let settled = each_for_itself(batch, |batch| deposit_together(&db, batch)).await;

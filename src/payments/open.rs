@@ -25,7 +25,7 @@ pub type Openings = GroupCommit<Opening, Settled<Opened>>;
 /// Starts the committer of `db`'s new accounts.
 pub fn openings(db: Db) -> Openings {
     let runtime = db.runtime().clone();
-    GroupCommit::start(&runtime, move |batch: Vec<Opening>| {
+    GroupCommit::start(&runtime, "accounts", move |batch: Vec<Opening>| {
         let db = db.clone();
         async move {
             let settled = each_for_itself(batch, |batch| open_together(&db, batch)).await;

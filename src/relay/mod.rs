@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::config::RelayConfig;
+use crate::contracts::TOPICS;
 use crate::db::{Db, DbError, Pace};
 use crate::messaging::log::SharedLog;
 use crate::messaging::outbox::{Purged, Reader, Source};
@@ -52,14 +53,21 @@ impl<S: Source> Relay<S> {
     pub async fn run(self, stop: Shutdown) {
         self.db.listen(self.wake.clone(), stop.clone());
         let mut incident = Incident::new("relaying");
+        // From the beginning: the first one would go unnoticed by who watches for an increase.
+        for topic in TOPICS {
+            metrics::counter!("shopd_relay_topics_made_total", "topic" => topic).increment(0);
+        }
         while !stop.is_stopping() {
             match Reader::acquire(&self.db, &self.owner, self.config.lease).await {
                 Ok(Some(mut reader)) => {
                     incident.recovered();
                     tracing::info!(outbox = self.name, "relaying");
+                    let epoch = metrics::gauge!("shopd_relay_lease_epoch", "outbox" => self.name);
+                    epoch.set(reader.epoch() as f64);
                     if let Err(error) = self.serve(&mut reader, &stop).await {
                         incident.failed(&format_args!("{}: {error}", self.name));
                     }
+                    epoch.set(0.0);
                     if let Err(error) = reader.release().await {
                         tracing::info!(outbox = self.name, %error, "lease not given back; it expires by itself");
                     }
@@ -87,6 +95,10 @@ impl<S: Source> Relay<S> {
         let mut renewed = Instant::now();
         let mut purge_from = renewed;
         let mut pace = PACE;
+        let (page, took) = (
+            metrics::histogram!("shopd_relay_page_rows", "outbox" => self.name),
+            metrics::histogram!("shopd_relay_publish_duration_seconds", "outbox" => self.name),
+        );
         // A short lease is renewed in time however long the poll interval is.
         let idle_max = self.config.poll_interval.min(reader.heartbeat() * 2);
         loop {
@@ -100,6 +112,8 @@ impl<S: Source> Relay<S> {
                 Step::Idle => 0,
             };
             if rows > 0 {
+                page.record(rows as f64);
+                took.record(began.elapsed());
                 pace.done(rows, began, Instant::now());
                 if renewed.elapsed() >= SAVE_INTERVAL {
                     reader.save().await?;

@@ -28,13 +28,14 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let live = Live::new(db.clone(), live_wake, true, stop.clone());
     let sweeper = sweeper(&config, db.clone(), notifier.clone());
     let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
+    let depth = outbox::watch_depth(db.clone(), "orders", stop.clone());
     let orders = Orders::with_live(db, notifier, live);
     let (bound, readiness) = bind(&config, orders, super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("orders", readiness, stop.clone()));
     let consumer = consumer(&config, batches, log, super::owner("orders"), ended);
     let (consumed, swept) = (consumer.run(stop.clone()), orders::run_sweeper(sweeper, stop.clone()));
     let worker = async move {
-        tokio::join!(consumed, swept, keys);
+        tokio::join!(consumed, swept, keys, depth);
     };
     super::together(bound.run(stop.clone()), worker, &stop).await
 }

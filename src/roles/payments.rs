@@ -23,12 +23,13 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let log = super::kafka(&config)?;
     let notifier = Notifier::start(db.clone(), &[(outbox::CHANNEL, Arc::new(Notify::new()))], stop.clone());
     let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
+    let depth = outbox::watch_depth(db.clone(), "payments", stop.clone());
     let (bound, readiness) = bind(&config, Payments::new(db), super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("payments", readiness, stop.clone()));
     let consumer = consumer(&config, batches, log, super::owner("payments"), notifier);
     let consumed = consumer.run(stop.clone());
     let worker = async move {
-        tokio::join!(consumed, keys);
+        tokio::join!(consumed, keys, depth);
     };
     super::together(bound.run(stop.clone()), worker, &stop).await
 }

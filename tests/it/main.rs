@@ -18,6 +18,7 @@ mod hostile;
 mod idempotency;
 mod live;
 mod log;
+mod metrics;
 mod openapi;
 mod outage;
 mod outbox;

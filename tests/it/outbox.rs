@@ -190,6 +190,31 @@ async fn what_was_not_acknowledged_is_read_again_by_whoever_comes_next() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_asks_to_be_saved_and_an_idle_look_does_not() {
+    let db = fresh().await;
+    let conn = db.dedicated().await.unwrap();
+    write(&conn, 3).await;
+    let mut reader = acquire(&db, "r").await.unwrap();
+    let page = reader.page(10).await.unwrap().unwrap();
+    assert!(reader.is_saved());
+    reader.published(page).unwrap();
+    assert!(!reader.is_saved());
+    // Each save is a transaction that the next look learns of: to save that too would go on for ever.
+    for _ in 0..3 {
+        reader.save().await.unwrap();
+        assert!(reader.page(10).await.unwrap().is_none());
+        assert!(reader.is_saved());
+    }
+    // Handed over with what is not saved yet: nothing is published again.
+    let written = write(&conn, 2).await;
+    let page = reader.page(10).await.unwrap().unwrap();
+    assert_eq!(page.rows.iter().map(|row| row.event_id).collect::<Vec<_>>(), written);
+    reader.published(page).unwrap();
+    reader.release().await.unwrap();
+    assert!(acquire(&db, "next").await.unwrap().page(10).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_relay_that_lost_its_lease_moves_nothing() {
     let db = fresh().await;
     write(&db.dedicated().await.unwrap(), 3).await;

@@ -34,7 +34,7 @@ pub enum Placed {
 pub type Intake = GroupCommit<Place, Result<Placed, DbError>>;
 
 pub fn intake(db: Postgres, process: Process) -> Intake {
-    GroupCommit::start(&Handle::current(), move |requests: Vec<Place>| {
+    GroupCommit::start(&Handle::current(), "orders", move |requests: Vec<Place>| {
         let (db, process) = (db.clone(), process.clone());
         async move {
             match place_together(&db, &process, &requests).await {

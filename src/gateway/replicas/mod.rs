@@ -165,6 +165,22 @@ impl Replicas {
         self.budget.withdraw()
     }
 
+    /// Sets the gauges of each replica; `service` names them.
+    pub fn gauge(&self, service: &'static str) {
+        let now_ms = self.now_ms();
+        for replica in &self.replicas {
+            let health = *replica.health();
+            let open = match health.breaker(now_ms) {
+                "open" => 1.0,
+                "half_open" => 0.5,
+                _ => 0.0,
+            };
+            let labels = [("service", service.to_owned()), ("replica", replica.base.clone())];
+            metrics::gauge!("shopd_gateway_breaker_open", &labels).set(open);
+            metrics::gauge!("shopd_gateway_replica_ejected", &labels).set(f64::from(u8::from(health.is_ejected(now_ms))));
+        }
+    }
+
     fn now_ms(&self) -> u64 {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }

@@ -34,14 +34,11 @@ pub enum Fetched<E> {
         from: i64,
         decoded: Decoded<E>,
         next_offset: i64,
+        /// Of the log, when this was fetched.
+        end_offset: i64,
     },
     /// The offset is not on the log (any more): go on at `to`.
-    Reset {
-        partition: i32,
-        epoch: i64,
-        from: i64,
-        to: i64,
-    },
+    Reset { partition: i32, epoch: i64, from: i64, to: i64 },
 }
 
 impl<E> Fetched<E> {
@@ -92,9 +89,10 @@ pub async fn fetch<I: Inbox>(
                 if fetched.next_offset == from {
                     continue;
                 }
+                let end_offset = fetched.end_offset;
                 for Piece { records, next_offset } in pieces(fetched.records, fetched.next_offset) {
                     let Some(decoded) = decode(&inbox, &topic, partition, records).await else { return };
-                    let piece = Fetched::Records { partition, epoch, from, decoded, next_offset };
+                    let piece = Fetched::Records { partition, epoch, from, decoded, next_offset, end_offset };
                     if to.send(piece).await.is_err() {
                         return;
                     }

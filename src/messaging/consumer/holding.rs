@@ -1,24 +1,42 @@
 //! What a consumer is reading: a fetcher for each of its partitions, except those that stopped.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
 
+use metrics::Gauge;
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 
 use super::fetcher::Fetched;
 use super::keeper::Assignment;
-use super::offsets::Owned;
+use super::offsets::{Move, Owned};
 
 /// A partition of ours.
 struct Held {
     epoch: i64,
     /// What comes next begins here.
     next: i64,
+    /// The log's end, as far as it was seen.
+    end: i64,
     /// `None` where it stopped.
     fetcher: Option<AbortHandle>,
+    gauges: Gauges,
 }
 
-#[derive(Default)]
+/// Of a partition, 0 as soon as it is not ours.
+struct Gauges {
+    lag: Gauge,
+    epoch: Gauge,
+}
+
+impl Drop for Gauges {
+    fn drop(&mut self) {
+        self.lag.set(0.0);
+        self.epoch.set(0.0);
+    }
+}
+
 pub struct Holding {
+    topic: Arc<str>,
     held: BTreeMap<i32, Held>,
     /// Given up for the fair share; a stale assignment that still names them starts nothing.
     shed: HashSet<(i32, i64)>,
@@ -26,6 +44,10 @@ pub struct Holding {
 }
 
 impl Holding {
+    pub fn of(topic: Arc<str>) -> Self {
+        Self { topic, held: BTreeMap::new(), shed: HashSet::new(), fetchers: JoinSet::new() }
+    }
+
     /// Ends what is another's, begins what is new, and returns what is above the fair share, already ended.
     pub fn follow<F>(&mut self, assignment: &Assignment, start: impl Fn(&Owned) -> F) -> Vec<i32>
     where
@@ -44,7 +66,9 @@ impl Holding {
         for one in &assignment.owned {
             if !self.held.contains_key(&one.partition) && !self.shed.contains(&(one.partition, one.epoch)) {
                 let fetcher = Some(self.fetchers.spawn(start(one)));
-                self.held.insert(one.partition, Held { epoch: one.epoch, next: one.next_offset, fetcher });
+                let gauges = Gauges::new(&self.topic, one);
+                let held = Held { epoch: one.epoch, next: one.next_offset, end: one.next_offset, fetcher, gauges };
+                self.held.insert(one.partition, held);
             }
         }
         while self.held.len() > assignment.share
@@ -63,7 +87,22 @@ impl Holding {
         let (from, to) = one.span();
         let held = self.held.get_mut(&one.partition());
         let held = held.filter(|held| held.fetcher.is_some() && held.epoch == one.epoch() && held.next == from);
-        held.map(|held| held.next = to).is_some()
+        held.map(|held| {
+            held.next = to;
+            if let Fetched::Records { end_offset, .. } = one {
+                held.end = *end_offset;
+            }
+        })
+        .is_some()
+    }
+
+    /// So far is committed.
+    pub fn committed(&self, moves: &[Move]) {
+        for Move { partition, to, .. } in moves {
+            if let Some(held) = self.held.get(partition) {
+                held.gauges.lag.set((held.end - to).max(0) as f64);
+            }
+        }
     }
 
     /// Reads no more of it.
@@ -115,6 +154,15 @@ impl Holding {
     }
 }
 
+impl Gauges {
+    fn new(topic: &str, of: &Owned) -> Self {
+        let labels = [("topic", topic.to_owned()), ("partition", of.partition.to_string())];
+        let epoch = metrics::gauge!("shopd_consumer_lease_epoch", &labels);
+        epoch.set(of.epoch as f64);
+        Self { lag: metrics::gauge!("shopd_consumer_lag_records", &labels), epoch }
+    }
+}
+
 impl Held {
     fn end(&mut self) {
         if let Some(fetcher) = self.fetcher.take() {
@@ -134,7 +182,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_above_the_share_is_given_back_until_it_is_gone_and_never_what_came_back_under_a_new_epoch() {
-        let mut holding = Holding::default();
+        let mut holding = Holding::of("t".into());
         let mut follow = |owned: &[(i32, i64)], share| {
             let surplus = holding.follow(&assignment(owned, share), |_| std::future::pending());
             (surplus, holding.held.iter().map(|(partition, held)| (*partition, held.epoch)).collect::<Vec<_>>())

@@ -84,6 +84,8 @@ impl<I: Inbox> Consumer<I> {
     /// Runs until `stop`; finishes the batch in hand and gives its partitions back.
     pub async fn run(self, stop: Shutdown) {
         let mut incident = Incident::new("consuming");
+        // From the beginning: the first one would go unnoticed by who watches for an increase.
+        metrics::counter!("shopd_consumer_offset_resets_total", "topic" => self.topic.to_string()).increment(0);
         while !stop.is_stopping() {
             match self.partitions(&stop).await {
                 Ok(Some(partitions)) => {
@@ -128,11 +130,15 @@ impl<I: Inbox> Consumer<I> {
     async fn consume(&self, keeper: &Keeper, stop: &Shutdown) -> Ended {
         let (to, mut fetched) = mpsc::channel(FETCHES_WAITING_MAX);
         let mut assignments = keeper.assignments();
-        let mut holding = Holding::default();
+        let mut holding = Holding::of(self.topic.clone());
         let incident = SharedIncident::new("fetching");
         let mut upkeep = Incident::new("looking after what is parked");
         let mut waiting = Vec::new();
         let mut pace = PACE;
+        let (together, took) = (
+            metrics::histogram!("shopd_consumer_batch_records", "topic" => self.topic.to_string()),
+            metrics::histogram!("shopd_consumer_batch_duration_seconds", "topic" => self.topic.to_string()),
+        );
         let (mut look_after, mut looked) = (false, None::<Instant>);
         loop {
             let start = |owned: &Owned| {
@@ -181,10 +187,14 @@ impl<I: Inbox> Consumer<I> {
                     let began = Instant::now();
                     let batch = Batch::assemble(&self.topic, waiting.drain(..).filter(|one| holding.expects(one)));
                     if !batch.moves.is_empty() {
-                        match self.apply_until_done(Arc::new(batch), stop).await {
+                        let batch = Arc::new(batch);
+                        match self.apply_until_done(&batch, stop).await {
                             Ok(stopped) => stopped.iter().for_each(|one| holding.stop(one)),
                             Err(ended) => return ended,
                         }
+                        together.record(records as f64);
+                        took.record(began.elapsed());
+                        holding.committed(&batch.moves);
                     }
                     pace.done(records, began, Instant::now());
                     applied = true;
@@ -217,11 +227,11 @@ impl<I: Inbox> Consumer<I> {
     }
 
     /// Where partitions stopped, once the batch is committed.
-    async fn apply_until_done(&self, batch: Arc<Batch<I::Event>>, stop: &Shutdown) -> Result<Vec<Owned>, Ended> {
+    async fn apply_until_done(&self, batch: &Arc<Batch<I::Event>>, stop: &Shutdown) -> Result<Vec<Owned>, Ended> {
         let mut incident = Incident::new("applying a batch");
         let mut backoff = backoff();
         loop {
-            match self.inbox.commit(&batch).await {
+            match self.inbox.commit(batch).await {
                 Ok(Committed { stopped }) => {
                     incident.recovered();
                     batch.committed(&self.topic);

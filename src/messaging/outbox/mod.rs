@@ -10,6 +10,7 @@
 //! Owns `outbox` with its segments and `outbox_cursor`. One relay owns an outbox by lease; its epoch fences every write to the cursor.
 
 mod cursor;
+mod depth;
 mod postgres;
 mod reader;
 mod row;
@@ -28,6 +29,7 @@ use crate::db::{Conn, DbError, sql};
 
 pub use crate::db::Snapshot;
 pub use cursor::{Cursor, Look};
+pub use depth::{Depth, depth, watch_depth};
 pub use reader::{Page, Reader};
 pub use row::Row;
 pub(crate) use segment::in_segment;

