@@ -53,6 +53,7 @@ async fn send(shop: &Inside) -> usize {
         sent += page.rows.len();
         reader.published(page).unwrap();
     }
+    reader.save().await.unwrap();
     reader.release().await.unwrap();
     sent
 }
