@@ -57,12 +57,14 @@ impl<S: Source> Relay<S> {
         for topic in TOPICS {
             metrics::counter!("shopd_relay_topics_made_total", "topic" => topic).increment(0);
         }
+        // A standby says so, too: else nobody would see that there are only standbys.
+        let epoch = metrics::gauge!("shopd_relay_lease_epoch", "outbox" => self.name);
+        epoch.set(0.0);
         while !stop.is_stopping() {
             match Reader::acquire(&self.db, &self.owner, self.config.lease).await {
                 Ok(Some(mut reader)) => {
                     incident.recovered();
                     tracing::info!(outbox = self.name, "relaying");
-                    let epoch = metrics::gauge!("shopd_relay_lease_epoch", "outbox" => self.name);
                     epoch.set(reader.epoch() as f64);
                     if let Err(error) = self.serve(&mut reader, &stop).await {
                         incident.failed(&format_args!("{}: {error}", self.name));
