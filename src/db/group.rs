@@ -86,12 +86,12 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
                     }
                 }
                 let (count, began) = (taken.len(), Instant::now());
-                together.record(count as f64);
                 // Nobody waits for these any more, and nothing of them was done.
                 taken.retain(|(_, to)| !to.is_closed());
                 if taken.is_empty() {
                     continue;
                 }
+                together.record(taken.len() as f64);
                 let (requests, answers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
                 // Their answers are dropped, so whoever waits hears that it failed.
                 if faults::point!("group.before_commit").is_err() {
