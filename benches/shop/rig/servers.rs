@@ -87,12 +87,12 @@ impl Servers {
         Ok(())
     }
 
-    /// A connection for the benchmark's own questions.
     /// Where the servers keep what they keep.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
+    /// A connection for the benchmark's own questions.
     pub async fn connect(&self, database: &str) -> Result<tokio_postgres::Client> {
         let url = self.url(database)?;
         let connected = tokio::time::timeout(STATEMENT_TIMEOUT, tokio_postgres::connect(&url, tokio_postgres::NoTls)).await;
