@@ -12,7 +12,7 @@ use shopd::healthcheck;
 use shopd::http;
 use shopd::roles::{self, RoleError};
 use shopd::shutdown::{Shutdown, Signals};
-use shopd::telemetry;
+use shopd::telemetry::{self, Levels};
 
 /// 8 % less CPU a proxied request than glibc's, for 3 MiB more (`make bench-proxy`). Without huge pages, which would cost 15 MiB for nothing.
 #[global_allocator]
@@ -23,10 +23,13 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(problem) = telemetry::begin(cli.global.log, |name| std::env::var(name).ok()) {
-        complain(&problem);
-        return ExitCode::from(USAGE);
-    }
+    let levels = match telemetry::begin(cli.global.log, |name| std::env::var(name).ok()) {
+        Ok(levels) => levels,
+        Err(problem) => {
+            complain(&problem);
+            return ExitCode::from(USAGE);
+        }
+    };
     #[cfg(feature = "faults")]
     if let Err(problem) = shopd::faults::begin(&std::env::var("FAILPOINTS").unwrap_or_default()) {
         complain(&problem);
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
         Command::Dlq { command } => return dlq(&cli.global, command),
     };
     match configure(&cli.global, role, true) {
-        Ok(config) => run(role, config),
+        Ok(config) => run(role, config, levels),
         Err(mistakes) => usage(&mistakes),
     }
 }
@@ -99,11 +102,19 @@ fn dlq(flags: &Global, command: Dlq) -> ExitCode {
 }
 
 /// Runs a role until it is done or the signals' patience is.
-fn run(role: Role, config: Config) -> ExitCode {
+fn run(role: Role, config: Config, levels: Levels) -> ExitCode {
     // Before anything is counted: a gauge that goes up unseen and then down would be below nothing.
     http::metrics::install();
+    if let Err(problem) = telemetry::begin_spans(&config.telemetry, serving(role)) {
+        return failed(&problem);
+    }
     let workers = (role != Role::All).then_some(WORKERS_OF_A_ROLE);
-    match drive(config, workers, |config, stop| dispatch(role, config, stop)) {
+    let ended = drive(config, workers, |config, stop| async move {
+        tokio::spawn(levels.follow(stop.clone()));
+        dispatch(role, config, stop).await
+    });
+    telemetry::end_spans();
+    match ended {
         // A role that ends unasked is a failure, whatever it says.
         Ok((Ok(()), stop)) if role != Role::Migrate && !stop.is_stopping() => {
             tracing::error!(role = role.as_str(), "ended without being asked to");
@@ -116,6 +127,18 @@ fn run(role: Role, config: Config) -> ExitCode {
             done(result)
         }
         Err(code) => code,
+    }
+}
+
+/// The roles that a process of `role` serves as; each is a service of its own in traces.
+fn serving(role: Role) -> &'static [&'static str] {
+    match role {
+        Role::Gateway => &["gateway"],
+        Role::Orders => &["orders"],
+        Role::Payments => &["payments"],
+        Role::Relay => &["relay"],
+        Role::All => &["gateway", "orders", "payments", "relay"],
+        Role::Migrate | Role::Audit | Role::Dlq => &[],
     }
 }
 

@@ -130,7 +130,7 @@ impl Kind<Vec<String>> for Replicas {
     fn parse(&self, raw: &Raw) -> Result<Vec<String>, String> {
         let mut urls = Vec::new();
         for (at, item) in raw.items()?.into_iter().enumerate() {
-            let url = replica(item).map_err(|problem| format!("item {} {problem}: {}", at + 1, shown(item)))?;
+            let url = base_url(item).map_err(|problem| format!("item {} {problem}: {}", at + 1, shown(item)))?;
             if !urls.contains(&url) {
                 urls.push(url);
             }
@@ -147,21 +147,39 @@ impl Kind<Vec<String>> for Replicas {
     }
 }
 
-fn replica(text: &str) -> Result<String, &'static str> {
+/// A collector of traces: `http://host:port`; OTLP's own path is added.
+pub(super) struct Collector;
+
+impl Kind<String> for Collector {
+    fn parse(&self, raw: &Raw) -> Result<String, String> {
+        let text = raw.text()?.trim();
+        base_url(text).map_err(|problem| format!("{problem}: {}", shown(text)))
+    }
+
+    fn show(&self, value: &String) -> String {
+        value.clone()
+    }
+
+    fn limits(&self) -> String {
+        "http://host:port".into()
+    }
+}
+
+fn base_url(text: &str) -> Result<String, &'static str> {
     const SHAPE: &str = "is not of the form http://host:port";
     let rest = match text.split_once("://") {
         Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") => rest,
         Some((scheme, _)) if scheme.eq_ignore_ascii_case("https") => {
-            return Err("is https, and services are spoken to in plain http");
+            return Err("is https, and only plain http is spoken here");
         }
         _ => return Err(SHAPE),
     };
     let authority = rest.strip_suffix('/').unwrap_or(rest);
     if authority.contains(['/', '?', '#']) {
-        return Err("has a path, and the routes are added by the gateway");
+        return Err("has a path, and paths are added by shopd");
     }
     if authority.contains('@') {
-        return Err("has a user name, and services ask for none");
+        return Err("has a user name, and none is asked for");
     }
     // The crate that later connects reads it too, so nothing passes here that fails there.
     let uri: Uri = format!("http://{authority}/").parse().map_err(|_| SHAPE)?;

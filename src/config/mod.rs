@@ -87,6 +87,7 @@ pub struct Config {
     pub consumer: ConsumerConfig,
     pub http: HttpConfig,
     pub shutdown: ShutdownConfig,
+    pub telemetry: TelemetryConfig,
     /// What `all` keeps, absolute; empty where no default could be found (no `XDG_DATA_HOME`, no `HOME`, not root).
     pub data_dir: PathBuf,
     /// `--data-dir` was given: `migrate`, `audit` and `dlq` then work on what `all` keeps there.
@@ -226,6 +227,15 @@ pub struct ShutdownConfig {
     pub timeout: Duration,
 }
 
+/// Where traces go.
+#[derive(Clone, Debug)]
+pub struct TelemetryConfig {
+    /// `http://host:port` of a collector that takes OTLP over HTTP; empty: traces are passed on, and none is recorded.
+    pub otlp_endpoint: String,
+    /// Of so many traces that begin here, one is recorded; those that others began are as they say.
+    pub trace_one_in: u32,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self::defaults(Role::Gateway)
@@ -289,6 +299,7 @@ impl Config {
                 idempotency_retention: Duration::from_secs(7 * 24 * 3600),
             },
             shutdown: ShutdownConfig { timeout: Duration::from_millis(10_000) },
+            telemetry: TelemetryConfig { otlp_endpoint: String::new(), trace_one_in: 1 },
             data_dir: PathBuf::from("/var/lib/shopd"),
             data_dir_given: false,
         }

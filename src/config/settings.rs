@@ -1,7 +1,7 @@
 //! The one table of settings: key, field, kind, meaning. Everything else (loading, the names of variables, docs/SETTINGS.md) follows it.
 
 use super::edge::{Networks, Origins, RateLimits};
-use super::kinds::{Brokers, Count, DatabaseUrl, Kind, Listen, Millis, Raw, Replicas, TopicPrefix};
+use super::kinds::{Brokers, Collector, Count, DatabaseUrl, Kind, Listen, Millis, Raw, Replicas, TopicPrefix};
 use super::{Config, Role};
 
 /// A setting as operators know it.
@@ -89,6 +89,8 @@ settings! {
     "http.connections_max" => http.connections_max, Count(1..=1_000_000), "connections of one server; further ones wait to be accepted";
     "http.idempotency_retention_ms" => http.idempotency_retention, Millis(1_000..=3_650 * DAY_MS), "how long an answer is kept under its Idempotency-Key";
     "shutdown.timeout_ms" => shutdown.timeout, Millis(1..=HOUR_MS), "from the first signal until everything has drained; past it the process ends with a failure";
+    "telemetry.otlp_endpoint" => telemetry.otlp_endpoint, Collector, "collector that takes OTLP over HTTP, to which the spans of traces go; none: no span is recorded";
+    "telemetry.trace_one_in" => telemetry.trace_one_in, Count(1..=1_000_000), "of so many traces that begin here one is recorded; those of clients with a traceparent are as it says";
 }
 
 /// The settings as a Markdown table, with their defaults; docs/SETTINGS.md holds exactly this.

@@ -194,6 +194,11 @@ impl Db {
         }
     }
 
+    /// Of the process that uses it.
+    pub fn role(&self) -> &str {
+        &self.settings.role
+    }
+
     /// Whose notifications are those of this handle and its clones.
     pub fn sender(&self) -> &str {
         &self.sender

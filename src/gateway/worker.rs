@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::net::IpAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use actix_web::http::header::{self, HeaderMap};
 use actix_web::http::uri::PathAndQuery;
@@ -19,6 +19,8 @@ use super::routes::ServiceName;
 use super::upstream::{Answer, Client, Kind, Outgoing, UpstreamError};
 use super::{Gateway, respond};
 use crate::http::{Code, IDEMPOTENCY_KEY_HEADER, PreferWait, Problem, RequestContext};
+use crate::telemetry::{Span, Tracer, Work};
+use crate::trace::TraceContext;
 
 const SCHEME: &str = "http";
 /// What goes on for ever is asked so.
@@ -58,12 +60,15 @@ impl Worker {
         deadline: Instant,
     ) -> Result<Answer, UpstreamError> {
         let way = self.way(None, "gateway");
-        let traceparent = context.trace.child().traceparent();
+        let asked = Asked::now(service, Method::GET, context);
+        let traceparent = asked.trace.traceparent();
         let hop = Hop { way: &way, service, request_id: &context.request_id, traceparent: &traceparent, stamp: None };
         let target = target.parse().map_err(|error| UpstreamError::Unavailable(format!("{target}: {error}")))?;
         let headers = |out: &mut BytesMut| forward::request(headers, &hop, out);
         let outgoing = Outgoing { method: Method::GET, target, headers: &headers, body: Bytes::new(), kind, wait: Duration::ZERO };
-        self.client.send(self.gateway.replicas(service), &outgoing, deadline).await
+        let answer = self.client.send(self.gateway.replicas(service), &outgoing, deadline).await;
+        asked.answered(&answer);
+        answer
     }
 
     /// Passes a client's request on, and the answer back. `rest` is what follows the service's prefix, raw.
@@ -102,7 +107,8 @@ impl Worker {
         let stamp = (req.method() != Method::GET).then(|| Uuid::now_v7().hyphenated().to_string());
         let own_key = stamp.is_some() && !req.headers().contains_key(IDEMPOTENCY_KEY_HEADER);
         let way = self.way(peer, host);
-        let traceparent = context.trace.child().traceparent();
+        let asked = Asked::now(service, req.method().clone(), context);
+        let traceparent = asked.trace.traceparent();
         let (request_id, stamp) = (context.request_id.as_str(), stamp.as_deref());
         let hop = Hop { way: &way, service, request_id, traceparent: &traceparent, stamp };
         let outgoing = Outgoing {
@@ -118,6 +124,7 @@ impl Worker {
             wait,
         };
         let answer = self.client.send(self.gateway.replicas(service), &outgoing, Instant::now() + bound + wait).await;
+        asked.answered(&answer);
         answer.map(|answer| respond::respond(answer, &self.gateway.0.stop)).map_err(|error| problem(service, error))
     }
 
@@ -128,6 +135,35 @@ impl Worker {
             Some(way) if way.peer == peer && way.host == host => way.clone(),
             _ => latest.insert(Rc::new(Way::new(peer, host, SCHEME))).clone(),
         }
+    }
+}
+
+/// A request to a service, over all the times that it is tried, as a span.
+struct Asked {
+    service: ServiceName,
+    method: Method,
+    trace: TraceContext,
+    parent: u64,
+    began: SystemTime,
+}
+
+impl Asked {
+    fn now(service: ServiceName, method: Method, context: &RequestContext) -> Self {
+        Self { service, method, trace: context.trace.child(), parent: context.trace.span_bits(), began: SystemTime::now() }
+    }
+
+    fn answered(self, answer: &Result<Answer, UpstreamError>) {
+        let tracer = Tracer::of("gateway");
+        if !tracer.wants(&self.trace) {
+            return;
+        }
+        let span = Span::begun(self.method.to_string(), Work::Client, self.trace, Some(self.parent), self.began)
+            .with("http.request.method", self.method.to_string())
+            .with("peer.service", format!("shopd-{}", self.service.as_str()));
+        tracer.record(match answer {
+            Ok(answer) => span.with("http.response.status_code", i64::from(answer.status.as_u16())),
+            Err(error) => span.failed(error.to_string()),
+        });
     }
 }
 

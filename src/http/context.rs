@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::future::{Ready, ready};
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{Payload, Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
@@ -24,6 +24,7 @@ use uuid::Uuid;
 use super::problem::Problem;
 use super::server::{Exchange, InProgress};
 use super::{drain, head, metrics, render};
+use crate::telemetry::{self, Span, Tracer, Work};
 use crate::trace::TraceContext;
 
 /// The inner header by which the gateway names the public prefix that a request came under.
@@ -41,7 +42,10 @@ const DEADLINE_MS_MAX: u64 = 3_600_000;
 /// What is known of a request before its handler runs. An extractor; also among the request's extensions.
 #[derive(Clone, Debug)]
 pub struct RequestContext {
+    /// The request's own position in its trace.
     pub trace: TraceContext,
+    /// The span under which it lies, where the client named one.
+    pub parent: Option<u64>,
     /// 1..=128 visible ASCII characters.
     pub request_id: String,
     /// By [`STAMP_HEADER`].
@@ -62,8 +66,11 @@ impl RequestContext {
             value.to_str().ok().filter(|_| values.next().is_none())
         };
         let taken = text(REQUEST_ID_HEADER).filter(|id| is_request_id(id)).map(str::to_owned);
+        // One that cannot be read, or two, are none, as the standard asks.
+        let parent = text("traceparent").filter(|_| headers.get_all("traceparent").count() == 1).and_then(TraceContext::parse);
         Self {
-            trace: TraceContext::continue_from(text("traceparent").filter(|_| headers.get_all("traceparent").count() == 1)),
+            trace: parent.map_or_else(telemetry::new_trace, TraceContext::child),
+            parent: parent.map(|parent| parent.span_bits()),
             request_id: taken.unwrap_or_else(|| Uuid::now_v7().to_string()),
             stamp: only(STAMP_HEADER).and_then(stamp),
             deadline: only(DEADLINE_HEADER).and_then(milliseconds).map(|left| Instant::now() + left),
@@ -74,7 +81,8 @@ impl RequestContext {
     /// Of what was refused before it was a request.
     pub(super) fn unasked() -> Self {
         Self {
-            trace: TraceContext::new_root(),
+            trace: TraceContext::new_root().unsampled(),
+            parent: None,
             request_id: Uuid::now_v7().to_string(),
             stamp: None,
             deadline: None,
@@ -282,6 +290,7 @@ async fn finish(
     }
     let elapsed = asked.began.elapsed();
     metrics::request(asked.role, &asked.method, route, status, elapsed);
+    record_span(asked, route, status, elapsed);
     let (method, path, status, ms) = (&asked.method, &asked.path, status.as_u16(), elapsed.as_millis() as u64);
     if status >= 400 {
         let (role, request_id, trace_id) = (asked.role, &asked.context.request_id, asked.context.trace.trace_id());
@@ -290,6 +299,28 @@ async fn finish(
         tracing::debug!(%method, path, status, ms, "request");
     }
     response
+}
+
+/// A probe's or a scraper's question is no part of anything.
+const UNTRACED: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
+
+fn record_span(asked: &Asked, route: Option<&str>, status: StatusCode, elapsed: Duration) {
+    let (tracer, context) = (Tracer::of(asked.role), &asked.context);
+    if !tracer.wants(&context.trace) || UNTRACED.contains(&asked.path.as_str()) {
+        return;
+    }
+    let name = route.map_or_else(|| asked.method.to_string(), |route| format!("{} {route}", asked.method));
+    let began = SystemTime::now().checked_sub(elapsed).unwrap_or(SystemTime::UNIX_EPOCH);
+    let mut span = Span::begun(name, Work::Server, context.trace, context.parent, began)
+        .with("http.request.method", asked.method.to_string())
+        .with("url.path", asked.path.clone())
+        .with("http.response.status_code", i64::from(status.as_u16()))
+        .with("shopd.request_id", context.request_id.clone());
+    if let Some(route) = route {
+        span = span.with("http.route", route.to_owned());
+    }
+    // What the client did wrong is no failure of the server's.
+    tracer.record(if status.is_server_error() { span.failed("") } else { span });
 }
 
 #[cfg(test)]

@@ -72,6 +72,14 @@ impl Handler for OnPayment {
         Ok(())
     }
 
+    fn tell(&self, batch: &[Received<PaymentStatusUpdated>]) {
+        for one in batch.iter().filter(|_| tracing::enabled!(tracing::Level::DEBUG)) {
+            let PaymentStatusUpdated { order_id, outcome, .. } = &one.event;
+            let (request_id, trace_id) = (one.delivery.envelope.request_id.as_deref(), one.delivery.trace.trace_id());
+            tracing::debug!(%order_id, ?outcome, request_id, trace_id, "a payment's result was applied");
+        }
+    }
+
     fn committed(&self, records: usize) {
         self.notifier.committed(records);
     }
@@ -82,6 +90,7 @@ mod tests {
     use super::*;
     use crate::contracts::Envelope;
     use crate::messaging::Position;
+    use crate::trace::TraceContext;
     use chrono::DateTime;
     use proptest::prelude::*;
     use uuid::Uuid;
@@ -95,6 +104,7 @@ mod tests {
                 value: None,
                 headers: Default::default(),
                 envelope: Envelope::default(),
+                trace: TraceContext::new_root(),
                 published_at: DateTime::UNIX_EPOCH,
                 received_at: DateTime::UNIX_EPOCH,
             },

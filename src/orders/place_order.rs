@@ -11,9 +11,9 @@ use uuid::Uuid;
 use crate::db::{Conn, Db, DbError, GroupCommit, Notifier, each_for_itself};
 use crate::http::idempotency::{self, Plan, Settled};
 
-use super::Placing;
 use super::order::{NewOrder, Order, OrderStatus};
 use super::store::{self, Placement};
+use super::{Origin, Placing};
 
 /// The stored order, and whether it was there before.
 #[derive(Clone, Debug)]
@@ -180,7 +180,8 @@ fn first_of_each<'p>(placements: &[&'p Placement]) -> Vec<&'p Placement> {
 
 fn accepted(placement: &Placement) -> Order {
     let NewOrder { id, user_id, amount, description } = placement.order.clone();
-    let at = placement.at;
+    let (at, Origin { trace, request_id, .. }) = (placement.at, &placement.origin);
+    tracing::debug!(order_id = %id, user_id = user_id.as_str(), request_id, trace_id = trace.trace_id(), "an order was written");
     Order { id, user_id, amount, description, status: OrderStatus::New, failure_reason: None, created_at: at, updated_at: at }
 }
 

@@ -10,7 +10,6 @@ use uuid::Uuid;
 use crate::contracts::{Outcome, PAYMENT_STATUS_UPDATES, PaymentRequested, PaymentStatusUpdated};
 use crate::db::{Conn, DbError, Notifier};
 use crate::messaging::{Delivery, Handler, Keys, Message, Poison, Received, outbox};
-use crate::trace::TraceContext;
 
 use super::SOURCE;
 use super::decide::{Accounts, Decision, Held, Verdict, decide};
@@ -67,6 +66,14 @@ impl Handler for OnOrder {
         moved.and(transferred)?;
         written.into_iter().collect::<Result<(), DbError>>()?;
         repeated
+    }
+
+    fn tell(&self, batch: &[Received<PaymentRequested>]) {
+        for one in batch.iter().filter(|_| tracing::enabled!(tracing::Level::DEBUG)) {
+            let (order_id, user_id) = (&one.event.order_id, one.event.user_id.as_str());
+            let (request_id, trace_id) = (one.delivery.envelope.request_id.as_deref(), one.delivery.trace.trace_id());
+            tracing::debug!(%order_id, user_id, request_id, trace_id, "a payment was decided");
+        }
     }
 
     fn committed(&self, records: usize) {
@@ -188,7 +195,6 @@ fn message(
 ) -> Message {
     let outcome = if status == "Finished" { Outcome::Finished } else { Outcome::Cancelled };
     let order_id = request.event.order_id;
-    let trace = request.delivery.envelope.trace.map_or_else(TraceContext::new_root, TraceContext::child);
     Message {
         event_id,
         topic: PAYMENT_STATUS_UPDATES,
@@ -196,7 +202,7 @@ fn message(
         payload: PaymentStatusUpdated { order_id, outcome, failure_reason }.encode(),
         kind: PaymentStatusUpdated::TYPE,
         source: SOURCE,
-        traceparent: trace.traceparent(),
+        traceparent: request.delivery.trace.traceparent(),
         request_id: request.delivery.envelope.request_id.clone().unwrap_or_default(),
         created_at: at,
     }

@@ -3,6 +3,7 @@
 //! [`publish::publish_batch`] is the step; [`Relay::run`] only chooses between step, wake-up, timer and stop.
 
 mod publish;
+mod traced;
 
 use std::sync::Arc;
 use std::time::Duration;

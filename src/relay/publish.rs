@@ -12,6 +12,8 @@ use crate::messaging::{is_copy, shorten};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
+use super::traced::Sending;
+
 /// After a page of fewer rows there is nothing to read ahead: what comes meanwhile is read together afterwards.
 pub(super) const PAGE_LARGE: usize = 64;
 /// About 15 s. A topic for dead letters that refuses them must not hold up what is to be paid.
@@ -43,6 +45,7 @@ pub async fn publish_batch<S: Source>(
     let Some(mut page) = reader.page(rows_max).await? else { return Ok(Step::Idle) };
     let rows = page.rows.len();
     let ahead = (rows >= PAGE_LARGE).then_some(rows_max);
+    let sending = Sending::begin(&page.rows);
     let mut unacknowledged: Vec<Record> = std::mem::take(&mut page.rows).into_iter().map(|row| row.record).collect();
     let mut incident = Incident::new("publishing");
     let mut delays = ExponentialBuilder::default()
@@ -86,6 +89,7 @@ pub async fn publish_batch<S: Source>(
     incident.recovered();
     faults::point!("relay.after_append")?;
     reader.published(page)?;
+    sending.acknowledged();
     faults::point!("relay.after_cursor")?;
     Ok(Step::Published(rows))
 }

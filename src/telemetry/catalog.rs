@@ -119,6 +119,12 @@ pub const METRICS: &[Metric] = &[
     metric("shopd_orders_reasked_total", Counter, &[], "Payments asked for again because no result came"),
     metric("shopd_orders_without_result", Gauge, &[], "Orders that wait for a result for longer than `orders.sweep_after_ms`"),
     metric("shopd_orders_results_without_effect_total", Counter, &[], "Results of orders that had ended, or that orders never had"),
+    metric(
+        "shopd_trace_spans_total",
+        Counter,
+        &["state"],
+        "Spans `recorded`; of these `sent` to the collector, or `failed` to be; what is in neither was dropped, or is on its way",
+    ),
     metric("shopd_live_streams", Gauge, &[], "Streams of events that clients hold open"),
     metric("shopd_live_dropped_total", Counter, &["reason"], "Streams that were ended because their client was too slow"),
     metric(

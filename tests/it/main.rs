@@ -29,5 +29,6 @@ mod scenario;
 mod streams;
 mod support;
 mod sweep;
+mod telemetry;
 mod torture_model;
 mod wakes;

@@ -16,7 +16,11 @@ pub fn cases() -> Vec<Case> {
         Case::over("partition_of_user", || inputs(|n| format!("customer-{n:06}")), |key| partition_of(key.as_bytes(), 12)),
         Case::over("partition_of_order", || ids().map(|id| id.to_string()), |key| partition_of(key.as_bytes(), 12)),
         Case::over("trace_read", parents, |text| TraceContext::parse(text)),
-        Case::over("trace_write", || parents().map(|text| TraceContext::continue_from(Some(&text))), TraceContext::traceparent),
+        Case::over(
+            "trace_write",
+            || parents().map(|text| TraceContext::parse(&text).map_or_else(TraceContext::new_root, TraceContext::child)),
+            TraceContext::traceparent,
+        ),
     ]
 }
 

@@ -10,6 +10,7 @@ use shopd::messaging::{Delivery, Position, Received};
 use shopd::money::Amount;
 use shopd::orders::rules::{OrderBody, PlaceOrder};
 use shopd::orders::{FailureReason, Order, OrderStatus};
+use shopd::trace::TraceContext;
 use shopd::user_id::UserId;
 use uuid::Uuid;
 
@@ -81,6 +82,7 @@ pub fn received<E>(event: E, at: usize) -> Received<E> {
         key: None,
         value: None,
         envelope: Envelope::read(&headers),
+        trace: TraceContext::new_root(),
         headers,
         published_at: time(at),
         received_at: time(at),

@@ -102,6 +102,7 @@ fn batch(owned: &mut [Owned], from: usize, size: usize, accounts: usize) -> Resu
             value: Some(Bytes::from(event.encode())),
             headers: Default::default(),
             envelope,
+            trace,
             published_at: now,
             received_at: now,
         };

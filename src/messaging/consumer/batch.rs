@@ -5,6 +5,8 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 
 use crate::contracts::Envelope;
+use crate::telemetry;
+use crate::trace::TraceContext;
 
 use super::super::dead_letter::Poison;
 use super::super::log::StoredRecord;
@@ -46,7 +48,8 @@ impl<E> Decoded<E> {
             let StoredRecord { key, value, headers, timestamp, .. } = record;
             // Any producer's, and the broker checks little: the database's times do not reach as far.
             let published_at = timestamp.clamp(DateTime::UNIX_EPOCH, TIME_MAX);
-            let delivery = Delivery { position, key, value, headers, envelope, published_at, received_at };
+            let trace = envelope.trace.map_or_else(telemetry::new_trace, TraceContext::child);
+            let delivery = Delivery { position, key, value, headers, envelope, trace, published_at, received_at };
             match inbox.decode(&delivery) {
                 Ok(event) => decoded.received.push(Received { event, delivery }),
                 Err(poison) => decoded.poisoned.push((delivery, poison)),

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
 use crate::contracts::{Envelope, Headers};
+use crate::trace::TraceContext;
 
 /// Where a record stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Delivery {
     pub value: Option<Bytes>,
     pub headers: Headers,
     pub envelope: Envelope,
+    /// Where the work for this record stands in its trace; a trace of its own where the record names none.
+    pub trace: TraceContext,
     /// The record's own time on the log.
     pub published_at: DateTime<Utc>,
     pub received_at: DateTime<Utc>,

@@ -19,6 +19,7 @@ mod keeper;
 mod offsets;
 mod postgres;
 mod queue;
+mod traced;
 mod upkeep;
 
 use std::sync::Arc;

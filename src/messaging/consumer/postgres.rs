@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use futures::FutureExt;
@@ -13,6 +13,7 @@ use crate::config::ConsumerConfig;
 use crate::db::{Conn, Db, DbError, Listener};
 use crate::faults;
 use crate::shutdown::Shutdown;
+use crate::telemetry::Tracer;
 
 use super::super::dead_letter::{self, Keep, Keys, Poison};
 use super::batch::Batch;
@@ -21,6 +22,7 @@ use super::inbox::{Committed, Inbox, Upkeep};
 use super::isolate::{Outcome, isolate, keeps_failing};
 use super::offsets::{self, Move, Owned, Standing};
 use super::queue::{Admission, Queues};
+use super::traced;
 use super::upkeep::Gauges;
 
 /// How long a parked record waits for its second try; each further one is waited for twice as long.
@@ -44,6 +46,9 @@ pub trait Handler: Send + Sync + 'static {
     /// Its statements may be sent without waiting for each other: those of a transaction that failed fail too, the first one says why.
     async fn apply(&self, conn: &Conn, batch: &[Received<Self::Event>]) -> Result<(), DbError>;
 
+    /// After the commit of these, to say so in the log, at `debug`.
+    fn tell(&self, _batch: &[Received<Self::Event>]) {}
+
     /// After the commit of so many records.
     fn committed(&self, _records: usize) {}
 }
@@ -56,6 +61,7 @@ pub struct PgInbox<H> {
     pub(super) lease: Duration,
     pub(super) limits: Limits,
     pub(super) handler: Arc<H>,
+    pub(super) tracer: Tracer,
     /// Partitions of ours in which nothing is parked, with the epoch under which that is known: only their owner parks.
     clear: Mutex<HashMap<i32, i64>>,
     pub(super) gauges: Mutex<Gauges>,
@@ -93,6 +99,7 @@ impl<H> Drop for PgInbox<H> {
 impl<H: Handler> PgInbox<H> {
     pub fn new(db: Db, topic: &str, owner: String, config: &ConsumerConfig, handler: H) -> Self {
         let limits = Limits { attempts_max: config.park_attempts_max, followers_max: config.followers_max };
+        let tracer = Tracer::of(db.role());
         let (wake, stop) = (Arc::new(Notify::new()), Shutdown::new());
         Listener::start(db.clone(), dead_letter::CHANNEL, wake.clone(), stop.clone());
         Self {
@@ -102,6 +109,7 @@ impl<H: Handler> PgInbox<H> {
             lease: config.lease,
             limits,
             handler: Arc::new(handler),
+            tracer,
             clear: Mutex::default(),
             gauges: Mutex::default(),
             wake,
@@ -181,14 +189,15 @@ struct How {
 }
 
 /// What a batch's transaction wrote beside its effect.
-struct Written {
+pub(super) struct Written {
     /// Partitions in which something is parked.
     occupied: HashSet<i32>,
     /// State, place and reason.
-    letters: Vec<(&'static str, Position, String)>,
+    pub letters: Vec<(&'static str, Position, String)>,
     /// Letters of a topic that is no more.
     displaced: Vec<dead_letter::Row>,
-    stops: HashMap<i32, i64>,
+    /// By partition: what lies from here on was left.
+    pub stops: HashMap<i32, i64>,
 }
 
 /// Offsets first: the fence, and the first of the locks; then the effect, then the letters.
@@ -347,6 +356,7 @@ impl<H: Handler> Inbox for PgInbox<H> {
 
     async fn commit(&self, batch: &Arc<Batch<H::Event>>) -> Result<Committed, DbError> {
         faults::point!("consumer.before_commit")?;
+        let applying = SystemTime::now();
         let written = match self.attempt(batch, false).await {
             Err(error) if keeps_failing(&error) && !batch.received.is_empty() => self.attempt(batch, true).await?,
             written => written?,
@@ -354,6 +364,8 @@ impl<H: Handler> Inbox for PgInbox<H> {
         faults::point!("consumer.after_commit")?;
         self.note(batch, &written);
         self.handler.committed(batch.received.len());
+        traced::record_batch(self.tracer, &*self.handler, batch, &written, applying);
+        self.handler.tell(&batch.received);
         let stopped = batch.moves.iter().filter_map(|m| {
             let next_offset = *written.stops.get(&m.partition)?;
             Some(Owned { partition: m.partition, next_offset, epoch: m.epoch })

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use diesel::sql_types::{Array, BigInt, Integer, Text};
 use diesel_async::RunQueryDsl;
@@ -18,6 +18,7 @@ use super::isolate::{Outcome, isolate};
 use super::offsets::{self, Move, Owned};
 use super::postgres::{Handler, Limits, PgInbox};
 use super::queue::{Line, Queues};
+use super::traced;
 
 /// How often letters are counted for the gauges, at most.
 const COUNT_INTERVAL: Duration = Duration::from_secs(5);
@@ -76,6 +77,7 @@ impl<H: Handler> PgInbox<H> {
         }
         let (topic, handler, lease, limits) = (self.topic.clone(), self.handler.clone(), self.lease, self.limits);
         let of = due.clone();
+        let applying = SystemTime::now();
         let done = self.db.transaction(move |conn| {
             let (topic, handler, due) = (topic.clone(), handler.clone(), of.clone());
             async move { work(conn, &topic, &*handler, &due, lease, limits).await }.boxed()
@@ -86,6 +88,12 @@ impl<H: Handler> PgInbox<H> {
         self.handler.committed(due.len());
         self.gauges.lock().unwrap_or_else(PoisonError::into_inner).changed();
         tell(&self.topic, &done);
+        for (letter, _) in done.tried.iter().filter(|(_, fate)| matches!(fate, Fate::Applied)) {
+            if self.tracer.wants(&letter.delivery.trace) {
+                let key = letter.keys.as_ref().map(|keys| keys.business.clone());
+                traced::record(self.tracer, &letter.delivery, key, done.tried.len(), applying, None);
+            }
+        }
         Ok(Upkeep { again: !(done.discarded.is_empty() && done.tried.is_empty()), full })
     }
 }

@@ -26,6 +26,8 @@ use chrono::{DateTime, Utc};
 
 use crate::contracts::Envelope;
 use crate::db::{Conn, DbError, sql};
+use crate::telemetry;
+use crate::trace::TraceContext;
 
 use super::consumer::{Delivery, Position};
 
@@ -131,11 +133,13 @@ impl Row {
     /// The record as it once came.
     pub fn delivery(&self, topic: &Arc<str>) -> Delivery {
         let headers = headers_from_json(&self.headers);
+        let envelope = Envelope::read(&headers);
         Delivery {
             position: Position { topic: topic.clone(), partition: self.partition, offset: self.log_offset },
             key: self.key.clone().map(Into::into),
             value: self.value.clone().map(Into::into),
-            envelope: Envelope::read(&headers),
+            trace: envelope.trace.map_or_else(telemetry::new_trace, TraceContext::child),
+            envelope,
             headers,
             published_at: self.published_at.unwrap_or(self.at),
             received_at: self.received_at.unwrap_or(self.at),

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "not every module of tests uses everything")]
 
 pub mod books;
+pub mod collector;
 pub mod history;
 pub mod inside;
 pub mod kafka;

@@ -130,7 +130,13 @@ pub struct All {
 
 impl All {
     pub async fn start(dir: PathBuf) -> Self {
-        let process = Process::start(&["all", "--data-dir", dir.to_str().expect("a path")], &[]);
+        Self::start_with(dir, &[]).await
+    }
+
+    /// With further variables.
+    pub async fn start_with(dir: PathBuf, extra: &[(&str, &str)]) -> Self {
+        let extra: Vec<(String, String)> = extra.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+        let process = Process::start(&["all", "--data-dir", dir.to_str().expect("a path")], &extra);
         let client = Client::new(process.address("gateway").await);
         let (orders, payments) = (process.address("orders").await, process.address("payments").await);
         client.ready().await;
@@ -151,6 +157,11 @@ pub struct Four {
 impl Four {
     /// Migrates, then starts the roles one after the other.
     pub async fn start(kafka: &str, orders_db: &str, payments_db: &str, prefix: &str) -> Self {
+        Self::start_with(kafka, orders_db, payments_db, prefix, &[]).await
+    }
+
+    /// With further variables.
+    pub async fn start_with(kafka: &str, orders_db: &str, payments_db: &str, prefix: &str, extra: &[(&str, &str)]) -> Self {
         let mut env: Vec<(String, String)> = [
             ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", kafka),
             ("SHOPD__KAFKA__TOPIC_PREFIX", prefix),
@@ -158,8 +169,10 @@ impl Four {
             ("SHOPD__ORDERS__DATABASE_URL", orders_db),
             ("SHOPD__PAYMENTS__DATABASE_URL", payments_db),
         ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .to_vec();
+        .iter()
+        .chain(extra)
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect();
         let mut migrate = Process::start(&["migrate"], &env);
         assert!(migrate.ended().await.success(), "{}", migrate.log());
         let orders = Process::start(&["orders"], &env);
