@@ -85,7 +85,7 @@ pub fn new_trace() -> TraceContext {
 
 /// By the random bits that every process sees.
 fn is_chosen(root: &TraceContext, one_in: u32) -> bool {
-    root.trace_bits() as u64 % u64::from(one_in.max(1)) == 0
+    (root.trace_bits() as u64).is_multiple_of(u64::from(one_in.max(1)))
 }
 
 /// Where a role's spans go; nowhere, in most processes.
