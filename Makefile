@@ -1,7 +1,7 @@
 # What one does with this project every day. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test torture compose-test fuzz bench bench-proxy bench-micro gate lint fmt
+.PHONY: help run test torture compose-test fuzz bench bench-proxy bench-micro gate supply sbom advisories lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -39,6 +39,15 @@ bench-micro: ## the pure core, piece by piece, by Criterion: decide, JSON, money
 gate: ## the pure core in instructions, against benches/gate/limits.txt; part of `make test` (ACCEPT=1: new limits; ARGS=decide: some only)
 	@scripts/need.sh test
 	@ACCEPT=$(ACCEPT) scripts/gate.sh $(ARGS)
+
+supply: ## licences, banned, doubled and unused crates, the bill of materials; part of `make test`; needs Python 3 (docs/SUPPLY_CHAIN.md)
+	@scripts/supply.sh
+
+sbom: ## the program's bill of materials (CycloneDX), target/sbom/shopd.cdx.json
+	@scripts/supply.sh sbom
+
+advisories: ## known vulnerabilities in what it is made of; needs GitHub, so no part of `make test`
+	@scripts/supply.sh advisories
 
 lint: ## formatting and lints only
 	cargo fmt --check
