@@ -14,7 +14,7 @@ use actix_http::{Payload, Request, Response};
 use actix_service::Service;
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::error::PayloadError;
-use actix_web::http::header::{CONNECTION, CONTENT_LENGTH, DATE, HeaderValue, TRANSFER_ENCODING, UPGRADE};
+use actix_web::http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
 use actix_web::http::{Method, StatusCode, Version};
 use bytes::Bytes;
 use chrono::Utc;
@@ -126,8 +126,12 @@ where
     S::Error: Into<Response<BoxBody>>,
     B: MessageBody,
 {
-    let is_head = request.method() == Method::HEAD;
-    let handled = service.call(incoming(request, peer));
+    let is_head = request.method() == http::Method::HEAD;
+    let Some(request) = incoming(request, peer) else {
+        answer.send_reset(Reason::PROTOCOL_ERROR);
+        return Ended::TakenBack;
+    };
+    let handled = service.call(request);
     let response = tokio::select! {
         response = handled => response,
         _ = poll_fn(|cx| answer.poll_reset(cx)) => return Ended::TakenBack,
@@ -138,7 +142,8 @@ where
     }
 }
 
-fn incoming(request: http::Request<RecvStream>, peer: Option<SocketAddr>) -> Request {
+/// In the framework's types, which are those of an earlier version of `http`. `None` of what that does not take; both read the same grammar.
+fn incoming(request: http::Request<RecvStream>, peer: Option<SocketAddr>) -> Option<Request> {
     let (parts, body) = request.into_parts();
     let payload = match body.is_end_stream() {
         true => Payload::None,
@@ -149,12 +154,15 @@ fn incoming(request: http::Request<RecvStream>, peer: Option<SocketAddr>) -> Req
     };
     let mut request = Request::with_payload(payload);
     let head = request.head_mut();
-    head.uri = parts.uri;
-    head.method = parts.method;
-    head.version = parts.version;
-    head.headers = parts.headers.into();
+    head.uri = parts.uri.to_string().try_into().ok()?;
+    head.method = Method::from_bytes(parts.method.as_str().as_bytes()).ok()?;
+    head.version = Version::HTTP_2;
     head.peer_addr = peer;
-    request
+    for (name, value) in &parts.headers {
+        let name = HeaderName::from_bytes(name.as_str().as_bytes()).ok()?;
+        head.headers.append(name, HeaderValue::from_bytes(value.as_bytes()).ok()?);
+    }
+    Some(request)
 }
 
 struct Body(RecvStream);
@@ -167,7 +175,7 @@ impl Stream for Body {
         let Some(chunk) = ready!(stream.poll_data(cx)) else { return Poll::Ready(None) };
         // What was read makes room for more.
         let chunk = chunk.and_then(|chunk| stream.flow_control().release_capacity(chunk.len()).map(|()| chunk));
-        Poll::Ready(Some(chunk.map_err(PayloadError::Http2Payload)))
+        Poll::Ready(Some(chunk.map_err(|error| PayloadError::Io(std::io::Error::other(error)))))
     }
 }
 
@@ -219,8 +227,9 @@ async fn chunk_out(stream: &mut SendStream<Bytes>, mut chunk: Bytes) -> Result<(
 
 fn head(response: &Response<()>, size: BodySize) -> http::Response<()> {
     let mut head = http::Response::new(());
-    *head.status_mut() = response.status();
-    *head.version_mut() = Version::HTTP_2;
+    // Every status is one to both.
+    *head.status_mut() = http::StatusCode::from_u16(response.status().as_u16()).unwrap_or(http::StatusCode::INTERNAL_SERVER_ERROR);
+    *head.version_mut() = http::Version::HTTP_2;
     let headers = head.headers_mut();
     for (name, value) in response.headers() {
         // Of HTTP/1's connections (RFC 9113, 8.2.2); the length is the body's own.
@@ -228,19 +237,24 @@ fn head(response: &Response<()>, size: BodySize) -> http::Response<()> {
             [CONNECTION, TRANSFER_ENCODING, UPGRADE].contains(name) || ["keep-alive", "proxy-connection"].contains(&name.as_str());
         let own = name == CONTENT_LENGTH && !matches!(size, BodySize::Stream | BodySize::None);
         if !hop && !own {
-            headers.append(name, value.clone());
+            let name = http::HeaderName::from_bytes(name.as_str().as_bytes());
+            let value = http::HeaderValue::from_bytes(value.as_bytes());
+            // Every header is one to both.
+            if let (Ok(name), Ok(value)) = (name, value) {
+                headers.append(name, value);
+            }
         }
     }
     if let BodySize::Sized(length) = size
         && ![StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&response.status())
     {
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+        headers.insert(http::header::CONTENT_LENGTH, length.into());
     }
-    if !headers.contains_key(DATE) {
+    if !headers.contains_key(http::header::DATE) {
         let now = Utc::now().format("%a, %d %b %Y %H:%M:%S GMT").to_string();
         // Only visible ASCII.
-        if let Ok(now) = HeaderValue::try_from(now) {
-            headers.insert(DATE, now);
+        if let Ok(now) = http::HeaderValue::try_from(now) {
+            headers.insert(http::header::DATE, now);
         }
     }
     head
