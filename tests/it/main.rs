@@ -25,6 +25,7 @@ mod outbox;
 mod promises;
 mod replay;
 mod replicas;
+mod restore;
 mod scenario;
 mod streams;
 mod support;

@@ -2,8 +2,10 @@
 #![allow(dead_code, reason = "not every module of tests uses everything")]
 
 pub mod books;
+pub mod cluster;
 pub mod history;
 pub mod inside;
 pub mod kafka;
+pub mod load;
 pub mod postgres;
 pub mod shop;

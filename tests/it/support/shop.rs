@@ -23,7 +23,12 @@ pub struct Process {
 impl Process {
     /// Starts `shopd ROLE` with every port picked by the system, logging JSON.
     pub fn start(args: &[&str], env: &[(String, String)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_shopd"));
+        Self::start_program(env!("CARGO_BIN_EXE_shopd"), args, env)
+    }
+
+    /// The same of another build.
+    pub fn start_program(program: &str, args: &[&str], env: &[(String, String)]) -> Self {
+        let mut command = Command::new(program);
         command.args(args).args(["--log", "json"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         for role in ["GATEWAY", "ORDERS", "PAYMENTS", "RELAY"] {
             command.env(format!("SHOPD__{role}__LISTEN"), "127.0.0.1:0");
@@ -151,6 +156,11 @@ pub struct Four {
 impl Four {
     /// Migrates, then starts the roles one after the other.
     pub async fn start(kafka: &str, orders_db: &str, payments_db: &str, prefix: &str) -> Self {
+        Self::start_with(kafka, orders_db, payments_db, prefix, &[]).await
+    }
+
+    /// The same with more settings.
+    pub async fn start_with(kafka: &str, orders_db: &str, payments_db: &str, prefix: &str, more: &[(&str, &str)]) -> Self {
         let mut env: Vec<(String, String)> = [
             ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", kafka),
             ("SHOPD__KAFKA__TOPIC_PREFIX", prefix),
@@ -160,6 +170,7 @@ impl Four {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .to_vec();
+        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let mut migrate = Process::start(&["migrate"], &env);
         assert!(migrate.ended().await.success(), "{}", migrate.log());
         let orders = Process::start(&["orders"], &env);
