@@ -2,6 +2,7 @@
 
 mod architecture;
 mod audit;
+mod brokers;
 mod command_line;
 mod consumer;
 mod contract;

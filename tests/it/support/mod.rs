@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "not every module of tests uses everything")]
 
 pub mod books;
+pub mod brokers;
 pub mod cluster;
 pub mod history;
 pub mod inside;
