@@ -24,6 +24,7 @@ mod openapi;
 mod outage;
 mod outbox;
 mod promises;
+mod promotion;
 mod replay;
 mod replicas;
 mod restore;
