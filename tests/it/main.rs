@@ -20,6 +20,7 @@ mod idempotency;
 mod live;
 mod log;
 mod metrics;
+mod migrations;
 mod openapi;
 mod outage;
 mod outbox;
