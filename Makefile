@@ -1,7 +1,7 @@
 # What one does with this project every day. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test torture compose-test fuzz bench bench-proxy bench-micro gate supply sbom advisories lint fmt
+.PHONY: help run test torture restore-test compose-test fuzz bench bench-proxy bench-micro gate supply sbom advisories lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -17,6 +17,11 @@ torture: ## break everything at random, round after round, for MINUTES (5); SEED
 	@scripts/need.sh test
 	@scripts/kafka/kafka jars >/dev/null
 	TORTURE_MINUTES=$(or $(MINUTES),$(if $(SEED),,5)) TORTURE_SEED=$(SEED) cargo test --locked --features faults --test torture
+
+restore-test: ## backups of both databases taken under load and restored, every pair of times, Kafka kept or lost; a point in time
+	@scripts/need.sh test
+	@scripts/kafka/kafka jars >/dev/null
+	cargo test --locked --features faults --test it -- --nocapture restore::
 
 compose-test: ## the containers: build the image, start compose.yaml, ask it for a paid order, take it away; needs Docker
 	@scripts/compose-test.sh

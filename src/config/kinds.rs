@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use actix_web::http::Uri;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 
 use super::Secret;
 use super::mistakes::shown;
@@ -251,6 +251,10 @@ impl Kind<Option<Secret>> for DatabaseUrl {
         if parsed.get_hosts().is_empty() {
             return Err("names no host: postgres://user:password@host:port/name".into());
         }
+        if parsed.get_hosts().len() > 1 && parsed.get_target_session_attrs() != TargetSessionAttrs::ReadWrite {
+            // The first that answers would be taken, and a standby answers.
+            return Err("names several hosts, so it must end in ?target_session_attrs=read-write, which finds the primary".into());
+        }
         if parsed.get_ssl_mode() == SslMode::Require {
             return Err("asks for TLS (sslmode=require), which shopd does not speak to its databases".into());
         }
@@ -362,6 +366,7 @@ mod tests {
             "postgresql://u@h/d",
             "postgres://u:p%40ss@[::1]:1/d?connect_timeout=3",
             "postgres:///d?host=/tmp/s",
+            "postgres://u@a:5432,b:5433/d?target_session_attrs=read-write",
         ] {
             assert!(DatabaseUrl.parse(&text(good)).is_ok(), "{good}");
         }
@@ -375,6 +380,8 @@ mod tests {
             "postgres://u:hunter2@/d",
             "postgres://u:hunter2@h/d?sslmode=require",
             "postgres://u:hunter2@h/d?hunter2=1",
+            "postgres://u:hunter2@a:5432,b:5433/d",
+            "postgres://u:hunter2@a,b/d?target_session_attrs=any",
         ] {
             let problem = DatabaseUrl.parse(&text(bad)).unwrap_err();
             assert!(!problem.contains("hunter2"), "{problem}");

@@ -1,6 +1,6 @@
 //! Bringing a database to this version's schema. Each database takes the shared tables of messaging and its service's own.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use diesel::migration::{Migration, MigrationSource};
 use diesel::pg::Pg;
@@ -8,7 +8,7 @@ use diesel_async::{AsyncMigrationHarness, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::error::DbError;
-use super::pool::Db;
+use super::pool::{Conn, Db};
 
 const SHARED: EmbeddedMigrations = embed_migrations!("migrations/shared");
 const ORDERS: EmbeddedMigrations = embed_migrations!("migrations/orders");
@@ -17,8 +17,13 @@ const LOG: EmbeddedMigrations = embed_migrations!("migrations/log");
 
 /// Any number; two migrating processes wait for each other on it.
 const LOCK: i64 = 0x73686f7064;
-/// How long one migration may take.
+/// How long one migration may take, and how long its locks are waited for, all tries together.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long a migration waits for a lock at a time. Whoever comes later waits behind it, so roles that are running stand still as long: behind
+/// an audit, say, which reads for minutes.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two tries, for those who waited.
+const LOCK_PAUSE: Duration = Duration::from_secs(3);
 
 /// Whose tables a database holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,14 +64,57 @@ pub async fn migrate(db: &Db, schemas: &[Schema]) -> Result<usize, DbError> {
         ms = STATEMENT_TIMEOUT.as_millis()
     );
     conn.batch_execute(&timeouts).await?;
+    conn.batch_execute(&format!("set lock_timeout = {}", LOCK_TIMEOUT.as_millis())).await?;
     let mut harness = AsyncMigrationHarness::new(conn);
-    let mut applied = 0;
+    let (mut applied, began, mut told) = (0, Instant::now(), false);
     for source in schemas.iter().flat_map(|schema| schema.sources()) {
-        let versions = harness.run_pending_migrations(source).map_err(defect)?;
-        applied += versions.len();
+        loop {
+            match step(&mut harness, &source)? {
+                Step::Done => break,
+                Step::Applied => applied += 1,
+                Step::Waits(error) if began.elapsed() > STATEMENT_TIMEOUT => return Err(defect(error)),
+                Step::Waits(error) => {
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!(
+                            error,
+                            "somebody reads or writes a table for long that is to be altered; trying again and again"
+                        );
+                    }
+                    tokio::time::sleep(LOCK_PAUSE).await;
+                }
+            }
+        }
     }
     // The connection ends here, and the lock with it.
     Ok(applied)
+}
+
+/// One that is asked again and again.
+struct Borrowed<'s>(&'s EmbeddedMigrations);
+
+impl MigrationSource<Pg> for Borrowed<'_> {
+    fn migrations(&self) -> diesel::migration::Result<Vec<Box<dyn Migration<Pg>>>> {
+        self.0.migrations()
+    }
+}
+
+enum Step {
+    Applied,
+    /// Nothing is pending.
+    Done,
+    /// Somebody has a lock that the next one needs. Nothing of it is there: a migration is one transaction.
+    Waits(String),
+}
+
+/// The next pending migration, if there is one.
+fn step(harness: &mut AsyncMigrationHarness<Conn>, source: &EmbeddedMigrations) -> Result<Step, DbError> {
+    let pending = harness.pending_migrations(Borrowed(source)).map_err(defect)?;
+    let Some(next) = pending.first() else { return Ok(Step::Done) };
+    match harness.run_migration(&**next) {
+        Ok(_) => Ok(Step::Applied),
+        Err(error) if error.to_string().contains("due to lock timeout") => Ok(Step::Waits(error.to_string())),
+        Err(error) => Err(defect(error)),
+    }
 }
 
 /// How many migrations are missing.

@@ -32,7 +32,7 @@ mod plans {
     pub const LOOKUPS: &str =
         "-c enable_seqscan=off -c enable_hashjoin=off -c enable_mergejoin=off -c plan_cache_mode=force_generic_plan";
     /// Whole tables are joined: the planner knows best. Memory for its sorts, and never a write.
-    pub const AUDITS: &str = "-c work_mem=32MB -c default_transaction_read_only=on";
+    pub const AUDITS: &str = "-c work_mem=32MB";
 }
 
 /// An audit's statement reads a whole table; while one database's is read, the other's transaction waits.
@@ -68,6 +68,8 @@ struct Settings {
     config: tokio_postgres::Config,
     role: Arc<str>,
     connect_timeout: Duration,
+    /// Set once connected: a session that begins with it is no primary's to a url that looks for one.
+    read_only: bool,
 }
 
 impl Db {
@@ -89,7 +91,8 @@ impl Db {
             idle_in_transaction_timeout: AUDIT_STATEMENT_TIMEOUT,
             ..config.clone()
         };
-        Self::with(Settings::new(url, "audit", &config)?, plans::AUDITS, AUDIT_POOL_SIZE, "audits")
+        let settings = Settings { read_only: true, ..Settings::new(url, "audit", &config)? };
+        Self::with(settings, plans::AUDITS, AUDIT_POOL_SIZE, "audits")
     }
 
     fn with(mut settings: Settings, plans: &str, pool_size: usize, kind: &'static str) -> Result<Self, DbError> {
@@ -272,10 +275,12 @@ impl Settings {
         options.push_str("-c jit=off");
         config.options(options);
         config.application_name(format!("shopd-{role}"));
-        config.connect_timeout(limits.connect_timeout);
+        // One host after the other, all within the bound: the first may be one that is gone without a word.
+        let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(u32::MAX).max(1);
+        config.connect_timeout(limits.connect_timeout / hosts);
         config.keepalives_idle(PROBE_AFTER).keepalives_interval(PROBE_AGAIN).keepalives_retries(3);
         config.tcp_user_timeout(limits.statement_timeout + limits.connect_timeout);
-        Ok(Self { config, role: role.into(), connect_timeout: limits.connect_timeout })
+        Ok(Self { config, role: role.into(), connect_timeout: limits.connect_timeout, read_only: false })
     }
 
     async fn connect(&self) -> Result<AsyncPgConnection, DbError> {
@@ -284,6 +289,9 @@ impl Settings {
             let conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await;
             let mut conn = conn.map_err(|error| DbError::Unavailable(error.to_string()))?;
             speak_english(&mut conn).await?;
+            if self.read_only {
+                conn.batch_execute("set default_transaction_read_only = on").await?;
+            }
             Ok(conn)
         })
         .await
@@ -333,5 +341,20 @@ mod tests {
         assert_eq!(settings.config.get_keepalives_idle(), PROBE_AFTER);
         assert_eq!(settings.config.get_keepalives_interval(), Some(PROBE_AGAIN));
         assert_eq!(settings.config.get_keepalives_retries(), Some(3));
+    }
+
+    /// 192.0.2.1 is an address that nobody may have, and that nothing answers from; where the system has no way to it at all it is refused
+    /// at once, which is as good.
+    #[tokio::test]
+    async fn a_host_that_is_gone_without_a_word_leaves_time_for_the_one_behind_it() {
+        let limits = DatabaseConfig { connect_timeout: Duration::from_secs(2), ..crate::config::Config::default().database };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let url = format!("postgres://user@192.0.2.1:5432,127.0.0.1:{port}/name?target_session_attrs=read-write");
+        let settings = Settings::new(&Secret::new(url), "test", &limits).unwrap();
+        let connecting = tokio::spawn(async move { settings.connect().await.map(drop) });
+        let reached = tokio::time::timeout(limits.connect_timeout, listener.accept()).await;
+        assert!(reached.is_ok(), "the second host was not tried in time");
+        connecting.abort();
     }
 }

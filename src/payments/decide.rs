@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use foldhash::fast::RandomState;
-use uuid::Uuid;
+use uuid::{Builder, Uuid};
 
 use crate::contracts::PaymentRequested;
 use crate::user_id::UserId;
@@ -28,6 +28,26 @@ pub enum Verdict {
     Paid,
     InsufficientFunds,
     AccountNotFound,
+}
+
+impl Verdict {
+    /// The event id of the result that says so: always the same for one order and one verdict. A database that was restored to an earlier
+    /// moment decides anew what is still on the log, and its results are then repeats of those that others have (S14), not new events.
+    ///
+    /// Mixed one to one before the six bits of UUID version 8 are set, so ids that differ little make no equal ones.
+    pub fn result_event_id(self, order_id: Uuid) -> Uuid {
+        // Never to be changed: results on the log and in backups bear what comes of them.
+        let salt: u128 = match self {
+            Self::Paid => 0x5f1d_36f1_02a5_94c3_8e2b_07d9_61f4_ba71,
+            Self::InsufficientFunds => 0xc3a9_5c8d_fe60_1b27_79d4_e813_2d8f_4605,
+            Self::AccountNotFound => 0x28e7_9b40_b35f_cd16_f261_4a9c_d70b_83ef,
+        };
+        let mut mixed = order_id.as_u128() ^ salt;
+        for odd in [0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835, 0xc2b2_ae3d_27d4_eb4f_1656_67b1_9e37_79f9] {
+            mixed = (mixed ^ (mixed >> 61)).wrapping_mul(odd);
+        }
+        Builder::from_custom_bytes((mixed ^ (mixed >> 64)).to_be_bytes()).into_uuid()
+    }
 }
 
 /// One new decision.
@@ -118,6 +138,30 @@ mod tests {
         };
         done.insert(order, verdict);
         true
+    }
+
+    #[test]
+    fn a_results_event_id_is_its_orders_and_its_verdicts_own_for_ever() {
+        let all = [Verdict::Paid, Verdict::InsufficientFunds, Verdict::AccountNotFound];
+        // Whoever changes these makes new events of old results.
+        let order = Uuid::from_u128(0x0190_0000_0000_7000_8000_0000_0000_0001);
+        let ids = all.map(|verdict| verdict.result_event_id(order).to_string());
+        assert_eq!(
+            ids,
+            [
+                "de284533-bd5c-8fe2-8a4f-5b36799ba06d",
+                "6867000a-9b74-8718-bd49-98b9f6d705f3",
+                "baca82ac-60f5-8b43-9954-08be648be424",
+            ]
+        );
+        let mut seen = HashSet::new();
+        for near in 0..50_000 {
+            for verdict in all {
+                let id = verdict.result_event_id(Uuid::from_u128(order.as_u128() + near));
+                assert_eq!((id.get_version_num(), id.get_variant()), (8, uuid::Variant::RFC4122));
+                assert!(seen.insert(id), "{id} twice");
+            }
+        }
     }
 
     proptest! {

@@ -93,7 +93,7 @@ pub struct Effects<'b> {
     pub messages: Vec<Message>,
 }
 
-/// What a batch comes to, over what is known of its orders and the accounts, which must be locked. Pure but for new ids.
+/// What a batch comes to, over what is known of its orders and the accounts, which must be locked. Pure but for new trace ids.
 pub fn effects<'b>(
     batch: &'b [Received<PaymentRequested>],
     decided: &HashMap<Uuid, Decided>,
@@ -151,7 +151,8 @@ fn record(request: &Received<PaymentRequested>, verdict: Verdict) -> Record<'_> 
         Verdict::InsufficientFunds => ("Cancelled", Some("insufficient_funds")),
         Verdict::AccountNotFound => ("Cancelled", Some("account_not_found")),
     };
-    Record { request, status, failure_reason, result_event_id: Uuid::now_v7() }
+    let result_event_id = verdict.result_event_id(request.event.order_id);
+    Record { request, status, failure_reason, result_event_id }
 }
 
 /// The ledger's lines, account by account: its index takes those of one side by side. Each account's stay in the order in which they

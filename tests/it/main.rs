@@ -2,6 +2,7 @@
 
 mod architecture;
 mod audit;
+mod brokers;
 mod command_line;
 mod consumer;
 mod contract;
@@ -19,12 +20,15 @@ mod idempotency;
 mod live;
 mod log;
 mod metrics;
+mod migrations;
 mod openapi;
 mod outage;
 mod outbox;
 mod promises;
+mod promotion;
 mod replay;
 mod replicas;
+mod restore;
 mod scenario;
 mod streams;
 mod support;

@@ -1,3 +1,5 @@
+-- Takes away: nothing that the version before this does: its letters are all `dead`, which the new check and indexes leave alone.
+--
 -- Records that decode but keep failing are parked, and their key's later records wait behind them.
 alter table dead_letter
     -- dead: cannot be decoded. parked: the head of its key's queue. waiting: behind a head. resolved: it was dead and was applied

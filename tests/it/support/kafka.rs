@@ -9,10 +9,10 @@ use std::time::Duration;
 use shopd::config::{Config, KafkaConfig};
 use tokio::sync::OnceCell;
 
-const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/kafka/kafka");
+pub(super) const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/kafka/kafka");
 const PREFIX: &str = "shopd-it-kafka-";
 /// The first start on a machine fetches the jars.
-const START_WAIT: Duration = Duration::from_secs(240);
+pub(super) const START_WAIT: Duration = Duration::from_secs(240);
 
 static SHARED: OnceCell<Broker> = OnceCell::const_new();
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -42,12 +42,7 @@ pub struct Broker {
 impl Broker {
     /// Started, usable and empty.
     pub async fn new() -> Self {
-        sweep();
-        let name = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let dir = std::env::temp_dir().join(name);
-        // Before the broker, so that nothing is left behind however the start ends.
-        watch(std::process::id(), &dir);
-        let mut broker = Self { dir, bootstrap: String::new() };
+        let mut broker = Self { dir: own_dir(), bootstrap: String::new() };
         broker.bootstrap = broker.run("start", &["--port", "0"]).await;
         broker
     }
@@ -98,6 +93,16 @@ impl Drop for Broker {
         let wiped = Command::new(SCRIPT).arg("wipe").arg("--dir").arg(&self.dir).stdin(Stdio::null()).status();
         assert!(wiped.is_ok_and(|status| status.success()) || std::thread::panicking(), "the broker in {:?} stays", self.dir);
     }
+}
+
+/// A folder for brokers that end with the test process at the latest.
+pub(super) fn own_dir() -> PathBuf {
+    sweep();
+    let name = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+    let dir = std::env::temp_dir().join(name);
+    // Before the broker, so that nothing is left behind however the start ends.
+    watch(std::process::id(), &dir);
+    dir
 }
 
 /// A test binary has no end of its own to clean up at, so a child waits for it and then removes the broker in `dir`.

@@ -23,7 +23,12 @@ pub struct Process {
 impl Process {
     /// Starts `shopd ROLE` with every port picked by the system, logging JSON.
     pub fn start(args: &[&str], env: &[(String, String)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_shopd"));
+        Self::start_program(env!("CARGO_BIN_EXE_shopd"), args, env)
+    }
+
+    /// The same of another build.
+    pub fn start_program(program: &str, args: &[&str], env: &[(String, String)]) -> Self {
+        let mut command = Command::new(program);
         command.args(args).args(["--log", "json"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         for role in ["GATEWAY", "ORDERS", "PAYMENTS", "RELAY"] {
             command.env(format!("SHOPD__{role}__LISTEN"), "127.0.0.1:0");
