@@ -29,5 +29,6 @@ mod scenario;
 mod streams;
 mod support;
 mod sweep;
+mod tls;
 mod torture_model;
 mod wakes;

@@ -42,11 +42,18 @@ pub struct Broker {
 impl Broker {
     /// Started, usable and empty.
     pub async fn new() -> Self {
+        Self::prepared(|_| {}).await
+    }
+
+    /// The same, after `prepare` has laid files into its directory: `extra.properties` and `scram` (see the script).
+    pub async fn prepared(prepare: impl FnOnce(&Path)) -> Self {
         sweep();
         let name = format!("{PREFIX}{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = std::env::temp_dir().join(name);
         // Before the broker, so that nothing is left behind however the start ends.
         watch(std::process::id(), &dir);
+        std::fs::create_dir_all(&dir).expect("a directory");
+        prepare(&dir);
         let mut broker = Self { dir, bootstrap: String::new() };
         broker.bootstrap = broker.run("start", &["--port", "0"]).await;
         broker

@@ -6,4 +6,5 @@ pub mod history;
 pub mod inside;
 pub mod kafka;
 pub mod postgres;
+pub mod secure;
 pub mod shop;

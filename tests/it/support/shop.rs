@@ -151,6 +151,11 @@ pub struct Four {
 impl Four {
     /// Migrates, then starts the roles one after the other.
     pub async fn start(kafka: &str, orders_db: &str, payments_db: &str, prefix: &str) -> Self {
+        Self::start_with(kafka, orders_db, payments_db, prefix, &[]).await
+    }
+
+    /// The same with more settings, by their variables.
+    pub async fn start_with(kafka: &str, orders_db: &str, payments_db: &str, prefix: &str, more: &[(String, String)]) -> Self {
         let mut env: Vec<(String, String)> = [
             ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", kafka),
             ("SHOPD__KAFKA__TOPIC_PREFIX", prefix),
@@ -160,6 +165,7 @@ impl Four {
         ]
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .to_vec();
+        env.extend(more.iter().cloned());
         let mut migrate = Process::start(&["migrate"], &env);
         assert!(migrate.ended().await.success(), "{}", migrate.log());
         let orders = Process::start(&["orders"], &env);
