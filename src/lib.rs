@@ -4,6 +4,7 @@
 //!
 //! - [`money`], [`user_id`], [`trace`], [`json`]: values and their rules; no module of ours below them.
 //! - [`contracts`]: the events that cross the broker, by producer, and their envelope.
+//! - [`tls`]: whom the connections that shopd makes trust, and with what certificate.
 //! - [`config`]: every setting, layered and validated at start.
 //! - [`db`]: the pool, the one transaction function, the migrations.
 //! - [`http`]: server, problem+json, request context, health, OpenAPI; what every role's port has in common.
@@ -36,5 +37,6 @@ pub mod relay;
 pub mod roles;
 pub mod shutdown;
 pub mod telemetry;
+pub mod tls;
 pub mod trace;
 pub mod user_id;

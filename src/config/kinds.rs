@@ -7,10 +7,10 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use actix_web::http::Uri;
-use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::config::TargetSessionAttrs;
 
-use super::Secret;
 use super::mistakes::shown;
+use super::{PostgresTarget, Secret};
 
 /// A value as a layer gives it.
 pub(super) enum Raw {
@@ -22,7 +22,7 @@ pub(super) enum Raw {
 }
 
 impl Raw {
-    fn text(&self) -> Result<&str, String> {
+    pub(super) fn text(&self) -> Result<&str, String> {
         match self {
             Self::Text(text) => Ok(text),
             Self::List(_) => Err("must be one value, not an array".into()),
@@ -241,10 +241,7 @@ impl Kind<Option<Secret>> for DatabaseUrl {
         if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
             return Err("must begin with postgres:// or postgresql://".into());
         }
-        // The parser's own message may quote the text, so it is not shown.
-        let parsed: tokio_postgres::Config = text.parse().map_err(|_| {
-            "is no URL of the form postgres://user:password@host:port/name (special characters of a password are percent-encoded)"
-        })?;
+        let parsed = PostgresTarget::read(text)?.config;
         if parsed.get_dbname().is_none_or(str::is_empty) {
             return Err("names no database: postgres://user:password@host:port/name".into());
         }
@@ -254,9 +251,6 @@ impl Kind<Option<Secret>> for DatabaseUrl {
         if parsed.get_hosts().len() > 1 && parsed.get_target_session_attrs() != TargetSessionAttrs::ReadWrite {
             // The first that answers would be taken, and a standby answers.
             return Err("names several hosts, so it must end in ?target_session_attrs=read-write, which finds the primary".into());
-        }
-        if parsed.get_ssl_mode() == SslMode::Require {
-            return Err("asks for TLS (sslmode=require), which shopd does not speak to its databases".into());
         }
         Ok(Some(Secret::new(text)))
     }
@@ -367,6 +361,7 @@ mod tests {
             "postgres://u:p%40ss@[::1]:1/d?connect_timeout=3",
             "postgres:///d?host=/tmp/s",
             "postgres://u@a:5432,b:5433/d?target_session_attrs=read-write",
+            "postgres://u:p@h/d?sslmode=verify-full&sslrootcert=/etc/ca.pem",
         ] {
             assert!(DatabaseUrl.parse(&text(good)).is_ok(), "{good}");
         }
@@ -378,7 +373,7 @@ mod tests {
             "postgres://u:hunter2@h:5432/",
             "postgres://u:hunter2@h:port/d",
             "postgres://u:hunter2@/d",
-            "postgres://u:hunter2@h/d?sslmode=require",
+            "postgres://u:hunter2@h/d?sslmode=hunter2",
             "postgres://u:hunter2@h/d?hunter2=1",
             "postgres://u:hunter2@a:5432,b:5433/d",
             "postgres://u:hunter2@a,b/d?target_session_attrs=any",

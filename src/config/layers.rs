@@ -167,7 +167,7 @@ pub(super) fn with_environment(mut figment: Figment, environment: &[(OsString, O
 
 /// The path of a setting's file, unless the setting is a secret, which may have been given in the path's place.
 fn where_it_is(setting: &Setting, path: &OsString) -> String {
-    let secret = setting.key.ends_with("database_url");
+    let secret = setting.key.ends_with("database_url") || setting.key.ends_with("password");
     if secret { String::new() } else { format!(": {}", shown(&path.to_string_lossy())) }
 }
 

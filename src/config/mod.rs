@@ -1,13 +1,16 @@
 //! Every setting: built-in defaults, `default.toml`, a profile, the environment, flags, the later over the earlier; validated at start.
 //!
 //! Owns the settings' names, limits and defaults (`settings.rs` is the one table of them; docs/SETTINGS.md is compared with it).
-//! Reads the files in `--config DIR` and those that `SHOPD__…_FILE` variables name; writes nothing. May import nothing of ours.
+//! Reads the files in `--config DIR` and those that `SHOPD__…_FILE` variables name; writes nothing. May import
+//! [`crate::tls`], to read the files of certificates that are named in it.
 
 mod edge;
+mod kafka;
 mod kinds;
 mod layers;
 mod load;
 mod mistakes;
+mod postgres;
 mod require;
 mod settings;
 #[cfg(test)]
@@ -22,6 +25,7 @@ use ipnet::IpNet;
 
 pub use load::{Sources, load};
 pub use mistakes::Mistakes;
+pub use postgres::{PostgresTarget, PostgresTls};
 pub use settings::{SETTINGS, Setting, table};
 
 /// What a process is for. It decides two things about its settings: the default of `*.listen` and which of them it cannot do without.
@@ -131,7 +135,7 @@ pub struct RateLimit {
 pub struct ServiceConfig {
     /// Port 0 picks one.
     pub listen: SocketAddr,
-    /// `postgres://user:password@host:port/name`, readable by `tokio_postgres::Config` and with a database name.
+    /// `postgres://user:password@host:port/name`, readable by [`PostgresTarget`] and with a database name.
     pub database_url: Option<Secret>,
 }
 
@@ -172,6 +176,33 @@ pub struct KafkaConfig {
     pub fetch_wait: Duration,
     /// Cap on one produced batch, in bytes; below the broker's `max.message.bytes`.
     pub batch_bytes_max: usize,
+    pub security_protocol: SecurityProtocol,
+    /// Certificates of the authorities that brokers' certificates are signed by; `None`: those that the system trusts.
+    pub ssl_ca_file: Option<PathBuf>,
+    /// With the next one, or neither.
+    pub ssl_certificate_file: Option<PathBuf>,
+    pub ssl_key_file: Option<PathBuf>,
+    /// Of no meaning without SASL.
+    pub sasl_mechanism: SaslMechanism,
+    pub sasl_username: Option<String>,
+    pub sasl_password: Option<Secret>,
+}
+
+/// How brokers are spoken to, by Kafka's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SecurityProtocol {
+    Plaintext,
+    Ssl,
+    SaslPlaintext,
+    SaslSsl,
+}
+
+/// How a password is shown to a broker, by Kafka's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SaslMechanism {
+    Plain,
+    ScramSha256,
+    ScramSha512,
 }
 
 /// The log that `all` keeps in Postgres.
@@ -276,6 +307,13 @@ impl Config {
                 request_timeout: Duration::from_millis(5_000),
                 fetch_wait: Duration::from_millis(5_000),
                 batch_bytes_max: 900_000,
+                security_protocol: SecurityProtocol::Plaintext,
+                ssl_ca_file: None,
+                ssl_certificate_file: None,
+                ssl_key_file: None,
+                sasl_mechanism: SaslMechanism::ScramSha512,
+                sasl_username: None,
+                sasl_password: None,
             },
             log: LogConfig { retention: Duration::from_secs(7 * 24 * 3600) },
             database: DatabaseConfig {

@@ -1,10 +1,11 @@
 //! What a role cannot do without, and what does not go together.
 
-use super::{Config, Mistakes, Role, Secret};
+use super::{Config, Mistakes, PostgresTarget, Role, Secret};
 
 const ORDERS_DATABASE: &str = "orders.database_url";
 const PAYMENTS_DATABASE: &str = "payments.database_url";
 const BROKER: &str = "kafka.bootstrap_servers";
+const PROTOCOL: &str = "kafka.security_protocol";
 
 impl Config {
     /// Checks that what `role` needs is configured. `load` has done so for the role it was asked to load for.
@@ -58,12 +59,39 @@ pub(super) fn missing(config: &Config, role: Role, excused: impl Fn(&str) -> boo
     if embedded && config.data_dir.as_os_str().is_empty() && !excused("--data-dir") {
         missing.push(("--data-dir", "must be given: neither XDG_DATA_HOME nor HOME names an absolute path".into()));
     }
+    // Under a protocol that could not be read nothing is known to be missing, either.
+    let of_a_known_protocol = |key: &str| !key.starts_with("kafka.") || !excused(PROTOCOL);
+    missing.extend(insecure(config, role).into_iter().filter(|(key, _)| !excused(key) && of_a_known_protocol(key)));
     if let (Some(orders), Some(payments)) = (orders, payments)
         && same_database(orders, payments)
     {
         missing.push((PAYMENTS_DATABASE, format!("names the same database as {ORDERS_DATABASE}; each service owns its own")));
     }
     missing
+}
+
+/// What of the connections that `role` makes cannot be secured as configured: files that cannot be used, settings that contradict each other.
+fn insecure(config: &Config, role: Role) -> Vec<(&'static str, String)> {
+    let (orders, payments, broker) = match role {
+        Role::Gateway => return Vec::new(),
+        Role::Migrate | Role::Audit | Role::Dlq if config.data_dir_given => return Vec::new(),
+        Role::Orders => (true, false, true),
+        Role::Payments => (false, true, true),
+        Role::Relay | Role::All | Role::Migrate | Role::Audit | Role::Dlq => (true, true, true),
+    };
+    let mut found = Vec::new();
+    for (key, url, is_used) in
+        [(ORDERS_DATABASE, &config.orders.database_url, orders), (PAYMENTS_DATABASE, &config.payments.database_url, payments)]
+    {
+        let target = url.as_ref().filter(|_| is_used).and_then(|url| PostgresTarget::read(url.expose()).ok());
+        if let Some(Err(problem)) = target.map(|target| target.client()) {
+            found.push((key, problem.to_string()));
+        }
+    }
+    if broker && !config.kafka.bootstrap_servers.is_empty() {
+        found.extend(config.kafka.contradictions());
+    }
+    found
 }
 
 /// In one process no two roles can listen on the same port of the same address.
@@ -92,7 +120,7 @@ fn same_port(config: &Config, excused: &impl Fn(&str) -> bool) -> Vec<(&'static 
 
 /// Both hold tables of the same names (`outbox`, `consumer_offset`), so one database for both would mix them up.
 fn same_database(a: &Secret, b: &Secret) -> bool {
-    let read = |url: &Secret| url.expose().parse::<tokio_postgres::Config>().ok();
+    let read = |url: &Secret| PostgresTarget::read(url.expose()).ok().map(|target| target.config);
     match (read(a), read(b)) {
         (Some(a), Some(b)) => {
             let ports = |config: &tokio_postgres::Config| match config.get_ports() {

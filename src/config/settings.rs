@@ -1,6 +1,7 @@
 //! The one table of settings: key, field, kind, meaning. Everything else (loading, the names of variables, docs/SETTINGS.md) follows it.
 
 use super::edge::{Networks, Origins, RateLimits};
+use super::kafka::{Mechanism, Name, Password, PemFile, Protocol};
 use super::kinds::{Brokers, Collector, Count, DatabaseUrl, Kind, Listen, Millis, Raw, Replicas, TopicPrefix};
 use super::{Config, Role};
 
@@ -73,6 +74,13 @@ settings! {
     "kafka.request_timeout_ms" => kafka.request_timeout, Millis(1..=HOUR_MS), "bound on one request to the broker";
     "kafka.fetch_wait_ms" => kafka.fetch_wait, Millis(1..=HOUR_MS), "how long a fetch may wait at the broker for a first record";
     "kafka.batch_bytes_max" => kafka.batch_bytes_max, Count(1_024..=104_857_600), "bytes of one produced batch; keep it below the broker's max.message.bytes";
+    "kafka.security_protocol" => kafka.security_protocol, Protocol, "how the brokers are spoken to, by Kafka's own names";
+    "kafka.ssl_ca_file" => kafka.ssl_ca_file, PemFile, "authorities that the brokers' certificates are signed by; without it those that the system trusts";
+    "kafka.ssl_certificate_file" => kafka.ssl_certificate_file, PemFile, "certificate that shopd shows to brokers which ask for one, with those that lead to its authority";
+    "kafka.ssl_key_file" => kafka.ssl_key_file, PemFile, "key of that certificate, not encrypted";
+    "kafka.sasl_mechanism" => kafka.sasl_mechanism, Mechanism, "how the password is shown to the brokers";
+    "kafka.sasl_username" => kafka.sasl_username, Name, "user at the brokers";
+    "kafka.sasl_password" => kafka.sasl_password, Password, "the user's password; a secret";
     "log.retention_ms" => log.retention, Millis(1_000..=3_650 * DAY_MS), "how long the embedded log of `all` keeps a record";
     "database.pool_size_max" => database.pool_size_max, Count(2..=1_000), "connections of one process to one database";
     "database.connect_timeout_ms" => database.connect_timeout, Millis(1..=HOUR_MS), "bound on making one connection";

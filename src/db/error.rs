@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use diesel::result::{DatabaseErrorKind, Error};
 
 use crate::faults::Injected;
+use crate::tls;
 
 /// Why the database did not do what was asked.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -68,11 +69,17 @@ impl From<Error> for DbError {
 /// Of a session that is spoken to directly: it has the code, but who uses one begins anew after any error.
 impl From<tokio_postgres::Error> for DbError {
     fn from(error: tokio_postgres::Error) -> Self {
-        use std::error::Error as _;
-        Self::Unavailable(match error.source() {
-            Some(cause) => format!("{error}: {cause}"),
-            None => error.to_string(),
-        })
+        Self::Unavailable(text(&error))
+    }
+}
+
+/// Of an error that makes or ends a connection.
+pub(super) fn text(error: &tokio_postgres::Error) -> String {
+    use std::error::Error as _;
+    match (tls::refusal(error), error.source()) {
+        (Some(refusal), _) => refusal,
+        (None, Some(cause)) => format!("{error}: {cause}"),
+        (None, None) => error.to_string(),
     }
 }
 

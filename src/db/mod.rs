@@ -1,9 +1,10 @@
 //! The pool, the one transaction function, statements with cached plans, group commit, migrations.
 //!
-//! Owns no table; every service gives it its own database's address. May import config.
+//! Owns no table; every service gives it its own database's address. May import config and tls.
 
 mod check;
 mod crowd;
+mod door;
 mod error;
 mod group;
 mod listen;

@@ -12,10 +12,11 @@ use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
-use crate::config::{DatabaseConfig, Secret};
+use crate::config::{DatabaseConfig, PostgresTarget, Secret};
 use crate::faults;
 use crate::telemetry;
 
+use super::door::Door;
 use super::error::{DbError, is_readable, messages_are_foreign};
 use super::sql::sql;
 
@@ -66,6 +67,7 @@ pub struct Db {
 #[derive(Clone)]
 struct Settings {
     config: tokio_postgres::Config,
+    door: Door,
     role: Arc<str>,
     connect_timeout: Duration,
     /// Set once connected: a session that begins with it is no primary's to a url that looks for one.
@@ -143,7 +145,7 @@ impl Db {
     pub async fn session(&self) -> Result<tokio_postgres::Client, DbError> {
         self.settings
             .in_time(async {
-                let (client, connection) = self.settings.config.connect(tokio_postgres::NoTls).await?;
+                let (client, connection) = self.settings.door.open(&self.settings.config).await?;
                 // Ends with the client. What ends it otherwise, the client's next statement says.
                 self.runtime.spawn(connection);
                 Ok(client)
@@ -260,9 +262,10 @@ impl Retry for DbError {
 
 impl Settings {
     fn new(url: &Secret, role: &str, limits: &DatabaseConfig) -> Result<Self, DbError> {
-        // The parser's own message may show the password; it is left out.
-        let mut config: tokio_postgres::Config =
-            url.expose().parse().map_err(|_| DbError::Defect("the database url cannot be read".into()))?;
+        let target = PostgresTarget::read(url.expose());
+        let target = target.map_err(|problem| DbError::Defect(format!("the database url {problem}")))?;
+        let door = Door::new(&target)?;
+        let mut config = target.config;
         let mut options = config.get_options().map(|o| format!("{o} ")).unwrap_or_default();
         for (name, value) in [
             ("statement_timeout", limits.statement_timeout),
@@ -280,12 +283,12 @@ impl Settings {
         config.connect_timeout(limits.connect_timeout / hosts);
         config.keepalives_idle(PROBE_AFTER).keepalives_interval(PROBE_AGAIN).keepalives_retries(3);
         config.tcp_user_timeout(limits.statement_timeout + limits.connect_timeout);
-        Ok(Self { config, role: role.into(), connect_timeout: limits.connect_timeout, read_only: false })
+        Ok(Self { config, door, role: role.into(), connect_timeout: limits.connect_timeout, read_only: false })
     }
 
     async fn connect(&self) -> Result<AsyncPgConnection, DbError> {
         self.in_time(async {
-            let (client, connection) = self.config.connect(tokio_postgres::NoTls).await?;
+            let (client, connection) = self.door.open(&self.config).await?;
             let conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await;
             let mut conn = conn.map_err(|error| DbError::Unavailable(error.to_string()))?;
             speak_english(&mut conn).await?;

@@ -8,6 +8,7 @@ use crate::db::{self, Db, DbError, Schema};
 use crate::embedded::{self, Attached};
 use crate::messaging::log::{LogError, SharedLog};
 use crate::shutdown::Shutdown;
+use crate::tls;
 
 use super::RoleError;
 use super::all;
@@ -72,7 +73,7 @@ async fn schemas(db: &Db, schemas: &[Schema], name: &str) -> Result<(), RoleErro
     }
 }
 
-/// Credentials and names that are wrong stay wrong.
+/// Credentials, names and certificates that are wrong stay wrong.
 fn hopeless(cause: &str) -> bool {
     [
         "authentication failed",
@@ -81,6 +82,8 @@ fn hopeless(cause: &str) -> bool {
         "permission denied",
         "password missing",
         "invalid configuration",
+        "server does not support TLS",
+        tls::REFUSED,
     ]
     .iter()
     .any(|known| cause.contains(known))

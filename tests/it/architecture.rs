@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// A module, and what of ours it may import beside itself.
-const MAY_IMPORT: [(&str, &[&str]); 19] = [
+const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("money", &[]),
     ("user_id", &[]),
     ("trace", &[]),
@@ -11,11 +11,12 @@ const MAY_IMPORT: [(&str, &[&str]); 19] = [
     ("faults", &[]),
     ("shutdown", &[]),
     ("contracts", &["money", "user_id", "trace", "json"]),
-    ("config", &["cli"]),
+    ("tls", &[]),
+    ("config", &["cli", "tls"]),
     ("telemetry", &["cli", "config", "shutdown", "trace"]),
-    ("db", &["config", "shutdown", "telemetry", "faults"]),
+    ("db", &["config", "tls", "shutdown", "telemetry", "faults"]),
     ("http", &["config", "db", "shutdown", "telemetry", "trace", "money", "user_id", "json"]),
-    ("messaging", &["contracts", "db", "config", "shutdown", "telemetry", "trace", "faults"]),
+    ("messaging", &["contracts", "db", "config", "tls", "shutdown", "telemetry", "trace", "faults"]),
     ("orders", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db", "shutdown", "telemetry", "faults"]),
     ("payments", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db", "faults"]),
     ("audit", &["orders", "payments", "messaging", "contracts", "db"]),

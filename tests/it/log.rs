@@ -2,7 +2,7 @@
 
 mod kafka;
 mod postgres;
-mod suite;
+pub mod suite;
 
 use std::borrow::Cow;
 use std::sync::Arc;

@@ -34,5 +34,6 @@ mod streams;
 mod support;
 mod sweep;
 mod telemetry;
+mod tls;
 mod torture_model;
 mod wakes;

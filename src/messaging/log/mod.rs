@@ -91,6 +91,9 @@ pub enum LogError {
     /// The partition holds `start..end`, and the offset asked for is neither in it nor its end.
     #[error("offset out of range, the partition holds {start}..{end}")]
     OutOfRange { start: i64, end: i64 },
+    /// The broker does not let us in, or is not who it should be: credentials or certificates are wrong.
+    #[error("not let in by the broker: {0}")]
+    Refused(String),
     #[error("unknown topic {0}")]
     UnknownTopic(String),
     /// The record can never be appended. `index` is its place in [`AppendError::unacknowledged`].

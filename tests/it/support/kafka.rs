@@ -42,7 +42,15 @@ pub struct Broker {
 impl Broker {
     /// Started, usable and empty.
     pub async fn new() -> Self {
-        let mut broker = Self { dir: own_dir(), bootstrap: String::new() };
+        Self::prepared(|_| {}).await
+    }
+
+    /// The same, after `prepare` has laid files into its directory: `extra.properties` and `scram` (see the script).
+    pub async fn prepared(prepare: impl FnOnce(&Path)) -> Self {
+        let dir = own_dir();
+        std::fs::create_dir_all(&dir).expect("a directory");
+        prepare(&dir);
+        let mut broker = Self { dir, bootstrap: String::new() };
         broker.bootstrap = broker.run("start", &["--port", "0"]).await;
         broker
     }

@@ -10,4 +10,5 @@ pub mod inside;
 pub mod kafka;
 pub mod load;
 pub mod postgres;
+pub mod secure;
 pub mod shop;

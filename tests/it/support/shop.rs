@@ -162,11 +162,17 @@ pub struct Four {
 impl Four {
     /// Migrates, then starts the roles one after the other.
     pub async fn start(kafka: &str, orders_db: &str, payments_db: &str, prefix: &str) -> Self {
-        Self::start_with(kafka, orders_db, payments_db, prefix, &[]).await
+        Self::start_with::<&str, &str>(kafka, orders_db, payments_db, prefix, &[]).await
     }
 
     /// With further variables.
-    pub async fn start_with(kafka: &str, orders_db: &str, payments_db: &str, prefix: &str, extra: &[(&str, &str)]) -> Self {
+    pub async fn start_with<N: AsRef<str>, V: AsRef<str>>(
+        kafka: &str,
+        orders_db: &str,
+        payments_db: &str,
+        prefix: &str,
+        extra: &[(N, V)],
+    ) -> Self {
         let mut env: Vec<(String, String)> = [
             ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", kafka),
             ("SHOPD__KAFKA__TOPIC_PREFIX", prefix),
@@ -174,10 +180,9 @@ impl Four {
             ("SHOPD__ORDERS__DATABASE_URL", orders_db),
             ("SHOPD__PAYMENTS__DATABASE_URL", payments_db),
         ]
-        .iter()
-        .chain(extra)
-        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-        .collect();
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .to_vec();
+        env.extend(extra.iter().map(|(name, value)| (name.as_ref().to_owned(), value.as_ref().to_owned())));
         let mut migrate = Process::start(&["migrate"], &env);
         assert!(migrate.ended().await.success(), "{}", migrate.log());
         let orders = Process::start(&["orders"], &env);

@@ -16,6 +16,7 @@ use rskafka::client::{Client, ClientBuilder};
 use tokio::sync::Mutex;
 
 use super::LogError;
+use super::dial::Dialer;
 use crate::config::KafkaConfig;
 
 /// How old a known number of partitions may get.
@@ -70,6 +71,7 @@ pub(super) struct Loan {
 
 pub(super) struct Connections {
     bootstrap_servers: Vec<String>,
+    dialer: Arc<Dialer>,
     request_timeout: Duration,
     client: Mutex<Option<Arc<Client>>>,
     idle: std::sync::Mutex<HashMap<Place, Loan>>,
@@ -78,9 +80,10 @@ pub(super) struct Connections {
 }
 
 impl Connections {
-    pub fn new(config: &KafkaConfig) -> Self {
+    pub fn new(config: &KafkaConfig, dialer: Arc<Dialer>) -> Self {
         Self {
             bootstrap_servers: config.bootstrap_servers.clone(),
+            dialer,
             request_timeout: config.request_timeout,
             client: Mutex::default(),
             idle: std::sync::Mutex::default(),
@@ -93,12 +96,17 @@ impl Connections {
         &self.bootstrap_servers
     }
 
+    pub fn dialer(&self) -> &Dialer {
+        &self.dialer
+    }
+
     /// The client, connected now if it was not. Bounded by the caller.
     pub async fn client(&self) -> Result<Arc<Client>, LogError> {
         let mut client = self.client.lock().await;
         if let Some(client) = &*client {
             return Ok(client.clone());
         }
+        let security = self.dialer.admitted_by_one_of(&self.bootstrap_servers).await?;
         // Left alone the client retries for ever, with ever longer pauses; a broker that returns must be found at once.
         let backoff = BackoffConfig {
             init_backoff: Duration::from_millis(50),
@@ -106,13 +114,17 @@ impl Connections {
             base: 2.0,
             deadline: Some(self.request_timeout),
         };
-        let built = ClientBuilder::new(self.bootstrap_servers.clone())
+        let mut builder = ClientBuilder::new(self.bootstrap_servers.clone())
             .client_id("shopd")
             .max_message_size(ANSWER_BYTES_MAX)
-            .backoff_config(backoff)
-            .build()
-            .await
-            .map_err(|error| LogError::Unavailable(error.to_string()))?;
+            .backoff_config(backoff);
+        if let Some(tls) = &security.tls {
+            builder = builder.tls_config(tls.clone());
+        }
+        if let Some(sasl) = &security.sasl {
+            builder = builder.sasl_config(sasl.for_the_client_library());
+        }
+        let built = builder.build().await.map_err(|error| LogError::Unavailable(error.to_string()))?;
         Ok(client.insert(Arc::new(built)).clone())
     }
 

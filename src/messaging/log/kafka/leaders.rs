@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::io::Result;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::dial::Dialer;
 use super::raw;
 
 /// How old a known leader may get.
@@ -16,12 +17,13 @@ type Asked = (Instant, Vec<(i32, String)>);
 /// Topics by the broker's names of them.
 pub(super) struct Leaders {
     servers: Vec<String>,
+    dialer: Arc<Dialer>,
     known: Mutex<HashMap<String, Asked>>,
 }
 
 impl Leaders {
-    pub fn new(servers: &[String]) -> Self {
-        Self { servers: servers.to_vec(), known: Mutex::default() }
+    pub fn new(servers: &[String], dialer: Arc<Dialer>) -> Self {
+        Self { servers: servers.to_vec(), dialer, known: Mutex::default() }
     }
 
     /// `host:port` of the partition's leader, where it has one. Bounded by the caller.
@@ -30,7 +32,7 @@ impl Leaders {
         if let Some(known) = self.known().get(topic).filter(|(asked, _)| asked.elapsed() < AGE_MAX) {
             return Ok(find(known));
         }
-        let asked = (Instant::now(), raw::leaders(&self.servers, topic).await?);
+        let asked = (Instant::now(), raw::leaders(&self.dialer, &self.servers, topic).await?);
         let leader = find(&asked);
         self.known().insert(topic.to_owned(), asked);
         Ok(leader)

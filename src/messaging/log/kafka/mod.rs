@@ -7,6 +7,7 @@
 mod batch;
 mod connections;
 mod decode;
+mod dial;
 mod encode;
 mod fetch;
 mod leaders;
@@ -14,6 +15,7 @@ mod polls;
 mod produce;
 mod raw;
 mod read;
+mod sasl;
 mod wire;
 
 use std::borrow::Cow;
@@ -29,6 +31,7 @@ use tokio::sync::Mutex;
 pub use self::read::from_kafka;
 
 use self::connections::{Connections, Loan, Use, bounded, meaning};
+use self::dial::Dialer;
 use self::leaders::Leaders;
 use self::polls::LongPolls;
 use self::wire::Wire;
@@ -73,17 +76,18 @@ pub struct KafkaLog {
 }
 
 impl KafkaLog {
-    /// Never waits and never fails: with the broker away the calls fail instead.
+    /// Never waits and never fails: with the broker away, or with certificates that cannot be used, the calls fail instead.
     pub fn new(config: &KafkaConfig) -> Self {
-        let leaders = Arc::new(Leaders::new(&config.bootstrap_servers));
+        let dialer = Arc::new(Dialer::new(config));
+        let leaders = Arc::new(Leaders::new(&config.bootstrap_servers, dialer.clone()));
         Self {
             topic_prefix: config.topic_prefix.clone(),
             request_timeout: config.request_timeout,
             fetch_wait: config.fetch_wait,
             batch_bytes_max: config.batch_bytes_max,
-            connections: Connections::new(config),
-            wire: Wire::new(leaders.clone()),
-            polls: LongPolls::new(leaders.clone(), config),
+            connections: Connections::new(config, dialer.clone()),
+            wire: Wire::new(leaders.clone(), dialer.clone()),
+            polls: LongPolls::new(leaders.clone(), dialer, config),
             leaders,
             turns: std::sync::Mutex::default(),
         }
@@ -251,7 +255,7 @@ impl Log for KafkaLog {
 fn combine(records: Vec<Record>, failed: Vec<Unacknowledged>) -> Option<AppendError> {
     let rank = |cause: &LogError| match cause {
         LogError::RecordTooLarge { .. } => 0,
-        LogError::Defect(_) | LogError::UnknownTopic(_) | LogError::OutOfRange { .. } => 1,
+        LogError::Defect(_) | LogError::Refused(_) | LogError::UnknownTopic(_) | LogError::OutOfRange { .. } => 1,
         LogError::Unavailable(_) => 2,
     };
     let mut cause = failed.iter().map(|lane| &lane.cause).min_by_key(|cause| rank(cause))?.clone();

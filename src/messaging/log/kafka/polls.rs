@@ -14,11 +14,11 @@ use std::time::Duration;
 
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connections::bounded;
+use super::dial::{Dialed, Dialer};
 use super::fetch::{self, Part, Place};
 use super::leaders::Leaders;
 use super::raw;
@@ -65,14 +65,15 @@ struct Times {
 /// The tasks of the brokers, by their addresses; they end with this.
 pub(super) struct LongPolls {
     leaders: Arc<Leaders>,
+    dialer: Arc<Dialer>,
     times: Times,
     brokers: Mutex<HashMap<String, mpsc::Sender<Ask>>>,
 }
 
 impl LongPolls {
-    pub fn new(leaders: Arc<Leaders>, config: &KafkaConfig) -> Self {
+    pub fn new(leaders: Arc<Leaders>, dialer: Arc<Dialer>, config: &KafkaConfig) -> Self {
         let times = Times { wait: config.fetch_wait, request: config.request_timeout };
-        Self { leaders, times, brokers: Mutex::default() }
+        Self { leaders, dialer, times, brokers: Mutex::default() }
     }
 
     /// What lies at `place`; with nothing there it waits. `None`: the client library knows, or finds out what is wrong. May be dropped at
@@ -111,7 +112,7 @@ impl LongPolls {
             return asks.clone();
         }
         let (to, asks) = mpsc::channel(ASKS_MAX);
-        tokio::spawn(serve(address.clone(), asks, self.times));
+        tokio::spawn(serve(address.clone(), self.dialer.clone(), asks, self.times));
         brokers.insert(address, to.clone());
         to
     }
@@ -127,7 +128,7 @@ async fn plain(part: Part, from: i64) -> Option<Fetched> {
 
 /// A connection between two requests.
 struct Line {
-    stream: TcpStream,
+    connection: Dialed,
     request: Vec<u8>,
 }
 
@@ -145,7 +146,7 @@ enum Answered {
 }
 
 /// Asks one broker until nobody can ask any more.
-async fn serve(broker: String, mut asks: mpsc::Receiver<Ask>, times: Times) {
+async fn serve(broker: String, dialer: Arc<Dialer>, mut asks: mpsc::Receiver<Ask>, times: Times) {
     let mut flights = FuturesUnordered::new();
     // When the broker answers them at the latest.
     let mut dues: Vec<Instant> = Vec::new();
@@ -173,7 +174,7 @@ async fn serve(broker: String, mut asks: mpsc::Receiver<Ask>, times: Times) {
             }
             let due = dues.iter().copied().filter(|due| *due > now).min().unwrap_or(now + times.wait);
             dues.push(due);
-            flights.push(fly(&broker, lines.pop(), asks, due, times.request));
+            flights.push(fly(&broker, &dialer, lines.pop(), asks, due, times.request));
             continue;
         }
         tokio::select! {
@@ -251,9 +252,9 @@ fn hand_out(asks: Vec<Ask>, mut parts: Vec<Part>, due: Instant, waiting: &mut Ve
 }
 
 /// One request, from its sending to its answer. An answer without anything comes when `due`.
-async fn fly(broker: &str, line: Option<Line>, asks: Vec<Ask>, due: Instant, request: Duration) -> Landed {
+async fn fly(broker: &str, dialer: &Dialer, line: Option<Line>, asks: Vec<Ask>, due: Instant, request: Duration) -> Landed {
     let wait = due.saturating_duration_since(Instant::now());
-    let answered = match timeout(wait + request, exchange(broker, line, &asks, wait)).await {
+    let answered = match timeout(wait + request, exchange(broker, dialer, line, &asks, wait)).await {
         Ok(Ok((line, parts))) => Answered::Parts(line, parts),
         Ok(Err(error)) => Answered::Unclear(error),
         Err(_) => Answered::Late(LogError::Unavailable(format!("fetching: no answer within {} ms", (wait + request).as_millis()))),
@@ -261,22 +262,19 @@ async fn fly(broker: &str, line: Option<Line>, asks: Vec<Ask>, due: Instant, req
     Landed { asks, answered, due }
 }
 
-async fn exchange(broker: &str, line: Option<Line>, asks: &[Ask], wait: Duration) -> Result<(Line, Vec<Part>)> {
-    let mut line = match line {
+async fn exchange(broker: &str, dialer: &Dialer, line: Option<Line>, asks: &[Ask], wait: Duration) -> Result<(Line, Vec<Part>)> {
+    let mut line = match line.filter(|line| line.connection.is_admitted()) {
         Some(line) => line,
-        None => {
-            let stream = TcpStream::connect(broker).await?;
-            stream.set_nodelay(true)?;
-            Line { stream, request: Vec::new() }
-        }
+        None => Line { connection: dialer.dial(broker).await?, request: Vec::new() },
     };
     line.request.clear();
     let places: Vec<&Place> = asks.iter().map(|ask| &ask.place).collect();
     // Rounded up: an answer before its time would only be asked for again.
     let wait_ms = i32::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(i32::MAX);
     fetch::request(&mut line.request, &places, wait_ms);
-    line.stream.write_all(&line.request).await?;
-    let mut answer = raw::answer(&mut line.stream).await?;
+    line.connection.stream.write_all(&line.request).await?;
+    line.connection.stream.flush().await?;
+    let mut answer = raw::answer(&mut line.connection.stream).await?;
     let parts = fetch::parts(&mut answer).ok_or_else(|| Error::other("an answer to a fetch that cannot be read"))?;
     Ok((line, parts))
 }

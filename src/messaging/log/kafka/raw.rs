@@ -4,9 +4,9 @@
 use std::io::{Error, Result};
 
 use bytes::{Buf, BufMut, Bytes};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::dial::Dialer;
 use super::fetch::{self, Part, Place};
 
 const METADATA: (i16, i16) = (3, 4);
@@ -14,11 +14,12 @@ const METADATA: (i16, i16) = (3, 4);
 const ANSWER_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
 /// What lies at a place and after it, up to its bytes or one batch; at once.
-pub(super) async fn fetch(servers: &[String], place: &Place) -> Result<Part> {
-    let mut stream = TcpStream::connect(leader(servers, &place.topic, place.partition).await?).await?;
+pub(super) async fn fetch(dialer: &Dialer, servers: &[String], place: &Place) -> Result<Part> {
+    let mut stream = dialer.dial(&leader(dialer, servers, &place.topic, place.partition).await?).await?.stream;
     let mut request = Vec::new();
     fetch::request(&mut request, &[place], 0);
     stream.write_all(&request).await?;
+    stream.flush().await?;
     let parts = fetch::parts(&mut answer(&mut stream).await?);
     let part = parts.and_then(|mut parts| parts.pop()).ok_or_else(|| Error::other("an answer to a fetch that cannot be read"))?;
     if part.error != 0 {
@@ -28,14 +29,14 @@ pub(super) async fn fetch(servers: &[String], place: &Place) -> Result<Part> {
 }
 
 /// `host:port` of the partition's leader.
-async fn leader(servers: &[String], topic: &str, partition: i32) -> Result<String> {
-    let leaders = leaders(servers, topic).await?;
+async fn leader(dialer: &Dialer, servers: &[String], topic: &str, partition: i32) -> Result<String> {
+    let leaders = leaders(dialer, servers, topic).await?;
     let leader = leaders.into_iter().find(|(of, _)| *of == partition).map(|(_, address)| address);
     leader.ok_or_else(|| Error::other("no leader known"))
 }
 
 /// `host:port` of the leader of each of the topic's partitions that has one, from the first server that answers.
-pub(super) async fn leaders(servers: &[String], topic: &str) -> Result<Vec<(i32, String)>> {
+pub(super) async fn leaders(dialer: &Dialer, servers: &[String], topic: &str) -> Result<Vec<(i32, String)>> {
     let mut body = Vec::new();
     body.put_i32(1);
     put_string(&mut body, topic);
@@ -43,8 +44,7 @@ pub(super) async fn leaders(servers: &[String], topic: &str) -> Result<Vec<(i32,
     let mut failed = Error::other("no broker configured");
     for server in servers {
         let asked = async {
-            let mut stream = TcpStream::connect(server).await?;
-            let mut answer = ask(&mut stream, METADATA, &body).await?;
+            let mut answer = ask(&mut dialer.dial(server).await?.stream, METADATA, &body).await?;
             leaders_in(&mut answer).ok_or_else(|| Error::other("an answer about leaders that cannot be read"))
         };
         match asked.await {
@@ -84,12 +84,16 @@ fn leaders_in(answer: &mut Bytes) -> Option<Vec<(i32, String)>> {
     Some(leaders)
 }
 
-async fn ask(stream: &mut TcpStream, request: (i16, i16), body: &[u8]) -> Result<Bytes> {
-    let mut head = Vec::new();
-    put_head(&mut head, request);
-    stream.write_u32((head.len() + body.len()) as u32).await?;
-    stream.write_all(&head).await?;
-    stream.write_all(body).await?;
+/// The body of the answer to a request of this kind and version, within the bound on answers.
+pub(super) async fn ask(stream: &mut (impl AsyncRead + AsyncWrite + Unpin), kind: (i16, i16), body: &[u8]) -> Result<Bytes> {
+    let mut request = Vec::new();
+    request.put_i32(0); // its length, below
+    put_head(&mut request, kind);
+    request.put_slice(body);
+    let length = (request.len() - 4) as i32;
+    request[..4].copy_from_slice(&length.to_be_bytes());
+    stream.write_all(&request).await?;
+    stream.flush().await?;
     answer(stream).await
 }
 
@@ -102,7 +106,7 @@ pub(super) fn put_head(to: &mut Vec<u8>, (api, version): (i16, i16)) {
 }
 
 /// The body of the next answer.
-pub(super) async fn answer(stream: &mut TcpStream) -> Result<Bytes> {
+pub(super) async fn answer(stream: &mut (impl AsyncRead + Unpin)) -> Result<Bytes> {
     let length = stream.read_u32().await?;
     if !(4..=ANSWER_BYTES_MAX).contains(&length) {
         return Err(Error::other(format!("an answer of {length} bytes")));

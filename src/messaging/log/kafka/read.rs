@@ -75,7 +75,7 @@ impl KafkaLog {
     async fn step_over_unreadable(&self, topic: &str, partition: i32, from: i64, bytes_max: i32) -> Result<Fetched, LogError> {
         let name = self.name(topic);
         let place = Place { topic: name.into_owned(), partition, from, bytes_max };
-        let asked = raw::fetch(self.connections.servers(), &place);
+        let asked = raw::fetch(self.connections.dialer(), self.connections.servers(), &place);
         let answer = bounded(self.request_timeout, "fetching by hand", asked).await?;
         let answer = answer.map_err(|error| LogError::Unavailable(error.to_string()))?;
         let mut transactions = Transactions::new(answer.aborted);

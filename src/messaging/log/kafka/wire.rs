@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 
+use super::dial::{Dialed, Dialer};
 use super::leaders::Leaders;
 use super::raw;
 use crate::messaging::log::Record;
@@ -29,7 +29,7 @@ pub(super) struct Part<'r> {
 
 /// A connection between two requests, with the buffers of the last one.
 struct Line {
-    stream: TcpStream,
+    connection: Dialed,
     request: Vec<u8>,
     scratch: Vec<u8>,
 }
@@ -37,12 +37,13 @@ struct Line {
 /// The connections for produce requests, by the brokers' addresses.
 pub(super) struct Wire {
     leaders: Arc<Leaders>,
+    dialer: Arc<Dialer>,
     idle: Mutex<HashMap<String, Line>>,
 }
 
 impl Wire {
-    pub fn new(leaders: Arc<Leaders>) -> Self {
-        Self { leaders, idle: Mutex::default() }
+    pub fn new(leaders: Arc<Leaders>, dialer: Arc<Dialer>) -> Self {
+        Self { leaders, dialer, idle: Mutex::default() }
     }
 
     /// Which of `parts` go to which broker; those whose leader is not known are left out.
@@ -60,18 +61,15 @@ impl Wire {
     /// when it is dropped, nobody knows.
     pub async fn produce(&self, broker: &str, parts: &[&Part<'_>], timeout: Duration) -> Result<Vec<bool>> {
         let idle = locked(&self.idle).remove(broker);
-        let mut line = match idle {
+        let mut line = match idle.filter(|line| line.connection.is_admitted()) {
             Some(line) => line,
-            None => {
-                let stream = TcpStream::connect(broker).await?;
-                stream.set_nodelay(true)?;
-                Line { stream, request: Vec::new(), scratch: Vec::new() }
-            }
+            None => Line { connection: self.dialer.dial(broker).await?, request: Vec::new(), scratch: Vec::new() },
         };
         line.request.clear();
         write_request(&mut line.request, &mut line.scratch, parts, timeout)?;
-        line.stream.write_all(&line.request).await?;
-        let mut answer = raw::answer(&mut line.stream).await?;
+        line.connection.stream.write_all(&line.request).await?;
+        line.connection.stream.flush().await?;
+        let mut answer = raw::answer(&mut line.connection.stream).await?;
         let taken = taken(&mut answer, parts).ok_or_else(|| Error::other("an answer to a produce that cannot be read"))?;
         for buffer in [&mut line.request, &mut line.scratch] {
             buffer.clear();

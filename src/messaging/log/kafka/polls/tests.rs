@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
 use super::super::encode;
@@ -49,7 +49,8 @@ impl Broker {
             request_timeout: REQUEST,
             ..crate::config::Config::default().kafka
         };
-        Arc::new(LongPolls::new(Arc::new(Leaders::new(&config.bootstrap_servers)), &config))
+        let dialer = Arc::new(Dialer::new(&config));
+        Arc::new(LongPolls::new(Arc::new(Leaders::new(&config.bootstrap_servers, dialer.clone())), dialer, &config))
     }
 
     fn append(&self, partition: usize) {
