@@ -34,4 +34,5 @@ mod streams;
 mod support;
 mod sweep;
 mod torture_model;
+mod upgrade;
 mod wakes;
