@@ -1,7 +1,7 @@
 # What one does with this project every day. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test torture restore-test compose-test fuzz bench bench-proxy bench-micro gate supply sbom advisories lint fmt
+.PHONY: help run test torture restore-test upgrade-test compose-test fuzz bench bench-proxy bench-micro gate supply sbom advisories lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -22,6 +22,11 @@ restore-test: ## backups of both databases taken under load and restored, every 
 	@scripts/need.sh test
 	@scripts/kafka/kafka jars >/dev/null
 	cargo test --locked --features faults --test it -- --nocapture restore::
+
+upgrade-test: ## the version before on this version's schema, then replaced role by role under load; REF=commit: that version
+	@scripts/need.sh test
+	@scripts/kafka/kafka jars >/dev/null
+	@scripts/upgrade-test.sh $(REF)
 
 compose-test: ## the containers: build the image, start compose.yaml, ask it for a paid order, take it away; needs Docker
 	@scripts/compose-test.sh

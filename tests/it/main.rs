@@ -36,4 +36,5 @@ mod sweep;
 mod telemetry;
 mod tls;
 mod torture_model;
+mod upgrade;
 mod wakes;

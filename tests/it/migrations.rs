@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use diesel_async::SimpleAsyncConnection;
-use shopd::db::{self, Schema};
+use shopd::db::{self, Conn, Schema};
 
 use crate::support::books::connect;
 use crate::support::postgres;
@@ -182,35 +182,48 @@ fn what_only_adds_passes_and_so_does_what_says_why() {
     assert!(!takes_away("-- Takes away:\nalter table orders drop column stamp;").is_empty());
 }
 
+/// Waits until somebody waits for a lock on `orders`.
+async fn until_somebody_waits(session: &mut Conn) {
+    let asking = "do $$ begin
+        if not exists (select 1 from pg_locks where not granted and relation = 'orders'::regclass) then raise 'not yet'; end if; end $$";
+    let since = Instant::now();
+    while session.batch_execute(asking).await.is_err() {
+        assert!(since.elapsed() < Duration::from_secs(20), "nobody comes");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// A lock that is waited for keeps out everybody who comes later, so it is waited for a moment at a time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_migration_that_waits_for_a_long_reader_keeps_no_writer_waiting_for_long() {
+    const INSERT: &str = "insert into orders (id, user_id, amount, created_at, updated_at, traceparent)
+                          values (gen_random_uuid(), 'ann', 1, now(), now(), '')";
     let db = connect(&postgres::database("waits").await);
     db::migrate(&db, &[Schema::Orders]).await.expect("a schema");
-    let mut reader = db.dedicated().await.expect("a session");
+    let (mut reader, mut writer) = (db.dedicated().await.expect("a session"), db.dedicated().await.expect("a session"));
     // One migration is due again.
     let undone = "alter table orders drop column stamp; delete from __diesel_schema_migrations where version = '00000000000103'";
     reader.batch_execute(undone).await.expect(undone);
     // What an audit does for as long as it reads; its silence here must not end it.
     reader.batch_execute("set idle_in_transaction_session_timeout = 0; begin; select from orders").await.expect("a long reader");
+
+    // The control: somebody who waits for his lock keeps the writer out.
+    let mut patient = db.dedicated().await.expect("a session");
+    let waiting =
+        tokio::spawn(async move { patient.batch_execute("set lock_timeout = '4s'; alter table orders add column x int").await });
+    until_somebody_waits(&mut writer).await;
+    writer.batch_execute("set lock_timeout = '1500ms'").await.expect("impatience");
+    assert!(writer.batch_execute(INSERT).await.is_err(), "a writer waits behind it");
+    assert!(waiting.await.expect("a task").is_err(), "the reader is still there");
+
     let migrating = tokio::spawn({
         let db = db.clone();
         async move { db::migrate(&db, &[Schema::Orders]).await }
     });
-    let mut writer = db.dedicated().await.expect("a session");
-    let asking = "select 1 from pg_locks where not granted and relation = 'orders'::regclass";
-    let since = Instant::now();
-    // Until the migration has stood in the way at least once.
-    while writer.batch_execute(&format!("do $$ begin if not exists ({asking}) then raise 'not yet'; end if; end $$")).await.is_err()
-    {
-        assert!(since.elapsed() < Duration::from_secs(20), "the migration does not come");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_somebody_waits(&mut writer).await;
     writer.batch_execute("set lock_timeout = '20s'; set statement_timeout = '20s'").await.expect("patience");
     let since = Instant::now();
-    let insert = "insert into orders (id, user_id, amount, created_at, updated_at, traceparent)
-                  values (gen_random_uuid(), 'ann', 1, now(), now(), '')";
-    writer.batch_execute(insert).await.expect("an order is placed all the same");
+    writer.batch_execute(INSERT).await.expect("an order is placed all the same");
     assert!(since.elapsed() < Duration::from_secs(5), "the writer waited {:?}", since.elapsed());
     assert!(!migrating.is_finished(), "the reader is still there");
     reader.batch_execute("commit").await.expect("the reader ends");
