@@ -39,6 +39,19 @@ pub fn said(output: &Output) -> (BTreeSet<(String, String)>, Value) {
     (lines.iter().map(offender).collect(), summary)
 }
 
+/// A summary for people: what was counted, and the checks that found something.
+pub fn brief(summary: &Value) -> String {
+    let found: Vec<String> = summary["checks"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, n)| **n != 0)
+        .map(|(check, n)| format!("{check} {n}"))
+        .collect();
+    let found = if found.is_empty() { "nothing offends".to_owned() } else { found.join(", ") };
+    format!("{} orders, {} payments, {} records: {found}", summary["orders"], summary["payments"], summary["records"])
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_shop_under_load_is_audited_again_and_again_without_a_false_alarm() {
     let mut shop = All::start(postgres::own_dir()).await;

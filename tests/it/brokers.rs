@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use shopd::db::Db;
 
-use crate::audit::{audit, said};
+use crate::audit::{audit, brief, said};
 use crate::support::books::{assert_balanced, connect, count};
 use crate::support::brokers::{Brokers, NODES, Partition};
 use crate::support::inside::{REQUESTS, RESULTS, until};
@@ -112,9 +112,10 @@ async fn of_three_brokers_a_leader_killed_under_load_loses_nothing_and_with_one_
     let (offenders, summary) = said(&output);
     assert_eq!(offenders, BTreeSet::new(), "{summary}");
     println!(
-        "{} orders accepted, {finished} finished, {} tries refused or unanswered, slowest acknowledgement {:.1?}; audit: {summary}",
+        "{} orders accepted, {finished} finished, {} tries refused or unanswered, slowest acknowledgement {:.1?}; audit: {}",
         done.accepted.len(),
         done.refused,
-        done.slowest
+        done.slowest,
+        brief(&summary)
     );
 }

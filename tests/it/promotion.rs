@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use shopd::db::Db;
 
-use crate::audit::{audit, said};
+use crate::audit::{audit, brief, said};
 use crate::support::books::{assert_balanced, connect, count, facts};
 use crate::support::cluster::{Cluster, admit};
 use crate::support::inside::until;
@@ -101,10 +101,11 @@ async fn a_primary_killed_under_load_loses_nothing_that_was_acknowledged_where_i
     let (offenders, summary) = said(&output);
     assert_eq!(offenders, BTreeSet::new(), "{summary}");
     println!(
-        "primary killed after {before} orders, standby promoted {promoted:.1?} after its death, orders accepted again after {accepting:.1?}; {} accepted, none lost, {} tries refused, slowest {:.1?}; audit: {summary}",
+        "primary killed after {before} orders, standby promoted {promoted:.1?} after its death, orders accepted again after {accepting:.1?}; {} accepted, none lost, {} tries refused, slowest {:.1?}; audit: {}",
         done.accepted.len(),
         done.refused,
-        done.slowest
+        done.slowest,
+        brief(&summary)
     );
 }
 
@@ -149,5 +150,9 @@ async fn a_standby_that_lags_loses_what_it_did_not_have_and_the_audit_names_it()
     let named = |check: &str| lost.iter().map(|order| (check.to_owned(), order.clone())).collect::<BTreeSet<_>>();
     assert_eq!(offenders, named("payment_without_order").union(&named("log_request_differs")).cloned().collect(), "{summary}");
     assert_eq!(count(&payments, "select count(*) as n from payment").await, 81);
-    println!("standby cut off before the last {} orders and promoted: the audit names each of them; {summary}", lost.len());
+    println!(
+        "standby cut off before the last {} orders and promoted: the audit names each of them; {}",
+        lost.len(),
+        brief(&summary)
+    );
 }

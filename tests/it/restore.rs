@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use shopd::db::Db;
 
-use crate::audit::{audit, said};
+use crate::audit::{audit, brief, said};
 use crate::support::books::{connect, count, facts};
 use crate::support::cluster::Cluster;
 use crate::support::inside::until;
@@ -95,7 +95,7 @@ impl Restored {
         let (offenders, summary) = said(&output);
         assert_eq!(&offenders, expected, "{summary}");
         assert_eq!(output.status.code(), Some(i32::from(!expected.is_empty())));
-        println!("  audit: {summary}");
+        println!("  audit: {}", brief(&summary));
     }
 
     /// No order's end is another than clients were told before, and no account was charged otherwise.

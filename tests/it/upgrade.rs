@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use nix::sys::signal::Signal;
 use shopd::db::Db;
 
-use crate::audit::{audit, said};
+use crate::audit::{audit, brief, said};
 use crate::support::books::{assert_balanced, connect, count, facts};
 use crate::support::inside::until;
 use crate::support::load::Load;
@@ -61,7 +61,7 @@ impl Shop {
         let output = audit(&["--json"], &self.env).await;
         let (offenders, summary) = said(&output);
         assert_eq!(offenders, BTreeSet::new(), "{summary}");
-        println!("  audit: {summary}");
+        println!("  audit: {}", brief(&summary));
     }
 }
 

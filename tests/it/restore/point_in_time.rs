@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::{NO_SWEEP, set};
-use crate::audit::{audit, said};
+use crate::audit::{audit, brief, said};
 use crate::support::books::{connect, count};
 use crate::support::cluster::{Cluster, admit, text};
 use crate::support::inside::until;
@@ -96,7 +96,7 @@ async fn orders_brought_back_to_a_point_in_time_sends_what_waited_then_and_reads
     let output = audit(&["--json"], &shop.env).await;
     let (offenders, summary) = said(&output);
     assert_eq!(offenders, BTreeSet::new(), "{summary}");
-    println!("  audit: {summary}");
+    println!("  audit: {}", brief(&summary));
     let client: &Client = &shop.client;
     for id in &lost {
         client.get(&format!("/api/OrdersProxy/{id}")).await.expect(404);
