@@ -159,8 +159,21 @@ fn no_secret_is_in_any_message_or_debug_output() {
     assert!(broken.lines()[0].contains("default.toml: line 2: "), "{broken}");
     let malformed = gateway(&[("SHOPD__ORDERS__DATABASE_URL", "u:hunter2@h/d")]).unwrap_err();
     let misplaced = gateway(&[("SHOPD__GATEWAY__ORDERS_URLS", "postgres://u:hunter2@h/d")]).unwrap_err();
-    let given = gateway(&[("SHOPD__ORDERS__DATABASE_URL", "postgres://u:hunter2@h/d")]).unwrap();
-    for text in [broken.to_string(), malformed.to_string(), misplaced.to_string(), format!("{given:?}")] {
+    let given = gateway(&[
+        ("SHOPD__ORDERS__DATABASE_URL", "postgres://u:hunter2@h/d?sslmode=require"),
+        ("SHOPD__KAFKA__SASL_PASSWORD", "hunter2"),
+    ]);
+    let given = given.unwrap();
+    let two_lines = gateway(&[("SHOPD__KAFKA__SASL_PASSWORD", "hunter2\n")]).unwrap_err();
+    let in_place_of_its_file = gateway(&[("SHOPD__KAFKA__SASL_PASSWORD_FILE", "hunter2")]).unwrap_err();
+    for text in [
+        two_lines.to_string(),
+        in_place_of_its_file.to_string(),
+        broken.to_string(),
+        malformed.to_string(),
+        misplaced.to_string(),
+        format!("{given:?}"),
+    ] {
         assert!(!text.contains("hunter2"), "{text}");
     }
 }
@@ -200,6 +213,34 @@ fn both_services_in_one_database_or_on_one_port_are_a_mistake() {
     assert_eq!(lines(load(&sources(Role::All, &port))), ["relay.listen: 0.0.0.0:8080 is taken by payments.listen"]);
     let any = [("SHOPD__RELAY__LISTEN", "127.0.0.1:0"), ("SHOPD__ORDERS__LISTEN", "127.0.0.1:0")];
     assert!(load(&sources(Role::All, &any)).is_ok());
+}
+
+#[test]
+fn a_role_looks_at_the_certificates_of_the_connections_that_it_makes_and_at_no_others() {
+    let url = format!("{ORDERS}?sslmode=verify-full&sslrootcert=/nowhere/ca.pem");
+    let environment = [
+        ("SHOPD__ORDERS__DATABASE_URL", url.as_str()),
+        ("SHOPD__PAYMENTS__DATABASE_URL", PAYMENTS),
+        ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", "kafka:9093"),
+        ("SHOPD__KAFKA__SECURITY_PROTOCOL", "sasl_ssl"),
+        ("SHOPD__KAFKA__SSL_KEY_FILE", "/nowhere/key.pem"),
+        ("SHOPD__KAFKA__SASL_USERNAME", "shop"),
+    ];
+    let starts = |role| -> Vec<String> {
+        let lines = lines(load(&sources(role, &environment)));
+        lines.iter().map(|line| line.split(',').next().unwrap().to_owned()).collect()
+    };
+    let kafka = ["kafka.sasl_password: is not configured", "kafka.ssl_certificate_file: is not configured"];
+    let orders = "orders.database_url: /nowhere/ca.pem: cannot be used: ";
+    assert!(starts(Role::Orders)[0].starts_with(orders), "{:?}", starts(Role::Orders));
+    assert_eq!(starts(Role::Orders)[1..], kafka);
+    assert!(starts(Role::Migrate)[0].starts_with(orders));
+    assert_eq!(starts(Role::Payments), kafka);
+    assert!(gateway(&environment).is_ok());
+    // What is malformed already is said once.
+    let unknown = [("SHOPD__KAFKA__SECURITY_PROTOCOL", "TLS"), ("SHOPD__KAFKA__SASL_USERNAME", "shop")];
+    let both = [environment[1], environment[2], unknown[0], unknown[1]];
+    assert_eq!(lines(load(&sources(Role::Payments, &both))).len(), 1);
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub const PASSWORD: &str = "correct horse";
 /// The only name that the servers' certificates are for.
 pub const NAME: &str = "localhost";
 
-/// The servers' sessions over SASL_PLAINTEXT with SCRAM-SHA-256 end after this.
+/// The broker's sessions over SASL_PLAINTEXT end after this.
 pub const SESSION: Duration = Duration::from_millis(1_200);
 
 /// PEM files that certificates and keys of this test process lie in.
@@ -84,8 +84,10 @@ pub struct Database {
     pub port: u16,
 }
 
-/// Databases of it; the schemas are the tests' own.
+/// Databases of it, empty at first.
 pub const DATABASES: [&str; 2] = ["secure_orders", "secure_payments"];
+/// Further ones, for roles that should not come between those which use the first.
+pub const OTHER_DATABASES: [&str; 2] = ["other_orders", "other_payments"];
 
 impl Database {
     pub async fn shared() -> &'static Self {
@@ -109,12 +111,13 @@ impl Database {
         let (client, connection) =
             tokio_postgres::connect(made.url("postgres").expose(), tokio_postgres::NoTls).await.expect("a connection");
         tokio::spawn(connection);
-        for statement in [
+        let mut statements = vec![
             format!("set password_encryption = 'scram-sha-256'; create role shop login password '{PASSWORD}'"),
             "create role certified login".to_owned(),
-            format!("create database {} owner shop", DATABASES[0]),
-            format!("create database {} owner shop", DATABASES[1]),
-        ] {
+        ];
+        let databases = DATABASES.iter().chain(&OTHER_DATABASES);
+        statements.extend(databases.map(|name| format!("create database {name} owner shop")));
+        for statement in statements {
             client.batch_execute(&statement).await.expect("done");
         }
         drop(client);
@@ -133,16 +136,10 @@ impl Database {
         }
         lay("pg_hba.conf", "hostssl all certified samehost cert\nhostssl all shop samehost scram-sha-256\n");
         let port = free_port();
-        // The first word is the program, whichever was found; the socket's directory goes with the server.
+        // The first word is the program, whichever was found.
         let last = std::fs::read_to_string(pgdata.join("postmaster.opts")).expect("how it was started");
-        let socket_dir = last.split("\"-k\" \"").nth(1).and_then(|rest| rest.split('"').next()).expect("a directory");
         let mut command = Command::new(last.split(' ').next().expect("a program"));
-        command.arg("-D").arg(&pgdata).arg("-k").arg(socket_dir).args([
-            "-p",
-            &port.to_string(),
-            "-c",
-            "listen_addresses=127.0.0.1",
-        ]);
+        command.arg("-D").arg(&pgdata).args(["-k", "", "-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
         for setting in ["ssl=on", "ssl_ca_file=root.crt", "fsync=off", "max_connections=100"] {
             command.args(["-c", setting]);
         }
@@ -153,14 +150,13 @@ impl Database {
         }
         // Stopped by whoever watches the directory.
         drop(command.spawn().expect("a database server"));
-        let database = Self { port };
+        let said = || std::fs::read_to_string(dir.join("secure.log")).unwrap_or_default();
         let since = std::time::Instant::now();
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            let log = || std::fs::read_to_string(dir.join("secure.log")).unwrap_or_default();
-            assert!(since.elapsed() < PATIENCE, "the database server is not there:\n{}", log());
+        while !said().contains("ready to accept connections") {
+            assert!(since.elapsed() < PATIENCE && !said().contains("FATAL"), "the database server is not there:\n{}", said());
             poll().await;
         }
-        database
+        Self { port }
     }
 }
 
@@ -213,6 +209,7 @@ fn prepare(dir: &Path, [ssl, sasl_ssl, sasl_plaintext]: [u16; 3]) {
     std::fs::write(dir.join("ca.pem"), files().text("ca.pem")).expect("a file");
     let scram = ["SCRAM-SHA-256", "SCRAM-SHA-512"].map(|mechanism| format!("{mechanism}=[name=shop,password={PASSWORD}]\n"));
     std::fs::write(dir.join("scram"), scram.concat()).expect("a file");
+    let session_ms = SESSION.as_millis();
     let mut extra = format!(
         "listeners=PLAINTEXT://127.0.0.1:@PORT@,CONTROLLER://127.0.0.1:@CONTROLLER@,SSL://127.0.0.1:{ssl},\
          SASL_SSL://127.0.0.1:{sasl_ssl},SASL_PLAINTEXT://127.0.0.1:{sasl_plaintext}\n\
@@ -224,13 +221,15 @@ fn prepare(dir: &Path, [ssl, sasl_ssl, sasl_plaintext]: [u16; 3]) {
          ssl.truststore.type=PEM\nssl.truststore.location=@DIR@/ca.pem\n\
          listener.name.ssl.ssl.client.auth=required\n\
          listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-512\n\
-         listener.name.sasl_plaintext.sasl.enabled.mechanisms=SCRAM-SHA-256\n\
-         listener.name.sasl_plaintext.scram-sha-256.connections.max.reauth.ms={}\n",
-        SESSION.as_millis()
+         listener.name.sasl_plaintext.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256\n\
+         listener.name.sasl_plaintext.plain.connections.max.reauth.ms={session_ms}\n\
+         listener.name.sasl_plaintext.scram-sha-256.connections.max.reauth.ms={session_ms}\n"
     );
     let modules = "org.apache.kafka.common.security";
+    let plain = format!("{modules}.plain.PlainLoginModule required user_shop=\"{PASSWORD}\"");
     for (listener, mechanism, module) in [
-        ("sasl_ssl", "plain", format!("{modules}.plain.PlainLoginModule required user_shop=\"{PASSWORD}\"")),
+        ("sasl_ssl", "plain", plain.clone()),
+        ("sasl_plaintext", "plain", plain),
         ("sasl_ssl", "scram-sha-512", format!("{modules}.scram.ScramLoginModule required")),
         ("sasl_plaintext", "scram-sha-256", format!("{modules}.scram.ScramLoginModule required")),
     ] {

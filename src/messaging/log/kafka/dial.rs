@@ -69,7 +69,7 @@ impl Dialer {
             None => Either::Left(stream),
             Some(tls) => {
                 let secured = TlsConnector::from(tls.clone()).connect(name(broker)?, stream).await;
-                Either::Right(Box::new(secured.map_err(final_if_refused)?))
+                Either::Right(Box::new(secured.map_err(ended_or_refused)?))
             }
         };
         let admitted_until = match &security.sasl {
@@ -117,6 +117,14 @@ fn name(broker: &str) -> Result<ServerName<'static>> {
     let host = broker.rsplit_once(':').map_or(broker, |(host, _port)| host);
     let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     ServerName::try_from(host.to_owned()).map_err(|error| Error::new(ErrorKind::InvalidInput, format!("{host}: {error}")))
+}
+
+/// Of a handshake. A broker that does not speak TLS ends it without a word, as one does that is about to end.
+fn ended_or_refused(error: Error) -> Error {
+    match error.kind() {
+        ErrorKind::UnexpectedEof => Error::new(error.kind(), "it ended the handshake; perhaps it does not speak TLS there"),
+        _ => final_if_refused(error),
+    }
 }
 
 fn final_if_refused(error: Error) -> Error {

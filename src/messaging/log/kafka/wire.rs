@@ -128,14 +128,71 @@ fn taken(answer: &mut Bytes, parts: &[&Part<'_>]) -> Option<Vec<bool>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
+    use crate::config::{Config, KafkaConfig, SaslMechanism, Secret, SecurityProtocol};
     use proptest::prelude::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
 
     proptest! {
         #[test]
         fn any_answer_ends_in_a_value(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let part = Part { topic: "t", partition: 0, records: vec![], compressed: false };
             let _ = taken(&mut bytes.into(), &[&part]);
+        }
+    }
+
+    /// Lets everybody in for `lifetime_ms`, takes no record, and counts its connections.
+    async fn broker(lifetime_ms: i64) -> (String, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, connections) = (listener.local_addr().unwrap().to_string(), Arc::<AtomicUsize>::default());
+        let count = connections.clone();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(async move {
+                    while let Ok(length) = stream.read_u32().await {
+                        let mut request = vec![0; length as usize];
+                        stream.read_exact(&mut request).await.unwrap();
+                        let mut answer = vec![0, 0, 0, 1];
+                        match request[1] {
+                            17 => answer.put_bytes(0, 6), // no error, nothing offered
+                            36 => {
+                                answer.put_bytes(0, 8); // no error, nothing said
+                                answer.put_i64(lifetime_ms);
+                            }
+                            _ => answer.put_i32(0), // of no topic
+                        }
+                        stream.write_u32(answer.len() as u32).await.unwrap();
+                        stream.write_all(&answer).await.unwrap();
+                    }
+                });
+            }
+        });
+        (address, connections)
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_used_again_until_its_session_is_almost_over() {
+        for (lifetime_ms, expected) in [(0, 1), (60_000, 1), (1, 3)] {
+            let (address, connections) = broker(lifetime_ms).await;
+            let config = KafkaConfig {
+                security_protocol: SecurityProtocol::SaslPlaintext,
+                sasl_mechanism: SaslMechanism::Plain,
+                sasl_username: Some("shop".into()),
+                sasl_password: Some(Secret::new("hunter2")),
+                ..Config::default().kafka
+            };
+            let dialer = Arc::new(Dialer::new(&config));
+            let wire = Wire::new(Arc::new(Leaders::new(&[], dialer.clone())), dialer);
+            let part = Part { topic: "t", partition: 0, records: vec![], compressed: false };
+            for _ in 0..3 {
+                assert_eq!(wire.produce(&address, &[&part], Duration::from_secs(1)).await.unwrap(), [false]);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert_eq!(connections.load(Ordering::Relaxed), expected, "{lifetime_ms}");
         }
     }
 
