@@ -28,8 +28,8 @@ upgrade-test: ## the version before on this version's schema, then replaced role
 	@scripts/kafka/kafka jars >/dev/null
 	@scripts/upgrade-test.sh $(REF)
 
-compose-test: ## the containers: build the image, start compose.yaml, ask it for a paid order, take it away; needs Docker
-	@scripts/compose-test.sh
+compose-test: ## the containers: build the image, start compose.yaml, scale it, restart all of it under load, take it away (RATE=200); needs Docker
+	@RATE=$(RATE) scripts/compose-test.sh
 
 fuzz: ## everything the OpenAPI document allows and forbids, asked of a shop of its own; EXAMPLES=n (50), SEED=n; needs Python 3
 	@scripts/fuzz.sh $(or $(EXAMPLES),50)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks the alerts as Prometheus reads them, and that each is raised by its incident and none by a shop that is well
-# (deploy/prometheus/alerts.test.yml). Wants promtool; on Debian or Ubuntu it is taken from the package without installing that.
+# (deploy/prometheus/alerts.test.yml), and the settings of Prometheus in compose.yaml. Wants promtool; on Debian or Ubuntu it is taken from the package without installing that.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -27,6 +27,12 @@ if [ -z "$promtool" ]; then
     dpkg --fsys-tarfile "$fetched"/prometheus_*.deb | tar -x -C "$tools" ./usr/bin/promtool
   fi
 fi
+
+# Beside the alerts, as compose.yaml mounts it.
+mounted=$(mktemp -d)
+trap 'rm -rf ${fetched+"$fetched"} "$mounted"' EXIT
+cp deploy/compose/prometheus.yml deploy/prometheus/alerts.yml "$mounted/"
+"$promtool" check config "$mounted/prometheus.yml" >&2
 
 cd deploy/prometheus
 "$promtool" check rules alerts.yml >&2

@@ -99,10 +99,10 @@ impl Gateway {
         Ok(Self(gateway))
     }
 
-    /// Asks every replica whether it is alive, again and again, until the gateway stops.
+    /// Follows where the services' names lead and asks every replica whether it is alive, again and again, until the gateway stops.
     pub async fn run_checks(self) {
         let Inner { orders, payments, stop, .. } = &*self.0;
-        join(replicas::watch(&orders.replicas, stop), replicas::watch(&payments.replicas, stop)).await;
+        join(orders.replicas.watch(stop), payments.replicas.watch(stop)).await;
     }
 
     /// Everything the gateway serves beside health and metrics.

@@ -5,7 +5,8 @@
 pub struct Metric {
     pub name: &'static str,
     pub kind: Kind,
-    /// Their values are bounded: by the code, the configuration or the number of partitions, never by what clients send.
+    /// Their values are bounded: by the code, the configuration, its names' addresses or the number of partitions, never by what
+    /// clients send.
     pub labels: &'static [&'static str],
     pub help: &'static str,
 }

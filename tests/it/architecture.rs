@@ -70,6 +70,13 @@ fn money_never_meets_a_float() {
     }
 }
 
+#[test]
+fn the_image_bears_the_version_of_the_crate() {
+    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Containerfile")).unwrap();
+    let versions: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("ARG VERSION=")).collect();
+    assert_eq!(versions, [env!("CARGO_PKG_VERSION")]);
+}
+
 /// File, line and path after `crate::` of every import or use in a module.
 fn imports(module: &str) -> Vec<(PathBuf, usize, String)> {
     let mut found = Vec::new();

@@ -46,6 +46,11 @@ pub struct Health {
 }
 
 impl Health {
+    /// Of one that begins now, beside others that may be at work already.
+    pub fn new_at(now_ms: u64) -> Self {
+        Self { since_ms: Some(now_ms), ..Self::default() }
+    }
+
     /// Takes note. True where what is under way at the replica should be asked elsewhere.
     pub fn see(&mut self, seen: Seen, now_ms: u64) -> bool {
         match seen {

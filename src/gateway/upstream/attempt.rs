@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_http::ResponseHead;
@@ -66,7 +67,7 @@ impl Failure {
 pub async fn attempt(
     pool: &Pool,
     deadlines: &Deadlines,
-    replica: &Replica,
+    replica: &Arc<Replica>,
     outgoing: &Outgoing<'_>,
     until: Instant,
 ) -> Result<Answer, Failure> {
@@ -74,7 +75,7 @@ pub async fn attempt(
     asked.unwrap_or_else(|| Err(Failure::late("no answer")))
 }
 
-async fn ask(pool: &Pool, replica: &Replica, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
+async fn ask(pool: &Pool, replica: &Arc<Replica>, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
     let request = written(replica, outgoing, until);
     let is_stream = outgoing.kind == Kind::Stream;
     let kept = if is_stream { None } else { pool.take(replica) };

@@ -3,9 +3,10 @@
 //! Ours because the framework's client starts a timer and a task for each request and writes head and body apart (measured with
 //! `make bench-proxy`: a seventh of what a proxied request cost), and because it ends a body that was cut off as if it were whole.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix_http::h1::{ClientCodec, ClientPayloadCodec, MessageType};
@@ -18,7 +19,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_util::codec::Decoder;
 
-use crate::gateway::replicas::Replica;
+use crate::gateway::replicas::{Replica, departures};
 
 /// A replica whose host does not even answer the handshake.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(3);
@@ -66,8 +67,7 @@ impl Connection {
     /// # Errors
     /// No connection came about: nothing was sent.
     pub async fn open(replica: &Replica) -> io::Result<Self> {
-        let connect = TcpStream::connect(replica.address());
-        let stream = timeout(CONNECT_TIME_MAX, connect).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+        let stream = timeout(CONNECT_TIME_MAX, replica.connect()).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
         stream.set_nodelay(true)?;
         let read = BytesMut::with_capacity(READ_BYTES);
         Ok(Self { stream, read, body: None, until_close: false, keeps: false, idle_since: Instant::now() })
@@ -174,16 +174,23 @@ impl Connection {
 /// Kept connections of one worker thread, by replica.
 #[derive(Default)]
 pub struct Pool {
-    idle: RefCell<HashMap<usize, Vec<Connection>>>,
+    idle: RefCell<HashMap<usize, Kept>>,
+    /// As many replicas were gone when those were last looked for whose connections nobody will take any more.
+    departures: Cell<usize>,
     /// One for all: each would have a timer.
     pub config: ServiceConfig,
+}
+
+struct Kept {
+    replica: Arc<Replica>,
+    connections: Vec<Connection>,
 }
 
 impl Pool {
     /// The one that was used last.
     pub fn take(&self, replica: &Replica) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
-        let kept = idle.get_mut(&replica.id)?;
+        let kept = &mut idle.get_mut(&replica.id())?.connections;
         while let Some(connection) = kept.pop() {
             if connection.idle_since.elapsed() > IDLE_MAX {
                 // All others were idle for longer.
@@ -196,14 +203,50 @@ impl Pool {
     }
 
     /// Keeps it, where another request may follow on it.
-    pub fn put(&self, replica: &Replica, mut connection: Connection) {
-        if connection.is_free() {
+    pub fn put(&self, replica: &Arc<Replica>, mut connection: Connection) {
+        let mut idle = self.idle.borrow_mut();
+        let departures = departures();
+        if self.departures.replace(departures) != departures {
+            idle.retain(|_, kept| !kept.replica.is_gone());
+        }
+        if connection.is_free() && !replica.is_gone() {
             connection.idle_since = Instant::now();
-            let mut idle = self.idle.borrow_mut();
-            let kept = idle.entry(replica.id).or_default();
+            let none = || Kept { replica: replica.clone(), connections: Vec::new() };
+            let kept = &mut idle.entry(replica.id()).or_insert_with(none).connections;
             if kept.len() < KEPT_MAX {
                 kept.push(connection);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::gateway::replicas::Replicas;
+
+    #[actix_web::test]
+    async fn connections_to_who_is_gone_are_closed_and_those_to_others_kept() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = |host: &str| format!("http://{host}:{}", listener.local_addr().unwrap().port());
+        let replicas = Replicas::new(&[url("127.0.0.1"), url("localhost")]).unwrap();
+        let gone = replicas.pick(&[]).unwrap().replica.clone();
+        let stays = replicas.pick(&[gone.id()]).unwrap().replica.clone();
+        let pool = Pool::default();
+        let put = async |replica: &Arc<Replica>| {
+            let mut connection = Connection::open(replica).await.unwrap();
+            connection.keeps = true;
+            pool.put(replica, connection);
+        };
+        put(&gone).await;
+        put(&stays).await;
+        assert_eq!(pool.idle.borrow().len(), 2);
+        gone.leave();
+        put(&stays).await;
+        assert!(pool.take(&gone).is_none() && pool.take(&stays).is_some());
+        put(&gone).await;
+        assert!(pool.take(&gone).is_none(), "nor is a later one kept");
     }
 }

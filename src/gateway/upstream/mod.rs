@@ -21,7 +21,7 @@ use connection::Pool;
 use deadline::Deadlines;
 use retry::{Next, Outcome, Tries};
 
-use super::replicas::{Replicas, Seen};
+use super::replicas::{Picked, Replicas, Seen};
 
 /// Connections to the services; one of these a worker thread, neither `Send` nor shared.
 pub struct Client {
@@ -87,14 +87,14 @@ impl Client {
             if left.is_zero() {
                 break;
             }
-            tried.push(picked.index);
-            let others = tried.len() < replicas.len();
+            tried.push(picked.replica.id());
+            let others = replicas.has_untried(&tried);
             let until = if others { deadline - left.saturating_sub(outgoing.wait) / 2 } else { deadline };
-            let asked = attempt(&self.pool, &self.deadlines, picked.replica, outgoing, until);
+            let asked = attempt(&self.pool, &self.deadlines, &picked.replica, outgoing, until);
             let done = if others { unless_it_dies(asked, &picked, replicas, &tried).await } else { asked.await };
             made += 1;
             let (outcome, seen) = judge(&done);
-            replicas.see(picked.index, seen);
+            replicas.see(&picked.replica, seen);
             let base = picked.replica.base();
             if let Err(failure) = &done {
                 tracing::debug!(replica = base, cause = %failure.error, made, "a try failed");
@@ -137,7 +137,7 @@ impl Client {
 /// A try, given up where the replica misses its checks and another one is well.
 async fn unless_it_dies(
     asked: impl Future<Output = Result<Answer, Failure>>,
-    picked: &super::replicas::Picked<'_>,
+    picked: &Picked,
     replicas: &Replicas,
     tried: &[usize],
 ) -> Result<Answer, Failure> {
