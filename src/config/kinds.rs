@@ -153,6 +153,10 @@ pub(super) struct Collector;
 impl Kind<String> for Collector {
     fn parse(&self, raw: &Raw) -> Result<String, String> {
         let text = raw.text()?.trim();
+        if text.is_empty() {
+            // As compose.yaml passes on a variable that nobody set.
+            return Ok(String::new());
+        }
         base_url(text).map_err(|problem| format!("{problem}: {}", shown(text)))
     }
 
@@ -338,6 +342,9 @@ mod tests {
         }
         assert!(!one("http://u:hunter2@a:1").unwrap_err().contains("hunter2"));
         assert!(Replicas.parse(&Raw::List(Vec::new())).is_err());
+        assert_eq!(Collector.parse(&text("http://Collector:4318/")), Ok("http://collector:4318".into()));
+        assert_eq!(Collector.parse(&text("")), Ok(String::new()), "as good as not set");
+        assert!(Collector.parse(&text("collector:4318")).is_err());
         assert_eq!(Replicas.parse(&Raw::List(vec!["http://a:1".into(), "http://b:2".into()])).unwrap().len(), 2);
     }
 
