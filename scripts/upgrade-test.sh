@@ -33,7 +33,9 @@ if [ ! -x "$place/shopd-$before" ]; then
   git archive "$before" | tar -x -C "$place/source"
   # In this build's folder, for its dependencies; the program is taken away before this version's takes its place. With a test beside it the
   # dependencies have the features that they have in the tests' build.
-  (cd "$place/source" && CARGO_TARGET_DIR=$target cargo build --locked --features faults --bin shopd --test sim)
+  test=sim
+  [ -d "$place/source/tests/sim" ] || test=it
+  (cd "$place/source" && CARGO_TARGET_DIR=$target cargo build --locked --features faults --bin shopd --test "$test")
   rm -f "$place"/shopd-*
   cp "$target/debug/shopd" "$place/shopd-$before"
   rm -rf "$place/source"
