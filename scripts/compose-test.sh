@@ -69,17 +69,18 @@ metrics() {
 }
 
 start_load() { # ARG…
+  rm -f "$work/load.json" "$work/load.err" # else the last one's word that it has begun would be taken for this one's
   scripts/compose-load.py "$url" --rate "$rate" --books "$work/books.json" "$@" >"$work/load.json" 2>"$work/load.err" &
   load_pid=$!
   local deadline=$((SECONDS + 30))
-  until grep -q '^compose-load: asking' "$work/load.err"; do
+  until grep -qs '^compose-load: asking' "$work/load.err"; do
     [ "$SECONDS" -lt "$deadline" ] && kill -0 "$load_pid" 2>/dev/null || die "the load does not begin: $(cat "$work/load.err")"
     sleep 0.1
   done
 }
 
 end_load() { # WHAT: ends it and says what it saw
-  kill -TERM "$load_pid"
+  kill -TERM "$load_pid" 2>/dev/null || true # one that ended by itself says why
   local rc=0
   wait "$load_pid" || rc=$?
   load_pid=
@@ -216,6 +217,14 @@ rolling() {
   until_healthy "$(ids gateway)"
   sleep 2 # of load
   end_load 'restart of the one gateway, the client asks again under its Idempotency-Key what got no answer'
+  grep -q '"repeated": [1-9]' "$work/load.json" || die 'the gateway was restarted and no client noticed: it was not under load'
+}
+
+replaced() { # each role by a new one beside it, where there is one of each
+  start_load
+  scripts/compose-roll.sh orders payments relay
+  sleep 2 # of load
+  end_load 'orders, payments and relay replaced by compose-roll.sh, no request repeated by the client'
 }
 
 behind() { # what has only one container, and keeps the data
@@ -233,7 +242,9 @@ audited() { # WHEN
   local found
   found=$(audit) || die "the audit $1: $found"
   [[ $found == *'"ok":true'* && $found == *'"offences":0'* ]] || die "the audit $1: $found"
-  show "audit $1: $(grep -oE '"(offences|orders|payments|transfers)":[0-9]+' <<<"$found" | tr '\n' ' ')"
+  show "audit $1: $(python3 -c 'import json, sys
+of = json.loads(sys.argv[1])["summary"]
+print(", ".join(f"{of[name]} {name}" for name in ("offences", "orders", "payments", "accounts", "transfers", "records")))' "$found")"
 }
 
 kept() {
@@ -259,6 +270,7 @@ rolling
 behind
 audited 'after all restarts'
 kept
-audited 'after down and up'
+replaced
+audited 'after down, up and replacing'
 say "all as it should be, in $SECONDS s:"
 printf '  %s\n' "${shown[@]}" >&2
