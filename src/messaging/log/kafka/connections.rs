@@ -43,12 +43,12 @@ pub(super) fn meaning(topic: &str, error: &Error) -> LogError {
                 | P::TopicAuthorizationFailed
                 | P::ClusterAuthorizationFailed
                 | P::InvalidPartitions
-                | P::InvalidReplicationFactor
                 | P::PolicyViolation
                 | P::InvalidConfig
                 | P::UnsupportedVersion,
             ..
         } => LogError::Defect(error.to_string()),
+        // Too few brokers for the copies, too: we ask for the broker's default, so they are away or have only just started.
         _ => LogError::Unavailable(error.to_string()),
     }
 }
@@ -215,5 +215,25 @@ impl Connections {
     /// Forgets what is known about topics, after some were made.
     pub async fn forget_topics(&self) {
         *self.topics.lock().await = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rskafka::client::error::RequestContext;
+
+    use super::*;
+
+    fn refused(protocol_error: ProtocolError) -> LogError {
+        let request = RequestContext::Topic("t".into());
+        meaning("t", &Error::ServerError { protocol_error, error_message: None, request, response: None, is_virtual: false })
+    }
+
+    #[test]
+    fn too_few_brokers_for_a_topics_copies_are_waited_for_and_what_no_broker_will_ever_do_is_not() {
+        assert!(refused(ProtocolError::InvalidReplicationFactor).is_transient());
+        for hopeless in [ProtocolError::InvalidTopicException, ProtocolError::PolicyViolation, ProtocolError::InvalidPartitions] {
+            assert!(matches!(refused(hopeless), LogError::Defect(_)), "{hopeless:?}");
+        }
     }
 }
