@@ -1,7 +1,7 @@
 # What one does with this project every day. `make` alone lists it.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help run test torture restore-test upgrade-test compose-test fuzz bench bench-proxy bench-micro gate supply sbom advisories lint fmt
+.PHONY: help run test torture restore-test upgrade-test compose-test pictures fuzz bench bench-proxy bench-micro gate supply sbom advisories lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -30,6 +30,9 @@ upgrade-test: ## the version before on this version's schema, then replaced role
 
 compose-test: ## the containers: build the image, start compose.yaml, scale it, restart all of it under load, take it away (RATE=200); needs Docker
 	@RATE=$(RATE) scripts/compose-test.sh
+
+pictures: ## docs/pictures: the dashboard over a broker's outage under load, and a trace where a Jaeger is found; needs a release build
+	@scripts/pictures.sh $(RATE)
 
 fuzz: ## everything the OpenAPI document allows and forbids, asked of a shop of its own; EXAMPLES=n (50), SEED=n; needs Python 3
 	@scripts/fuzz.sh $(or $(EXAMPLES),50)
