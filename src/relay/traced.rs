@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use bytes::Bytes;
-
 use crate::contracts::Envelope;
 use crate::messaging::log::Record;
 use crate::messaging::outbox::Row;
@@ -30,13 +28,14 @@ struct One {
 impl Sending {
     pub fn begin(rows: &[Row]) -> Self {
         let (tracer, debugged) = (Tracer::of("relay"), tracing::enabled!(tracing::Level::DEBUG));
-        let wanted = |one: &One| debugged || tracer.wants(&one.parent);
         let began = SystemTime::now();
-        let rows_read = match tracer.is_on() || debugged {
-            true => rows.iter().filter_map(|row| One::of(&row.record, began)).filter(wanted).collect(),
-            false => Vec::new(),
+        let wanted = |row: &Row| {
+            // Before anything else of it is read: most are in traces that nobody records.
+            let parent = parent(&row.record)?;
+            (debugged || tracer.wants(&parent)).then(|| One::of(&row.record, parent, began))
         };
-        Self { tracer, began, together: rows.len(), rows: rows_read }
+        let found = if tracer.is_on() || debugged { rows.iter().filter_map(wanted).collect() } else { Vec::new() };
+        Self { tracer, began, together: rows.len(), rows: found }
     }
 
     pub fn acknowledged(self) {
@@ -61,12 +60,17 @@ impl Sending {
     }
 }
 
+/// The span of who wrote it; `None` of what is in no trace.
+fn parent(record: &Record) -> Option<TraceContext> {
+    let (_, value) = record.headers.iter().find(|(name, _)| name == "traceparent")?;
+    TraceContext::parse(std::str::from_utf8(value).ok()?)
+}
+
 impl One {
-    /// `None` of what is in no trace.
-    fn of(record: &Record, now: SystemTime) -> Option<Self> {
-        let headers = record.headers.iter().map(|(name, value): &(_, Bytes)| (name.to_string(), value.to_vec())).collect();
-        let Envelope { event_id, time, trace, request_id, .. } = Envelope::read(&headers);
+    fn of(record: &Record, parent: TraceContext, now: SystemTime) -> Self {
+        let headers = record.headers.iter().map(|(name, value)| (name.to_string(), value.to_vec())).collect();
+        let Envelope { event_id, time, request_id, .. } = Envelope::read(&headers);
         let written = time.map_or(now, SystemTime::from).min(now);
-        Some(Self { topic: record.topic.clone(), event_id: event_id.unwrap_or_default(), written, parent: trace?, request_id })
+        Self { topic: record.topic.clone(), event_id: event_id.unwrap_or_default(), written, parent, request_id }
     }
 }
