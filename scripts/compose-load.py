@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Asks a running shop through its gateway at a steady rate, until told to stop, and then holds the shop to what it was told.
 
-    compose-load.py URL [--rate N] [--clients N] [--users N] [--repeat nothing|broken|all] [--books FILE]
+    compose-load.py URL [--rate N] [--clients N] [--users N] [--orders-only] [--repeat nothing|broken|all] [--books FILE]
     compose-load.py URL --look-again FILE
 
-Of ten requests six place an order, three read one, one deposits. SIGTERM or SIGINT ends the asking. Then every order that was accepted
-must be there, once, and final, and every balance must be what was deposited less what was paid; FILE keeps what was found, beside what
-earlier runs did, and --look-again compares a shop with it, later.
+Of ten requests six place an order, three read one, one deposits; with --orders-only all place one. SIGTERM or SIGINT ends the asking.
+Then every order that was accepted must be there, once, and final, and every balance must be what was deposited less what was paid; FILE
+keeps what was found, beside what earlier runs did, and --look-again compares a shop with it, later.
 
 A request that got no answer, or one of 500 and more, is a failure. With --repeat broken one without an answer is asked again, with
 --repeat all any of them, as a careful client does: a POST under the same Idempotency-Key, for half a minute.
@@ -251,7 +251,7 @@ def load(args):
             early_s = began + number / args.rate - time.monotonic()
             if early_s > 0 and stop.wait(early_s):
                 return
-            one(mine, books, args.repeat, number % 10, users)
+            one(mine, books, args.repeat, 0 if args.orders_only else number % 10, users)
 
     threads = [threading.Thread(target=run) for _ in range(args.clients)]
     for thread in threads:
@@ -308,6 +308,7 @@ def main():
     parser.add_argument("--rate", type=float, default=200, help="requests a second (200)")
     parser.add_argument("--clients", type=int, default=32, help="connections (32)")
     parser.add_argument("--users", type=int, default=20, help="accounts (20)")
+    parser.add_argument("--orders-only", action="store_true", help="places orders, and asks nothing else")
     parser.add_argument("--seconds", type=float, default=0, help="stops by itself after so long")
     parser.add_argument("--repeat", choices=("nothing", "broken", "all"), default="nothing")
     parser.add_argument("--books", metavar="FILE", help="where to keep what was found at the end")

@@ -6,11 +6,13 @@
 #   down and up with the data kept
 #
 # Under a project name of its own and at a free port, so that a shop which runs on this machine already, and what it keeps, is not
-# touched. Takes everything away again. Wants Docker with compose and buildx, curl, and Python 3.9. RATE=n: requests a second (200).
+# touched. Takes everything away again. Wants Docker with compose and buildx, curl, and Python 3.9. RATE=n: requests a second (200);
+# ORDERS_RATE=n: orders a second while memory is measured (1000).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 rate=${RATE:-200} # requests a second
+orders_rate=${ORDERS_RATE:-1000} # orders a second, while memory is measured
 image_bytes_max=60000000
 
 say() { echo "compose-test: $*" >&2; }
@@ -68,7 +70,7 @@ metrics() {
     bash -c "exec 3<>/dev/tcp/$2/$3; printf 'GET /metrics HTTP/1.1\r\nHost: $2\r\nConnection: close\r\n\r\n' >&3; cat <&3"
 }
 
-start_load() { # ARG…
+start_load() { # ARG…: they come last, and outdo what is said here
   rm -f "$work/load.json" "$work/load.err" # else the last one's word that it has begun would be taken for this one's
   scripts/compose-load.py "$url" --rate "$rate" --books "$work/books.json" "$@" >"$work/load.json" 2>"$work/load.err" &
   load_pid=$!
@@ -184,6 +186,13 @@ networks() {
   show 'databases and Kafka are reached from their own networks, not from the gateway'\''s, nor by the wrong service'
 }
 
+busy() { # one of each role
+  start_load --rate "$orders_rate" --orders-only --clients 16
+  sleep 15 # of load
+  show "$(memory "at $orders_rate orders/s, if so many were asked")"
+  end_load 'under orders alone, one of each role'
+}
+
 scaled() {
   docker compose up -d --wait --wait-timeout 120 --no-recreate --scale orders=3 --scale payments=2 --scale relay=2
   start_load
@@ -264,6 +273,7 @@ bounds
 networks
 docker compose --profile observability --profile commands config --quiet
 show "$(memory 'at rest')"
+busy
 scaled
 show "$(memory 'after load')"
 rolling
