@@ -44,8 +44,9 @@ impl Answer {
 async fn start(routes: Routes) -> Running {
     let readiness = Readiness::new(|| async { vec!["database".to_owned()] });
     let (any, drain) = (SocketAddr::from(([127, 0, 0, 1], 0)), Duration::from_secs(5));
-    let bound = bind("orders", any, &http_config(), drain, routes, readiness).unwrap();
-    let (addr, stop) = (bound.local_addr, Shutdown::new());
+    let port = Port::open("orders", any).unwrap();
+    let (addr, stop) = (port.local_addr, Shutdown::new());
+    let bound = bind(port, &http_config(), drain, routes, readiness).unwrap();
     Running { addr, task: tokio::spawn(bound.run(stop.clone())), stop }
 }
 

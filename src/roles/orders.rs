@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::contracts::PAYMENT_STATUS_UPDATES;
 use crate::db::{Db, Notifier};
 use crate::http::idempotency::keep_pruned;
-use crate::http::{self, Bound, Readiness, ServeError};
+use crate::http::{self, Bound, Port, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::{Consumer, PgInbox, outbox};
 use crate::orders::{self, Live, OnPayment, Orders, SweepRules, Sweeper};
@@ -18,6 +18,7 @@ use crate::shutdown::Shutdown;
 use super::{DRAIN_ALONE, RoleError};
 
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
+    let port = open(&config)?;
     let db = super::database(config.orders.database_url.as_ref(), "orders.database_url", "orders", &config)?;
     let batches = super::batches(config.orders.database_url.as_ref(), "orders.database_url", "orders", &config)?;
     let log = super::kafka(&config)?;
@@ -30,7 +31,7 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
     let depth = outbox::watch_depth(db.clone(), "orders", stop.clone());
     let orders = Orders::with_live(db, notifier, live);
-    let (bound, readiness) = bind(&config, orders, super::share(&config, DRAIN_ALONE))?;
+    let (bound, readiness) = bind(port, &config, orders, super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("orders", readiness, stop.clone()));
     let consumer = consumer(&config, batches, log, super::owner("orders"), ended);
     let (consumed, swept) = (consumer.run(stop.clone()), orders::run_sweeper(sweeper, stop.clone()));
@@ -40,14 +41,18 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     super::together(bound.run(stop.clone()), worker, &stop).await
 }
 
-pub(super) fn bind(config: &Config, orders: Orders, drain: Duration) -> Result<(Bound, Readiness), ServeError> {
+pub(super) fn open(config: &Config) -> Result<Port, ServeError> {
+    Port::open("orders", config.orders.listen)
+}
+
+pub(super) fn bind(port: Port, config: &Config, orders: Orders, drain: Duration) -> Result<(Bound, Readiness), ServeError> {
     let asked = orders.clone();
     let readiness = Readiness::new(move || {
         let orders = asked.clone();
         async move { orders.missing().await }
     });
     let routes = orders::routes(orders);
-    let bound = http::bind("orders", config.orders.listen, &config.http, drain, routes, readiness.clone())?;
+    let bound = http::bind(port, &config.http, drain, routes, readiness.clone())?;
     Ok((bound, readiness))
 }
 

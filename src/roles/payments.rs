@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::contracts::ORDER_PAYMENT_REQUESTS;
 use crate::db::{Db, Notifier};
 use crate::http::idempotency::keep_pruned;
-use crate::http::{self, Bound, Readiness, ServeError};
+use crate::http::{self, Bound, Port, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::{Consumer, PgInbox, outbox};
 use crate::payments::{self, OnOrder, Payments};
@@ -18,13 +18,14 @@ use crate::shutdown::Shutdown;
 use super::{DRAIN_ALONE, RoleError};
 
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
+    let port = open(&config)?;
     let db = super::database(config.payments.database_url.as_ref(), "payments.database_url", "payments", &config)?;
     let batches = super::batches(config.payments.database_url.as_ref(), "payments.database_url", "payments", &config)?;
     let log = super::kafka(&config)?;
     let notifier = Notifier::start(db.clone(), &[(outbox::CHANNEL, Arc::new(Notify::new()))], stop.clone());
     let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
     let depth = outbox::watch_depth(db.clone(), "payments", stop.clone());
-    let (bound, readiness) = bind(&config, Payments::new(db), super::share(&config, DRAIN_ALONE))?;
+    let (bound, readiness) = bind(port, &config, Payments::new(db), super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("payments", readiness, stop.clone()));
     let consumer = consumer(&config, batches, log, super::owner("payments"), notifier);
     let consumed = consumer.run(stop.clone());
@@ -34,14 +35,18 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     super::together(bound.run(stop.clone()), worker, &stop).await
 }
 
-pub(super) fn bind(config: &Config, payments: Payments, drain: Duration) -> Result<(Bound, Readiness), ServeError> {
+pub(super) fn open(config: &Config) -> Result<Port, ServeError> {
+    Port::open("payments", config.payments.listen)
+}
+
+pub(super) fn bind(port: Port, config: &Config, payments: Payments, drain: Duration) -> Result<(Bound, Readiness), ServeError> {
     let asked = payments.clone();
     let readiness = Readiness::new(move || {
         let payments = asked.clone();
         async move { payments.missing().await }
     });
     let routes = payments::routes(payments);
-    let bound = http::bind("payments", config.payments.listen, &config.http, drain, routes, readiness.clone())?;
+    let bound = http::bind(port, &config.http, drain, routes, readiness.clone())?;
     Ok((bound, readiness))
 }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use crate::config::Config;
+use crate::config::{Config, HttpConfig};
 use crate::db::{self, Db, Schema};
-use crate::http::{self, Bound, Readiness, Routes, ServeError};
+use crate::http::{self, Bound, Port, Readiness, Routes, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::relay::Relay;
 use crate::shutdown::Shutdown;
@@ -15,10 +15,12 @@ use crate::shutdown::Shutdown;
 use super::{DRAIN_ALONE, RoleError};
 
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
+    let port = open(&config)?;
     let orders = super::database(config.orders.database_url.as_ref(), "orders.database_url", "relay", &config)?;
     let payments = super::database(config.payments.database_url.as_ref(), "payments.database_url", "relay", &config)?;
     let log = super::kafka(&config)?;
-    let (bound, readiness) = bind(&config, orders.clone(), payments.clone(), log.clone(), super::share(&config, DRAIN_ALONE))?;
+    let (bound, readiness) =
+        bind(port, &config, orders.clone(), payments.clone(), log.clone(), super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("relay", readiness, stop.clone()));
     let owner = super::owner("relay");
     let relay = |db: Db, name| relay(&config, db, log.clone(), name, owner.clone(), Arc::new(Notify::new()));
@@ -36,8 +38,13 @@ pub(super) fn relay(config: &Config, db: Db, log: SharedLog, name: &'static str,
     Relay { db, log, name, owner, config: config.relay.clone(), partitions: config.kafka.partitions, wake }
 }
 
+pub(super) fn open(config: &Config) -> Result<Port, ServeError> {
+    Port::open("relay", config.relay.listen)
+}
+
 /// Ready with both databases and the broker.
 pub(super) fn bind(
+    port: Port,
     config: &Config,
     orders: Db,
     payments: Db,
@@ -61,6 +68,8 @@ pub(super) fn bind(
             missing
         }
     });
-    let bound = http::bind("relay", config.relay.listen, &config.http, drain, Routes::new(), readiness.clone())?;
+    // Nobody but a probe and Prometheus asks; a worker more would wake up for nothing.
+    let http = HttpConfig { workers: 1, ..config.http.clone() };
+    let bound = http::bind(port, &http, drain, Routes::new(), readiness.clone())?;
     Ok((bound, readiness))
 }

@@ -67,3 +67,23 @@ fn a_health_check_of_a_role_that_is_not_there_fails() {
     assert!(stderr(&output)[0].starts_with("shopd: relay: "));
     assert_eq!(shopd(&["healthcheck", "relay"], &[("SHOPD__RELAY__LISTEN", "127.0.0.1:0")]).status.code(), Some(2));
 }
+
+#[test]
+fn a_port_that_is_taken_is_said_before_a_server_is_made() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("its address").to_string();
+    let dir = tempfile::tempdir().expect("a folder");
+    let data = dir.path().join("data");
+    let any = "127.0.0.1:0";
+    let environment = [
+        ("SHOPD__GATEWAY__LISTEN", address.as_str()),
+        ("SHOPD__ORDERS__LISTEN", any),
+        ("SHOPD__PAYMENTS__LISTEN", any),
+        ("SHOPD__RELAY__LISTEN", any),
+    ];
+    let output = shopd(&["all", "--data-dir", data.to_str().expect("a name")], &environment);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = stderr(&output).concat();
+    assert!(said.contains(&address) && said.contains("gateway.listen"), "{said}");
+    assert!(!data.exists());
+}

@@ -83,6 +83,7 @@ struct Line {
 impl Bench {
     async fn new() -> Self {
         let mut config = Config::default();
+        config.database = postgres::config();
         config.kafka.fetch_wait = Duration::from_millis(300);
         config.consumer.lease = Duration::from_millis(1_000);
         let (orders, payments) = (postgres::database("orders").await, postgres::database("payments").await);
@@ -257,7 +258,8 @@ async fn a_poison_message_among_ten_thousand_good_ones_holds_up_only_its_key_who
     let without = p99(false).await;
     let with = p99(true).await;
     println!("p99 from the log to the table: {without} ms without a poison message, {with} ms with one");
-    assert!(with < without + 1_000, "{with} ms with, {without} ms without");
+    // Apart from stalls of the machine: who waited for the poison message would wait until it is redriven.
+    assert!(with < without + 5_000, "{with} ms with, {without} ms without");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

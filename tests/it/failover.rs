@@ -15,7 +15,7 @@ use shopd::db::{Db, sql};
 use shopd::shutdown::Shutdown;
 
 use crate::support::books::{assert_balanced, connect, count};
-use crate::support::shop::{Client, Four, PATIENCE, Process, poll};
+use crate::support::shop::{Client, ENDS_WHO_IS_FROZEN, Four, PATIENCE, Process, poll};
 use crate::support::{kafka, postgres};
 
 /// Enough that every partition always has something.
@@ -123,7 +123,8 @@ struct Stand {
 impl Stand {
     async fn new(prefix: &str) -> Self {
         let (orders, payments) = (postgres::database("orders").await, postgres::database("payments").await);
-        let shop = Four::start(&kafka::shared().await, &orders, &payments, &format!("{prefix}{}", kafka::prefix())).await;
+        let prefix = format!("{prefix}{}", kafka::prefix());
+        let shop = Four::start_with(&kafka::shared().await, &orders, &payments, &prefix, &ENDS_WHO_IS_FROZEN).await;
         for user in 0..USERS {
             shop.client.account(&format!("u{user}"), "1000000").await;
         }
@@ -201,7 +202,7 @@ async fn freeze_inside_a_transaction(payments: &Db, process: &Process) -> Instan
     .await
         == 0
     {
-        assert!(since.elapsed() < Duration::from_secs(2), "its batch comes to the locked accounts");
+        assert!(since.elapsed() < PATIENCE, "its batch comes to the locked accounts");
         tokio::time::sleep(Duration::from_millis(5)).await; // a poll
     }
     process.signal(Signal::SIGSTOP);

@@ -6,11 +6,13 @@ pub mod suite;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use shopd::messaging::log::{Log, Record, SharedLog, StoredRecord};
+
+use crate::support::shop::{PATIENCE, poll};
 
 /// Nothing in these tests takes longer, on the slowest machine.
 const LONG: Duration = Duration::from_secs(30);
@@ -18,22 +20,28 @@ const BYTES_MAX: i32 = 1 << 20;
 
 /// A log, empty at first, and as many processes on it as a test likes.
 pub struct Subject {
-    open: Box<dyn Fn() -> SharedLog + Send + Sync>,
+    open: Box<dyn Fn(Duration) -> SharedLog + Send + Sync>,
 }
 
 impl Subject {
-    pub fn new(open: impl Fn() -> SharedLog + Send + Sync + 'static) -> Self {
+    /// `open` is told how long an idle fetch waits.
+    pub fn new(open: impl Fn(Duration) -> SharedLog + Send + Sync + 'static) -> Self {
         Self { open: Box::new(open) }
     }
 
     /// Another process's handle: it shares nothing with the handles before but the log.
     pub fn open(&self) -> SharedLog {
-        (self.open)()
+        self.open_waiting(FETCH_WAIT)
+    }
+
+    /// The same, for a test in which an idle fetch ends.
+    pub fn open_waiting(&self, fetch_wait: Duration) -> SharedLog {
+        (self.open)(fetch_wait)
     }
 }
 
-/// How long an idle fetch waits in these tests.
-pub const FETCH_WAIT: Duration = Duration::from_millis(1_500);
+/// How long an idle fetch waits in tests that do not wait for its end: beyond what they allow for anything else.
+pub const FETCH_WAIT: Duration = Duration::from_secs(10);
 
 pub fn record(topic: &str, key: &str, value: impl Into<Bytes>) -> Record {
     Record {
@@ -67,6 +75,15 @@ pub async fn read(log: &dyn Log, topic: &str, partition: i32, from: i64, count: 
     };
     tokio::time::timeout(LONG, reading).await.unwrap_or_else(|_| panic!("{topic}/{partition}: {count} records wanted"));
     records
+}
+
+/// Waits until the log answers a ping: it has a second for that, which a busy machine may take away.
+pub async fn until_it_answers(log: &dyn Log) {
+    let since = Instant::now();
+    while let Err(error) = log.ping().await {
+        assert!(error.is_transient() && since.elapsed() < PATIENCE, "{error:?}");
+        poll().await;
+    }
 }
 
 pub fn offsets(records: &[StoredRecord]) -> Vec<i64> {

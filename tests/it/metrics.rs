@@ -130,7 +130,20 @@ async fn a_running_shop_exposes_what_the_catalogue_says_and_figures_that_are_tru
         shop.client.ended(&order).await;
     }
 
-    let mut exposed = scrape(&shop).await;
+    // What a client sees of a record is counted just after.
+    let counted = |exposed: &Exposed, name: &str, label: &str, value: &str| -> f64 {
+        let those = exposed.get(name).into_iter().flatten().filter(|(labels, _)| labels.get(label).is_some_and(|of| of == value));
+        those.map(|(_, value)| *value).sum()
+    };
+    let mut exposed = Exposed::new();
+    until("everything is counted", async || {
+        exposed = scrape(&shop).await;
+        let consumed = |topic| counted(&exposed, "shopd_consumer_records_total", "topic", topic) >= 3.0;
+        let published = |outbox| counted(&exposed, "shopd_relay_rows_total", "outbox", outbox) >= 3.0;
+        ["order-payment-requests", "payment-status-updates"].into_iter().all(consumed)
+            && ["orders", "payments"].into_iter().all(published)
+    })
+    .await;
     for (name, series) in &exposed {
         let metric = known(name).unwrap_or_else(|| panic!("{name} is exposed and not in the catalogue"));
         for (labels, _) in series {

@@ -13,6 +13,7 @@ use shopd::db::{self, Conn, Schema};
 
 use crate::support::books::connect;
 use crate::support::postgres;
+use crate::support::shop::PATIENCE;
 
 /// Begins the line that lets a file take something away.
 const EXCUSE: &str = "-- takes away:";
@@ -188,7 +189,7 @@ async fn until_somebody_waits(session: &mut Conn) {
         if not exists (select 1 from pg_locks where not granted and relation = 'orders'::regclass) then raise 'not yet'; end if; end $$";
     let since = Instant::now();
     while session.batch_execute(asking).await.is_err() {
-        assert!(since.elapsed() < Duration::from_secs(20), "nobody comes");
+        assert!(since.elapsed() < PATIENCE, "nobody comes");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -209,11 +210,15 @@ async fn a_migration_that_waits_for_a_long_reader_keeps_no_writer_waiting_for_lo
 
     // The control: somebody who waits for his lock keeps the writer out.
     let mut patient = db.dedicated().await.expect("a session");
-    let waiting =
-        tokio::spawn(async move { patient.batch_execute("set lock_timeout = '4s'; alter table orders add column x int").await });
+    let waiting = tokio::spawn(async move {
+        patient.batch_execute("set lock_timeout = '60s'; set statement_timeout = '60s'").await.expect("patience");
+        patient.batch_execute("alter table orders add column x int").await
+    });
     until_somebody_waits(&mut writer).await;
     writer.batch_execute("set lock_timeout = '1500ms'").await.expect("impatience");
     assert!(writer.batch_execute(INSERT).await.is_err(), "a writer waits behind it");
+    let cancel = "select pg_cancel_backend(pid) from pg_locks where not granted and relation = 'orders'::regclass";
+    writer.batch_execute(cancel).await.expect(cancel);
     assert!(waiting.await.expect("a task").is_err(), "the reader is still there");
 
     let migrating = tokio::spawn({
@@ -224,7 +229,7 @@ async fn a_migration_that_waits_for_a_long_reader_keeps_no_writer_waiting_for_lo
     writer.batch_execute("set lock_timeout = '20s'; set statement_timeout = '20s'").await.expect("patience");
     let since = Instant::now();
     writer.batch_execute(INSERT).await.expect("an order is placed all the same");
-    assert!(since.elapsed() < Duration::from_secs(5), "the writer waited {:?}", since.elapsed());
+    assert!(since.elapsed() < Duration::from_secs(15), "the writer waited {:?}", since.elapsed());
     assert!(!migrating.is_finished(), "the reader is still there");
     reader.batch_execute("commit").await.expect("the reader ends");
     let applied = tokio::time::timeout(Duration::from_secs(30), migrating).await.expect("in time").expect("a task");

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::support::books::{assert_balanced, connect, facts};
 use crate::support::inside::until;
-use crate::support::shop::{Client, Four, Process};
+use crate::support::shop::{Client, ENDS_WHO_IS_FROZEN, Four, Process};
 use crate::support::{kafka, postgres};
 
 const CLIENTS: usize = 8;
@@ -24,7 +24,7 @@ const BETWEEN: usize = 300;
 /// How long a frozen replica stays so.
 const FROZEN: Duration = Duration::from_secs(3);
 /// No request takes longer, frozen replica or not.
-const SLOWEST: Duration = Duration::from_secs(6);
+const SLOWEST: Duration = Duration::from_secs(12);
 
 fn rounds() -> usize {
     std::env::var("SHOPD_TEST_REPLICA_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(1)
@@ -79,7 +79,7 @@ struct Stand {
 impl Stand {
     async fn start() -> Self {
         let urls = [postgres::database("orders").await, postgres::database("payments").await];
-        let shop = Four::start(&kafka::shared().await, &urls[0], &urls[1], &kafka::prefix()).await;
+        let shop = Four::start_with(&kafka::shared().await, &urls[0], &urls[1], &kafka::prefix(), &ENDS_WHO_IS_FROZEN).await;
         let mut seconds = BTreeMap::new();
         let mut env = shop.env.clone();
         for role in ["orders", "payments"] {

@@ -18,7 +18,7 @@ use uuid::Uuid;
 use crate::live::client::{Frame, WebSocket};
 use crate::support::books::{assert_balanced, connect, count, facts};
 use crate::support::inside::until;
-use crate::support::shop::{Client, Four, PATIENCE, Process, poll};
+use crate::support::shop::{Client, ENDS_WHO_IS_FROZEN, Four, PATIENCE, Process, poll};
 use crate::support::{kafka, postgres};
 use watch::{Resumes, Watch};
 
@@ -51,7 +51,7 @@ struct Stand {
 impl Stand {
     async fn start() -> Self {
         let urls = [postgres::database("orders").await, postgres::database("payments").await];
-        let shop = Four::start(&kafka::shared().await, &urls[0], &urls[1], &kafka::prefix()).await;
+        let shop = Four::start_with(&kafka::shared().await, &urls[0], &urls[1], &kafka::prefix(), &ENDS_WHO_IS_FROZEN).await;
         let second = Process::start(&["orders"], &shop.env);
         let address = second.address("orders").await;
         Client::new(address.clone()).ready().await;

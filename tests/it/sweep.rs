@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::support::books::count;
 use crate::support::inside::{Inside, until};
+use crate::support::shop::PATIENCE;
 
 const AFTER: Duration = Duration::from_millis(200);
 const LEASE: Duration = Duration::from_secs(3);
@@ -179,15 +180,18 @@ async fn the_cap_holds_for_all_replicas_together_and_the_oldest_come_first() {
     send(&shop).await;
     let_pass(&shop, 60).await;
     // Twenty a second in sweeps of 100 ms: two each.
+    const TWO_EACH: Duration = Duration::from_millis(100);
     let replicas = [shop.sweeper(AFTER, 20), shop.sweeper(AFTER, 20), shop.sweeper(AFTER, 20)];
     let began = std::time::Instant::now();
     let mut asked = 0;
-    while began.elapsed() < Duration::from_secs(2) {
+    while began.elapsed() < Duration::from_secs(2) || asked < 4 {
+        assert!(began.elapsed() < PATIENCE, "{asked} asked for");
         let swept = futures::future::join_all(replicas.iter().map(Sweep::sweep)).await;
         asked += swept.into_iter().map(|swept| swept.unwrap().asked).sum::<u64>();
         tokio::task::yield_now().await;
     }
-    assert!((4..=44).contains(&asked), "{asked} in two seconds");
+    let elapsed = began.elapsed();
+    assert!(asked <= 2 * (elapsed.as_millis() / TWO_EACH.as_millis() + 2) as u64, "{asked} in {elapsed:?}");
     let repeats: Vec<Uuid> =
         outbox(&shop).await[300..].iter().map(|row| PaymentRequested::decode(&row.payload).unwrap().order_id).collect();
     assert_eq!(repeats.len() as u64, asked);
@@ -203,8 +207,10 @@ async fn a_replica_that_sweeps_holds_up_no_other() {
     send(&shop).await;
     let_pass(&shop, 60).await;
     let mut other = shop.orders.dedicated().await.unwrap();
-    other.batch_execute("begin; select from sweep_cursor for update").await.unwrap();
-    let swept = tokio::time::timeout(Duration::from_millis(1_500), sweeper.sweep()).await.expect("at once").unwrap();
+    let begin = "begin; set local idle_in_transaction_session_timeout = 0; select from sweep_cursor for update";
+    other.batch_execute(begin).await.unwrap();
+    // One that waited for the other would fail by its `lock_timeout`.
+    let swept = tokio::time::timeout(Duration::from_secs(20), sweeper.sweep()).await.expect("at once").unwrap();
     assert_eq!(swept.asked, 0);
     other.batch_execute("rollback").await.unwrap();
     assert_eq!(sweeper.sweep().await.unwrap().asked, 1);
@@ -282,7 +288,7 @@ async fn a_long_past_is_walked_once_in_bounded_steps() {
         (looked, sweeps, found) = (looked + swept.looked, sweeps + 1, found + swept.found);
     }
     assert_eq!((looked, found), (orders, orders / 10_000));
-    assert!(longest < Duration::from_secs(4), "{longest:?}");
+    assert!(longest < Duration::from_secs(20), "{longest:?}");
     let again = sweep(&shop, &sweeper).await;
     assert_eq!(again.looked, 0, "{again:?}");
     let began = std::time::Instant::now();
@@ -302,5 +308,5 @@ async fn the_sweepers_loop_heals_and_ends_when_it_is_told() {
         .await;
     end_all(&shop).await;
     until("all are forgotten", async || in_retry(&shop).await == 0).await;
-    tokio::time::timeout(Duration::from_secs(2), part.stop()).await.expect("it ends at once");
+    tokio::time::timeout(Duration::from_secs(20), part.stop()).await.expect("it ends at once");
 }

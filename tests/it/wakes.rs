@@ -1,9 +1,9 @@
 //! Wake-ups between processes, over a real server.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use shopd::config::{Config, Secret};
+use shopd::config::Secret;
 use shopd::db::{Db, Listener, Notifier};
 use shopd::shutdown::Shutdown;
 use tokio::sync::Notify;
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SILENCE: Duration = Duration::from_millis(300);
 
 fn process(url: &str) -> Db {
-    Db::new(&Secret::new(url.to_owned()), "test", &Config::default().database).unwrap()
+    Db::new(&Secret::new(url.to_owned()), "test", &postgres::config()).unwrap()
 }
 
 /// Listens, and returns when it does.
@@ -55,23 +55,23 @@ async fn of_a_stream_of_commits_others_hear_every_few_milliseconds_and_of_the_la
     let (here, there, stop) = (process(&url), process(&url), Shutdown::new());
     let elsewhere = listen(&there, &stop).await;
     let notifier = Notifier::start(here, &[(CHANNEL, Arc::new(Notify::new()))], stop.clone());
-    let commits = async {
-        let mut ticks = tokio::time::interval(Duration::from_millis(1));
-        for _ in 0..400 {
-            ticks.tick().await;
-            notifier.committed(1);
-        }
-    };
-    let mut commits = std::pin::pin!(commits);
-    let mut heard = 0;
-    loop {
+    let (began, mut ticks) = (Instant::now(), tokio::time::interval(Duration::from_millis(1)));
+    let (mut commits, mut heard) = (0, 0);
+    // On a busy machine it takes more of them until others have heard a few times.
+    while commits < 400 || heard < 5 {
+        assert!(began.elapsed() < PATIENCE, "{heard} heard of {commits}");
         tokio::select! {
             biased;
-            () = &mut commits => break,
+            _ = ticks.tick() => {
+                notifier.committed(1);
+                commits += 1;
+            }
             () = elsewhere.notified() => heard += 1,
         }
     }
-    assert!((5..=60).contains(&heard), "{heard} in 400 ms, one each 10 ms");
+    let elapsed_ms = began.elapsed().as_millis();
+    assert!(heard <= elapsed_ms / 10 * 3 / 2 + 10, "{heard} in {elapsed_ms} ms, one each 10 ms");
+    notifier.committed(1);
     assert!(is_woken(&elsewhere, PATIENCE).await, "of the last ones");
     stop.stop();
 }

@@ -59,8 +59,14 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     let quick = bench.options.quick;
     let shop = Shop::open(&bench.servers, &ROLES).await?;
     shop.accounts(SPREAD).await?;
-    step("steady: what the whole flow holds through the gateway");
-    let (most, most_cost) = most(&shop, bench.options.time(3, 15).min(Duration::from_secs(15))).await?;
+    let (most, most_cost) = match bench.options.rate {
+        // A trial of that rate alone.
+        Some(rate) => (rate as f64 * 2.0, Rate::default()),
+        None => {
+            step("steady: what the whole flow holds through the gateway");
+            most(&shop, bench.options.time(3, 15).min(Duration::from_secs(15))).await?
+        }
+    };
 
     let time = bench.options.time(10, 300);
     // A broker compiles what it does often, and so much is new to it: small requests, many of them.
@@ -80,7 +86,11 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
         .await?;
     let rows = (row.try_get(0)?, row.try_get(1)?);
 
-    let shares: &[f64] = if quick { &[0.1, 0.5, 0.9] } else { &[0.1, 0.25, 0.5, 0.75, 0.9] };
+    let shares: &[f64] = match bench.options.rate {
+        Some(_) => &[],
+        None if quick => &[0.1, 0.5, 0.9],
+        None => &[0.1, 0.25, 0.5, 0.75, 0.9],
+    };
     let mut curve = Vec::new();
     for share in shares {
         step(&format!("steady: {:.0} % of that", share * 100.0));
@@ -167,6 +177,8 @@ second beside all that shows when the disk itself stands still: a commit cannot 
             writeln!(text, "| | | POST to `Finished` | {} | | |", run.finished.cells())?;
             writeln!(text, "| | | a page to the disk | {} | | |", run.disk.cells())?;
         }
+        let rates = Rates(vec![steady.cost.clone()]);
+        writeln!(text, "\nOf an order's CPU at half, us: {}; the load {:.1}.", rates.by_process(), rates.load_us().median())?;
         let (p50, p99) = self.rows;
         writeln!(
             text,

@@ -76,7 +76,8 @@ impl Health {
             Seen::CheckMissed => {
                 self.missed = self.missed.saturating_add(1);
                 self.eject(now_ms + EJECTION_MS);
-                return self.missed == MISSED_MAX;
+                // Each time anew: there may have been no other that was well.
+                return self.missed >= MISSED_MAX;
             }
         }
         false
@@ -97,6 +98,11 @@ impl Health {
 
     fn eject(&mut self, until_ms: u64) {
         self.ejected_until_ms = self.ejected_until_ms.max(until_ms);
+    }
+
+    /// Checks that were missed since one passed.
+    pub fn missed(&self) -> u32 {
+        self.missed
     }
 
     pub fn is_ejected(&self, now_ms: u64) -> bool {
@@ -158,11 +164,11 @@ mod tests {
     }
 
     #[test]
-    fn missed_checks_eject_until_one_passes_and_the_second_gives_up_what_is_under_way() {
+    fn missed_checks_eject_until_one_passes_and_from_the_second_on_each_gives_up_what_is_under_way() {
         let mut health = Health::default();
         assert!(!health.see(Seen::CheckMissed, 0));
         assert!(health.see(Seen::CheckMissed, 500));
-        assert!(!health.see(Seen::CheckMissed, 1_000));
+        assert!(health.see(Seen::CheckMissed, 1_000));
         assert!(health.is_ejected(1_500));
         health.see(Seen::CheckPassed, 1_500);
         assert!(!health.is_ejected(1_500));

@@ -108,11 +108,13 @@ impl Replicas {
             _ => {}
         }
         if is_dead {
-            tracing::info!(
-                replica = base,
-                checks = MISSED_MAX,
-                "a replica misses its checks; what is under way there is asked elsewhere"
-            );
+            if after.missed() == MISSED_MAX {
+                tracing::info!(
+                    replica = base,
+                    checks = MISSED_MAX,
+                    "a replica misses its checks; what is under way there is asked elsewhere"
+                );
+            }
             replica.give_up();
         }
     }

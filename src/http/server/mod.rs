@@ -1,4 +1,4 @@
-//! One role's port: bound first, so that its address is known, then run until the process stops. HTTP/1.1, and HTTP/2 with prior
+//! One role's port: it listens first, so that its address is known and who connects waits, then it serves until the process stops. HTTP/1.1, and HTTP/2 with prior
 //! knowledge; `serving.rs` joins the parts.
 
 mod connection;
@@ -10,7 +10,7 @@ mod listen;
 mod refusal;
 mod serving;
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -104,24 +104,34 @@ impl Routes {
     }
 }
 
-/// A port that listens; nothing is answered before [`Bound::run`].
-pub struct Bound {
+/// A port that listens. Who connects waits until something serves here.
+pub struct Port {
     /// The port that was picked where 0 was asked for.
     pub local_addr: SocketAddr,
+    role: &'static str,
+    socket: TcpListener,
+}
+
+/// A port with what it serves; nothing is answered before [`Bound::run`].
+pub struct Bound {
     role: &'static str,
     drain: Duration,
     server: Server,
 }
 
-/// Binds a role's port. `drain` is the time that requests in flight have once the process stops.
-pub fn bind(
-    role: &'static str,
-    listen: SocketAddr,
-    config: &HttpConfig,
-    drain: Duration,
-    routes: Routes,
-    readiness: Readiness,
-) -> Result<Bound, ServeError> {
+impl Port {
+    pub fn open(role: &'static str, listen: SocketAddr) -> Result<Self, ServeError> {
+        let bind_error = |source| ServeError::Bind { role, listen, source };
+        let socket = listen::listen(listen).map_err(bind_error)?;
+        let local_addr = socket.local_addr().map_err(bind_error)?;
+        tracing::info!(role, address = %local_addr, "listening");
+        Ok(Self { local_addr, role, socket })
+    }
+}
+
+/// Serves `routes` at the port. `drain` is the time that requests in flight have once the process stops.
+pub fn bind(port: Port, config: &HttpConfig, drain: Duration, routes: Routes, readiness: Readiness) -> Result<Bound, ServeError> {
+    let Port { local_addr, role, socket } = port;
     metrics::install();
     let inner = role != GATEWAY;
     let app = move || {
@@ -140,17 +150,15 @@ pub fn bind(
         app.wrap(context::Layer { role, inner, pattern: routes.pattern.unwrap_or(|_| None) }).wrap(cors)
     };
     let workers = config.workers.max(1);
-    let bind_error = |source| ServeError::Bind { role, listen, source };
-    let socket = listen::listen(listen).map_err(bind_error)?;
-    let local_addr = socket.local_addr().map_err(bind_error)?;
     let server = Server::build()
         .workers(workers)
         .max_concurrent_connections(config.connections_max.div_ceil(workers).max(1))
         .shutdown_timeout(drain.as_secs() + 1)
         .disable_signals();
     let serving = Serving { role, inner, bounds: exchange::Bounds::of(config), stop: server.graceful_shutdown_signal() };
-    let server = server.listen(role, socket, move || serving.clone().factory(app.clone())).map_err(bind_error)?;
-    Ok(Bound { local_addr, role, drain, server: server.run() })
+    let server = server.listen(role, socket, move || serving.clone().factory(app.clone()));
+    let server = server.map_err(|source| ServeError::Bind { role, listen: local_addr, source })?;
+    Ok(Bound { role, drain, server: server.run() })
 }
 
 impl Bound {
@@ -162,7 +170,6 @@ impl Bound {
         let (role, handle) = (self.role, self.server.handle());
         let ended = |cause: String| ServeError::Ended { role, cause };
         let mut server = tokio::spawn(self.server);
-        tracing::info!(role, address = %self.local_addr, "listening");
         tokio::select! {
             () = stop.stopped() => {}
             () = metrics::upkeep() => {}
@@ -186,7 +193,7 @@ impl Bound {
     }
 }
 
-/// [`bind`], then [`Bound::run`].
+/// [`Port::open`], [`bind`], then [`Bound::run`].
 pub async fn serve(
     role: &'static str,
     listen: SocketAddr,
@@ -196,5 +203,5 @@ pub async fn serve(
     routes: Routes,
     readiness: Readiness,
 ) -> Result<(), ServeError> {
-    bind(role, listen, config, drain, routes, readiness)?.run(stop).await
+    bind(Port::open(role, listen)?, config, drain, routes, readiness)?.run(stop).await
 }

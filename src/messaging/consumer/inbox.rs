@@ -25,6 +25,8 @@ pub struct Committed {
 pub struct Upkeep {
     /// There is more to do at once.
     pub again: bool,
+    /// Something waits for its time, or for an operator: it is to be looked at again soon.
+    pub waits: bool,
     /// Partitions in which a key's queue holds as many as it may.
     pub full: BTreeSet<i32>,
 }
@@ -65,8 +67,8 @@ pub trait Inbox: Send + Sync + 'static {
     async fn commit(&self, batch: &Arc<Batch<Self::Event>>) -> Result<Committed, DbError>;
 
     /// One step of what waits beside the log: tries again what is parked and due, does what operators asked for. Called between two
-    /// batches, each second and whenever [`Inbox::woken`] returns, and again as long as there is more to do; so nothing of
-    /// these partitions is being applied meanwhile. Costs next to nothing where nothing waits.
+    /// batches, each second while something waits and whenever [`Inbox::woken`] returns, and again as long as there is more to do; so
+    /// nothing of these partitions is being applied meanwhile. Costs next to nothing where nothing waits.
     ///
     /// # Errors
     /// As [`Inbox::commit`].
@@ -74,7 +76,8 @@ pub trait Inbox: Send + Sync + 'static {
         Ok(Upkeep::default())
     }
 
-    /// Returns when an operator asked for something. May be dropped at any await.
+    /// Returns when an operator asked for something, a batch left something beside the log, or another replica gave partitions back. May be
+    /// dropped at any await.
     async fn woken(&self) {
         std::future::pending().await
     }

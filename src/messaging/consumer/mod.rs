@@ -48,8 +48,10 @@ use keeper::Keeper;
 
 /// How often the topic is asked for its number of partitions while it is not there, and a consumer that lost its lease begins anew.
 const RETRY: Duration = Duration::from_millis(500);
-/// How often what waits beside the log is looked at when nobody asks for it.
+/// How often what waits beside the log is looked at when nobody asks for it; where nothing waits, and nothing else has changed, for what
+/// might have come without a word.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
+const UPKEEP_INTERVAL_IDLE: Duration = Duration::from_secs(10);
 /// Fetched pieces that wait for the batch in hand; a fetcher with more waits itself.
 const FETCHES_WAITING_MAX: usize = 12;
 
@@ -140,7 +142,7 @@ impl<I: Inbox> Consumer<I> {
             metrics::histogram!("shopd_consumer_batch_records", "topic" => self.topic.to_string()),
             metrics::histogram!("shopd_consumer_batch_duration_seconds", "topic" => self.topic.to_string()),
         );
-        let (mut look_after, mut looked) = (false, None::<Instant>);
+        let (mut look_after, mut looked, mut waits, mut assigned) = (false, None::<Instant>, true, Arc::default());
         loop {
             let start = |owned: &Owned| {
                 let (log, inbox, topic, to) = (self.log.clone(), self.inbox.clone(), self.topic.clone(), to.clone());
@@ -163,13 +165,19 @@ impl<I: Inbox> Consumer<I> {
                             tracing::debug!(%error, topic = %self.topic, "surplus partitions not given back");
                         }
                     }
-                    look_after |= looked.is_none_or(|at| at.elapsed() >= UPKEEP_INTERVAL);
+                    let idle = !waits && assignment == assigned;
+                    let interval = if idle { UPKEEP_INTERVAL_IDLE } else { UPKEEP_INTERVAL };
+                    look_after |= looked.is_none_or(|at| at.elapsed() >= interval);
+                    assigned = assignment;
                 }
                 ended = holding.fetcher_ended() => {
                     tracing::error!(topic = %self.topic, ?ended, "a fetcher ended; taking the partitions anew");
                     return Ended::LostLease;
                 }
-                () = self.inbox.woken() => look_after = true,
+                () = self.inbox.woken() => {
+                    look_after = true;
+                    keeper.beat_now();
+                }
                 first = fetched.recv() => {
                     let Some(first) = first else { return Ended::LostLease };
                     waiting.push(first);
@@ -206,8 +214,9 @@ impl<I: Inbox> Consumer<I> {
             if look_after || (applied && holding.has_stopped()) {
                 looked = Some(Instant::now());
                 look_after = match self.inbox.maintain(&holding.owned()).await {
-                    Ok(Upkeep { again, full }) => {
+                    Ok(Upkeep { again, full, waits: still }) => {
                         upkeep.recovered();
+                        waits = still;
                         holding.resume(&full, start);
                         metrics::gauge!("shopd_consumer_partitions_stopped", "topic" => self.topic.to_string())
                             .set(holding.stopped() as f64);

@@ -11,6 +11,8 @@ use diesel_async::RunQueryDsl;
 
 use crate::db::{Conn, Db, DbError, sql};
 
+use super::super::dead_letter::CHANNEL;
+
 /// A partition of ours.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
 pub struct Owned {
@@ -138,26 +140,32 @@ pub async fn heartbeat(db: &Db, topic: &str, owner: &str, lease: Duration) -> Re
     Ok(Standing { owned: owned.collect(), members: others as usize + 1, rank: before as usize })
 }
 
-/// Gives partitions back, so that another replica takes them at once; `None`: all of them.
+/// Gives partitions back and tells the other replicas, so that another takes them at once; `None`: all of them.
 pub async fn release(db: &Db, topic: &str, owner: &str, partitions: Option<&[i32]>) -> Result<(), DbError> {
     let mut conn = db.get().await?;
-    sql("update consumer_offset set owner = null, lease_until = '-infinity'
-          where topic = $1 and owner = $2 and ($3 is null or partition = any($3))")
+    sql("with freed as (update consumer_offset set owner = null, lease_until = '-infinity'
+                         where topic = $1 and owner = $2 and ($3 is null or partition = any($3)) returning 1)
+         select pg_notify($4, $5) from freed limit 1")
     .bind::<Text, _>(topic)
     .bind::<Text, _>(owner)
     .bind::<Nullable<Array<Integer>>, _>(partitions.map(<[i32]>::to_vec))
+    .bind::<Text, _>(CHANNEL)
+    .bind::<Text, _>(db.sender())
     .execute(&mut conn)
     .await?;
     Ok(())
 }
 
-/// Gives everything back and no longer counts.
+/// Gives everything back, tells the other replicas, and no longer counts.
 pub async fn leave(db: &Db, topic: &str, owner: &str) -> Result<(), DbError> {
     let mut conn = db.get().await?;
-    sql("with me as (delete from consumer_member where topic = $1 and owner = $2)
-         update consumer_offset set owner = null, lease_until = '-infinity' where topic = $1 and owner = $2")
+    sql("with me as (delete from consumer_member where topic = $1 and owner = $2),
+              freed as (update consumer_offset set owner = null, lease_until = '-infinity' where topic = $1 and owner = $2 returning 1)
+         select pg_notify($3, $4) from freed limit 1")
     .bind::<Text, _>(topic)
     .bind::<Text, _>(owner)
+    .bind::<Text, _>(CHANNEL)
+    .bind::<Text, _>(db.sender())
     .execute(&mut conn)
     .await?;
     Ok(())

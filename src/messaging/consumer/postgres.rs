@@ -164,6 +164,8 @@ impl<H: Handler> PgInbox<H> {
             return;
         }
         self.gauges.lock().unwrap_or_else(PoisonError::into_inner).changed();
+        // It is looked at each second from now on.
+        self.wake.notify_one();
         for row in &written.displaced {
             dead_letter::tell_gone(row, "the topic was made anew, and another record has this letter's place");
         }

@@ -65,6 +65,7 @@ impl<H: Handler> PgInbox<H> {
         let partitions: Vec<i32> = owned.iter().map(|one| one.partition).collect();
         let mut conn = self.db.get().await?;
         let pending = dead_letter::pending(&mut conn, &self.topic, &partitions, self.limits.followers_max).await?;
+        let waits = !pending.is_empty();
         if self.gauges.lock().unwrap_or_else(PoisonError::into_inner).is_due(&partitions) {
             gauge(&mut conn, &self.topic, &partitions).await?;
         }
@@ -73,7 +74,7 @@ impl<H: Handler> PgInbox<H> {
         let is_due = |one: &&Owned| pending.iter().any(|found| found.due && found.partition == one.partition);
         let due: Vec<Owned> = owned.iter().filter(is_due).cloned().collect();
         if due.is_empty() {
-            return Ok(Upkeep { again: false, full });
+            return Ok(Upkeep { again: false, waits, full });
         }
         let (topic, handler, lease, limits) = (self.topic.clone(), self.handler.clone(), self.lease, self.limits);
         let of = due.clone();
@@ -94,7 +95,7 @@ impl<H: Handler> PgInbox<H> {
                 traced::record(self.tracer, &letter.delivery, key, done.tried.len(), applying, None);
             }
         }
-        Ok(Upkeep { again: !(done.discarded.is_empty() && done.tried.is_empty()), full })
+        Ok(Upkeep { again: !(done.discarded.is_empty() && done.tried.is_empty()), waits, full })
     }
 }
 

@@ -36,7 +36,7 @@ pub use headers::{bytes_json, from_json as headers_from_json, to_json as headers
 pub use keep::{Keep, Keys, heads, keep, members};
 pub use replay::{Fate, Stored, discarded, due, followers, forget, pending, record, settle};
 
-/// The channel on which owners hear that an operator asked for something.
+/// The channel on which a database's consumers hear that an operator asked for something, or that another replica gave partitions back.
 pub const CHANNEL: &str = "shopd_dead_letter";
 
 /// Why a record can never be applied.

@@ -33,19 +33,20 @@ pub struct Pending {
     pub full: bool,
 }
 
-/// Which of these partitions have something to do, or a queue of `followers_max`. The only one to be asked outside a transaction.
+/// Which of these partitions have something to do, now or later, or a queue of `followers_max`. The only one to be asked outside a transaction.
 pub async fn pending(conn: &mut Conn, topic: &str, partitions: &[i32], followers_max: i32) -> Result<Vec<Pending>, DbError> {
-    let pending = sql("select * from (
-             select p.partition,
-                    exists (select from dead_letter d
-                             where d.topic = $1 and d.partition = p.partition
-                               and (d.requested is not null or d.next_attempt_at is not null)
-                               and (d.requested = 'discard' or d.next_attempt_at <= clock_timestamp()
-                                    or (d.requested = 'redrive' and d.state in ('parked', 'dead')))) as due,
-                    exists (select from dead_letter d
-                             where d.topic = $1 and d.partition = p.partition and d.state = 'parked' and d.followers >= $3) as full
-               from unnest($2) as p (partition)) p
-          where due or \"full\"")
+    let pending = sql("select p.partition,
+                exists (select from dead_letter d
+                         where d.topic = $1 and d.partition = p.partition
+                           and (d.requested is not null or d.next_attempt_at is not null)
+                           and (d.requested = 'discard' or d.next_attempt_at <= clock_timestamp()
+                                or (d.requested = 'redrive' and d.state in ('parked', 'dead')))) as due,
+                exists (select from dead_letter d
+                         where d.topic = $1 and d.partition = p.partition and d.state = 'parked' and d.followers >= $3) as full
+           from unnest($2) as p (partition)
+          where exists (select from dead_letter d
+                         where d.topic = $1 and d.partition = p.partition and (d.requested is not null or d.next_attempt_at is not null))
+             or exists (select from dead_letter d where d.topic = $1 and d.partition = p.partition and d.state = 'parked')")
     .bind::<Text, _>(topic)
     .bind::<Array<Integer>, _>(partitions)
     .bind::<Integer, _>(followers_max)

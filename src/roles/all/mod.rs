@@ -19,7 +19,7 @@ use crate::contracts::TOPICS;
 use crate::db::{self, Db, Notifier, Schema};
 use crate::gateway::Gateway;
 use crate::http::idempotency::keep_pruned;
-use crate::http::{Bound, Readiness, ServeError};
+use crate::http::{Bound, Port, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::outbox;
 use crate::orders::{CHANNEL, Live, Orders};
@@ -43,6 +43,8 @@ const PRUNE_PAUSE: Duration = Duration::from_millis(50);
 
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let started = std::time::Instant::now();
+    // First of all: a port that is taken is said before anything is fetched or started, and who connects meanwhile waits.
+    let ports = Ports::open(&config)?;
     let services = Shutdown::new();
     // Fetching a server and making its database take their time; nobody who says stop should wait for that.
     let mut stores = tokio::select! {
@@ -50,7 +52,7 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
         () = stop.stopped() => return Ok(()),
     };
     let server = stores.server.take();
-    let roles = run_roles(&config, &stores, server.is_some(), &stop, &services, started);
+    let roles = run_roles(&config, ports, &stores, server.is_some(), &stop, &services, started);
     let Some(mut server) = server else {
         return roles.await;
     };
@@ -76,8 +78,27 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     result
 }
 
+struct Ports {
+    gateway: Port,
+    orders: Port,
+    payments: Port,
+    relay: Port,
+}
+
+impl Ports {
+    fn open(config: &Config) -> Result<Self, ServeError> {
+        Ok(Self {
+            orders: orders::open(config)?,
+            payments: payments::open(config)?,
+            relay: relay::open(config)?,
+            gateway: gateway::open(config)?,
+        })
+    }
+}
+
 async fn run_roles(
     config: &Config,
+    ports: Ports,
     stores: &Stores,
     embedded: bool,
     stop: &Shutdown,
@@ -109,17 +130,17 @@ async fn run_roles(
     let orders = Orders::with_live(orders_db.clone(), requests, live);
     let ended = notifier(orders_db, &[events]);
     let behind = super::share(config, 30);
-    let (orders_bound, _) = orders::bind(config, orders, behind)?;
-    let (payments_bound, _) = payments::bind(config, Payments::new(payments_db.clone()), behind)?;
-    let (relay_bound, relay_ready) = relay::bind(config, orders_db.clone(), payments_db.clone(), log.clone(), behind)?;
     let gateway_config = GatewayConfig {
-        orders_urls: vec![reachable(orders_bound.local_addr)],
-        payments_urls: vec![reachable(payments_bound.local_addr)],
+        orders_urls: vec![reachable(ports.orders.local_addr)],
+        payments_urls: vec![reachable(ports.payments.local_addr)],
         ..config.gateway.clone()
     };
+    let public = reachable(ports.gateway.local_addr);
+    let (orders_bound, _) = orders::bind(ports.orders, config, orders, behind)?;
+    let (payments_bound, _) = payments::bind(ports.payments, config, Payments::new(payments_db.clone()), behind)?;
+    let (relay_bound, relay_ready) = relay::bind(ports.relay, config, orders_db.clone(), payments_db.clone(), log.clone(), behind)?;
     let public_port = Gateway::new(&gateway_config, stop.clone())?;
-    let (gateway_bound, gateway_ready) = gateway::bind(config, &public_port, super::share(config, 40))?;
-    let public = reachable(gateway_bound.local_addr);
+    let (gateway_bound, gateway_ready) = gateway::bind(ports.gateway, config, &public_port, super::share(config, 40))?;
 
     let mut workers = JoinSet::new();
     workers.spawn(public_port.run_checks());

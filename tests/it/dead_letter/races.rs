@@ -43,6 +43,7 @@ async fn a_letter_whose_record_is_read_again_stays_as_it_is() {
     let consumer = bench.consume("one", 0);
     bench.append(&["nothing", "ann:0"]).await;
     bench.until("select count(*) as n from dead_letter where state = 'dead'", 1).await;
+    bench.until("select count(*) as n from applied", 1).await;
     end(consumer).await;
     bench.run("update dead_letter set reason = 'the first time'; update consumer_offset set next_offset = 0").await;
     let consumer = bench.consume("two", 0);

@@ -3,14 +3,15 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use futures::future::join_all;
 use reqwest::StatusCode;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
-use super::service::{Reply, Service, Shop, TIMEOUT, answer, code, header, json_answer, nobody, problem};
+use super::service::{Reply, Service, Shop, answer, code, header, json_answer, nobody, problem};
 use crate::hostile::wire::{Edge, read_until, rest, statuses};
 use crate::support::postgres;
 use crate::support::shop::{All, PATIENCE, poll};
@@ -301,15 +302,17 @@ async fn no_accept_encoding_takes_the_answer_away() {
 /// anybody have the time that only who waits for an order needs.
 #[tokio::test]
 async fn a_preference_is_worth_the_same_at_the_gateway_as_at_the_service() {
-    let slow = |text: &str| Reply::Slow(TIMEOUT * 2, text.to_owned());
+    let bound = Duration::from_secs(2);
+    let slow = move |text: &str| Reply::Slow(bound * 2, text.to_owned());
     let services = Service::start(move |_, _| match json_answer("{}") {
         Reply::Answer(text) => slow(&text),
         _ => unreachable!("it is an answer"),
     })
     .await;
-    let shop = Shop::start(&[&services.url], &[&services.url]).await;
+    let shop = Shop::start_waiting(&[&services.url], &[&services.url], bound).await;
     let orders = "/api/OrdersProxy";
-    for (path, preferred, waits) in [
+    // All at once: each waits for an answer that takes twice the bound, or until the bound.
+    let asked = [
         (orders, "wait=5", true),
         (orders, "wait=99999999999", true),
         (orders, "wait=99999999999999999999999", true),
@@ -321,7 +324,8 @@ async fn a_preference_is_worth_the_same_at_the_gateway_as_at_the_service() {
         (orders, "x=\"a, wait=5\"", false),
         (orders, "x; wait=5", false),
         ("/api/PaymentsProxy/u/deposit", "wait=5", false),
-    ] {
+    ]
+    .map(async |(path, preferred, waits)| {
         let request = shop.client.post(shop.url(path)).header("prefer", preferred).header("content-type", "application/json");
         let answered = request.body("{}").send().await.unwrap();
         if waits {
@@ -329,9 +333,10 @@ async fn a_preference_is_worth_the_same_at_the_gateway_as_at_the_service() {
         } else {
             assert_eq!(problem(answered).await, code(504, "upstream_timeout"), "{path} {preferred}");
         }
-    }
-    let got = shop.client.get(shop.url(orders)).header("prefer", "wait=5").send().await.unwrap();
-    assert_eq!(problem(got).await, code(504, "upstream_timeout"));
+    });
+    let got = shop.client.get(shop.url(orders)).header("prefer", "wait=5").send();
+    let (_, got) = futures::future::join(join_all(asked), got).await;
+    assert_eq!(problem(got.unwrap()).await, code(504, "upstream_timeout"));
 }
 
 /// Red where a stream is known by how its path ends: such a user's request is then no request under the gateway's own key.

@@ -192,15 +192,31 @@ impl Drop for Shop {
     }
 }
 
-pub const TIMEOUT: Duration = Duration::from_millis(600);
+/// How long the gateway waits for a service where a test does not say: far beyond any stall of a busy machine.
+pub const TIMEOUT: Duration = Duration::from_secs(20);
 
 impl Shop {
     pub async fn start(orders: &[&str], payments: &[&str]) -> Self {
         Self::start_with(orders, payments, |_| {}).await
     }
 
+    /// As `start`, for tests in which somebody is waited for in vain.
+    pub async fn start_waiting(orders: &[&str], payments: &[&str], timeout: Duration) -> Self {
+        Self::start_with(orders, payments, |config| config.upstream_timeout = timeout).await
+    }
+
     /// As `start`, with settings changed.
     pub async fn start_with(orders: &[&str], payments: &[&str], change: impl FnOnce(&mut GatewayConfig)) -> Self {
+        Self::start_draining(orders, payments, Duration::from_millis(100), change).await
+    }
+
+    /// As `start_with`; what is under way when it is stopped has so long.
+    pub async fn start_draining(
+        orders: &[&str],
+        payments: &[&str],
+        drain: Duration,
+        change: impl FnOnce(&mut GatewayConfig),
+    ) -> Self {
         let urls = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect();
         let (config, stop) = (Config::default().gateway, Shutdown::new());
         let mut config = GatewayConfig {
@@ -215,9 +231,9 @@ impl Shop {
         tokio::spawn(gateway.clone().run_checks());
         let config = HttpConfig { workers: 1, ..Config::default().http };
         let listen = "127.0.0.1:0".parse().unwrap();
-        let drain = Duration::from_millis(100);
-        let bound = http::bind(http::GATEWAY, listen, &config, drain, gateway.routes(), gateway.readiness()).unwrap();
-        let address = bound.local_addr.to_string();
+        let port = http::Port::open(http::GATEWAY, listen).unwrap();
+        let address = port.local_addr.to_string();
+        let bound = http::bind(port, &config, drain, gateway.routes(), gateway.readiness()).unwrap();
         tokio::spawn(bound.run(stop.clone()));
         // The client wants one though no test speaks TLS; another test may have installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();

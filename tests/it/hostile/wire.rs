@@ -8,8 +8,12 @@ use tokio::net::TcpStream;
 use crate::gateway::service::{Service, json_answer};
 use crate::support::shop::{PATIENCE, Process, poll};
 
-/// What the tests set, so that they need not wait for what the defaults allow.
-pub const HEAD_TIME_MAX: Duration = Duration::from_millis(1_000);
+/// Where a test does not wait for one of these bounds: far beyond any stall of a busy machine.
+const HEAD_TIME_MAX: Duration = Duration::from_secs(20);
+const UPSTREAM_TIME_MAX: Duration = Duration::from_secs(30);
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(30);
+/// What a head has in tests that wait until it is over.
+pub const SHORT_HEAD: Duration = Duration::from_secs(2);
 
 pub struct Edge {
     pub process: Process,
@@ -19,15 +23,24 @@ pub struct Edge {
 
 impl Edge {
     pub async fn start() -> Self {
-        Self::before(Service::start(|_, _| json_answer(r#"{"id":1}"#)).await).await
+        Self::before(plain().await).await
+    }
+
+    /// For tests that wait until this time is over; an idle connection has twice that of a head.
+    pub async fn with_head_time(head: Duration) -> Self {
+        Self::with(plain().await, head, UPSTREAM_TIME_MAX).await
+    }
+
+    /// For tests that wait until this time is over; a client's body has the same.
+    pub async fn with_upstream_time(upstream: Duration) -> Self {
+        Self::with(plain().await, HEAD_TIME_MAX, upstream).await
     }
 
     pub async fn before(service: Service) -> Self {
-        Self::with(service, HEAD_TIME_MAX).await
+        Self::with(service, HEAD_TIME_MAX, UPSTREAM_TIME_MAX).await
     }
 
-    /// An idle connection has twice the time of a head.
-    pub async fn with(service: Service, head: Duration) -> Self {
+    async fn with(service: Service, head: Duration, upstream: Duration) -> Self {
         let set = |name: &str, value: String| (format!("SHOPD__{name}"), value);
         let process = Process::start(
             &["gateway"],
@@ -36,7 +49,8 @@ impl Edge {
                 set("GATEWAY__PAYMENTS_URLS", service.url.clone()),
                 set("HTTP__HEADER_TIMEOUT_MS", head.as_millis().to_string()),
                 set("HTTP__KEEP_ALIVE_MS", (2 * head).as_millis().to_string()),
-                set("GATEWAY__UPSTREAM_TIMEOUT_MS", "5000".to_owned()),
+                set("GATEWAY__UPSTREAM_TIMEOUT_MS", upstream.as_millis().to_string()),
+                set("SHUTDOWN__TIMEOUT_MS", DRAIN_TIME_MAX.as_millis().to_string()),
             ],
         );
         let address = process.address("gateway").await.trim_start_matches("http://").to_owned();
@@ -82,6 +96,10 @@ impl Edge {
             poll().await;
         }
     }
+}
+
+async fn plain() -> Service {
+    Service::start(|_, _| json_answer(r#"{"id":1}"#)).await
 }
 
 /// Reads until the end; a connection that the server keeps open is a failure.

@@ -2,33 +2,29 @@
 
 use std::time::{Duration, Instant};
 
-use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use diesel_async::SimpleAsyncConnection;
 use futures::future::join_all;
 use shopd::db::Schema;
 use uuid::Uuid;
 
-use super::{DEPOSITS, Service};
+use super::{DEPOSITS, PATIENT, Service};
 use crate::support::books::count;
 use crate::support::shop::{Answer, Client, PATIENCE, poll};
 
 const DEPOSIT: &str = "/api/Account/ann/deposit";
 const ORDER: &str = r#"{"userId":"ann","amount":1}"#;
-/// What the gateway waits. The database hangs for longer, and would itself give up after two and a half seconds (`lock_timeout`).
-const LEFT_MS: &str = "300";
-const IN_TIME: Duration = Duration::from_millis(1_700);
+/// What the gateway waits: long enough for a busy machine to begin what was asked. The database hangs for longer, and would itself give up
+/// after half a minute (`PATIENT`).
+const LEFT_MS: &str = "2000";
+/// The same where nothing has to begin.
+const HARDLY_LEFT_MS: &str = "300";
+const IN_TIME: Duration = Duration::from_secs(10);
 
 async fn tried(client: &Client, method: &str, path: &str, stamp: Uuid, left: Option<&str>, body: Option<&str>) -> Answer {
     let stamp = stamp.to_string();
     let mut headers = vec![("X-Shopd-Stamp", stamp.as_str()), ("Idempotency-Key", &stamp)];
     headers.extend(left.map(|left| ("X-Shopd-Deadline-Ms", left)));
     client.send(method, path, &headers, body).await.expect("an answer")
-}
-
-/// A transaction of somebody else's that holds what `lock` takes.
-async fn holder(service: &Service, lock: &str) -> AsyncPgConnection {
-    let mut holder = service.db.dedicated().await.expect("a connection");
-    holder.batch_execute(&format!("begin; {lock}")).await.expect(lock);
-    holder
 }
 
 #[track_caller]
@@ -53,20 +49,21 @@ async fn until_quiet(service: &Service) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deposit_whose_deadline_passes_is_answered_in_time_and_done_wholly_or_not_at_all() {
-    let service = Service::payments(2).await;
+    let service = Service::start("payments", Schema::Payments, 2, &PATIENT).await;
     let (here, there) = (&service.clients[0], &service.clients[1]);
     tried(here, "POST", "/api/Account/ann", Uuid::now_v7(), Some("10000"), None).await.expect(200);
     let (begun, queued, elsewhere) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
-    let mut holder = holder(&service, "select 1 from account where user_id = 'ann' for update").await;
+    let mut holder = service.holder("select 1 from account where user_id = 'ann' for update").await;
     let asked = Instant::now();
     let late = tried(here, "POST", DEPOSIT, begun, Some(LEFT_MS), Some("1")).await;
     assert_late(&late, asked);
+    service.until_waiting(1).await;
     // Its transaction still waits for the account, in a task of its own; these wait behind it and are given up before they begin.
     let asked = Instant::now();
-    for late in join_all((0..20).map(|_| tried(here, "POST", DEPOSIT, queued, Some(LEFT_MS), Some("10")))).await {
+    for late in join_all((0..20).map(|_| tried(here, "POST", DEPOSIT, queued, Some(HARDLY_LEFT_MS), Some("10")))).await {
         assert_late(&late, asked);
     }
-    let in_progress = tried(there, "POST", DEPOSIT, begun, Some(LEFT_MS), Some("1")).await.expect(409);
+    let in_progress = tried(there, "POST", DEPOSIT, begun, Some("10000"), Some("1")).await.expect(409);
     assert_eq!(in_progress.code(), "idempotency_in_progress");
     assert_eq!(count(&service.db, DEPOSITS).await, 0);
     holder.batch_execute("commit").await.unwrap();
@@ -87,9 +84,9 @@ async fn a_deposit_whose_deadline_passes_is_answered_in_time_and_done_wholly_or_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_whose_deadline_passes_is_answered_in_time_and_its_next_try_as_the_first() {
-    let service = Service::start("orders", Schema::Orders, 2, &[]).await;
+    let service = Service::start("orders", Schema::Orders, 2, &PATIENT).await;
     let (here, there) = (&service.clients[0], &service.clients[1]);
-    let mut holder = holder(&service, "lock table orders in share mode").await;
+    let mut holder = service.holder("lock table orders in share mode").await;
     let stamp = Uuid::now_v7();
     let asked = Instant::now();
     assert_late(&tried(here, "POST", "/api/Orders", stamp, Some(LEFT_MS), Some(ORDER)).await, asked);
@@ -98,12 +95,7 @@ async fn an_order_whose_deadline_passes_is_answered_in_time_and_its_next_try_as_
         let there = there.clone();
         tokio::spawn(async move { tried(&there, "POST", "/api/Orders", stamp, Some("10000"), Some(ORDER)).await })
     };
-    let waits = "select count(*) as n from pg_locks where not granted";
-    let since = Instant::now();
-    while count(&service.db, waits).await < 2 {
-        assert!(since.elapsed() < PATIENCE, "both wait for the table");
-        poll().await;
-    }
+    service.until_waiting(2).await;
     holder.batch_execute("commit").await.unwrap();
     let next = next.await.unwrap().expect(201);
     assert!(!next.headers.contains_key("idempotent-replayed"), "{next:?}");
@@ -115,8 +107,8 @@ async fn an_order_whose_deadline_passes_is_answered_in_time_and_its_next_try_as_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_whose_deadline_passes_give_back_sessions_that_work() {
-    let payments = Service::payments(1).await;
-    let orders = Service::start("orders", Schema::Orders, 1, &[]).await;
+    let payments = Service::start("payments", Schema::Payments, 1, &PATIENT).await;
+    let orders = Service::start("orders", Schema::Orders, 1, &PATIENT).await;
     tried(&payments.clients[0], "POST", "/api/Account/ann", Uuid::now_v7(), None, None).await.expect(200);
     let order = tried(&orders.clients[0], "POST", "/api/Orders", Uuid::now_v7(), None, Some(ORDER)).await.expect(201);
     let item = format!("/api/Orders/{}", order.json()["id"].as_str().unwrap());
@@ -126,10 +118,10 @@ async fn reads_whose_deadline_passes_give_back_sessions_that_work() {
     ] {
         let client = &service.clients[0];
         let before = join_all(paths.map(|path| client.get(path))).await;
-        let mut holder = holder(service, &format!("lock table {table} in access exclusive mode")).await;
+        let mut holder = service.holder(&format!("lock table {table} in access exclusive mode")).await;
         let asked = Instant::now();
         // More than the pool has sessions: most of them wait for one, or for its turn.
-        let reads = (0..30).map(|n| tried(client, "GET", paths[n % 2], Uuid::now_v7(), Some(LEFT_MS), None));
+        let reads = (0..30).map(|n| tried(client, "GET", paths[n % 2], Uuid::now_v7(), Some(HARDLY_LEFT_MS), None));
         for late in join_all(reads).await {
             assert_late(&late, asked);
         }

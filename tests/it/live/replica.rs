@@ -32,10 +32,7 @@ pub struct Replica {
 impl Shop {
     pub async fn new() -> Self {
         let url = postgres::database("live").await;
-        let mut config = Config::default().database;
-        // What is held open is held open for long.
-        config.idle_in_transaction_timeout = Duration::from_secs(60);
-        let db = Db::new(&Secret::new(url.as_str()), "test", &config).expect("a database");
+        let db = connect(&url, "test");
         db::migrate(&db, &[Schema::Orders]).await.expect("a schema");
         Self { url, db }
     }
@@ -46,11 +43,12 @@ impl Shop {
         let live = Live::new(db.clone(), wake.clone(), true, stop.clone());
         let orders = Orders::with_live(db, Notifier::local([wake.clone()]), live);
         let config = Config::default().http;
-        let (listen, drain) = ("127.0.0.1:0".parse().expect("an address"), Duration::from_secs(9));
+        let (listen, drain) = ("127.0.0.1:0".parse().expect("an address"), Duration::from_secs(30));
         let readiness = Readiness::new(|| async { Vec::new() });
         let routes = orders::routes(orders);
-        let bound = http::bind("orders", listen, &config, drain, routes, readiness).expect("a port");
-        let base = format!("http://{}", bound.local_addr);
+        let port = http::Port::open("orders", listen).expect("a port");
+        let base = format!("http://{}", port.local_addr);
+        let bound = http::bind(port, &config, drain, routes, readiness).expect("what serves there");
         let served = tokio::spawn(bound.run(stop.clone()));
         Replica { client: Client::new(base.clone()), base, stop, wake, served }
     }
@@ -74,7 +72,7 @@ impl Drop for Replica {
 }
 
 pub fn connect(url: &str, role: &str) -> Db {
-    Db::new(&Secret::new(url), role, &Config::default().database).expect("a database")
+    Db::new(&Secret::new(url), role, &postgres::config()).expect("a database")
 }
 
 pub async fn run(conn: &mut Conn, statements: &str) {

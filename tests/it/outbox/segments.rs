@@ -6,6 +6,8 @@ use std::sync::atomic::AtomicUsize;
 
 use diesel::sql_types::{BigInt, Text};
 
+use crate::support::shop::{PATIENCE, poll};
+
 /// What came of a while of writing, reading and dropping.
 struct While {
     committed: HashSet<Uuid>,
@@ -183,7 +185,15 @@ async fn a_backlog_is_read_by_the_indexes_and_each_row_once_whatever_the_plans_w
     assert_eq!(drain(&mut reader, 100).await, written, "in the order in which they were written, across segments");
     drop((reader, conn));
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let after = space(&db).await;
+    let since = std::time::Instant::now();
+    let after = loop {
+        let now = space(&db).await;
+        if now.read - before.read >= ROWS as i64 {
+            break now;
+        }
+        assert!(since.elapsed() < PATIENCE, "{} rows read for {ROWS}", now.read - before.read);
+        poll().await;
+    };
     assert_eq!(after.scans - before.scans, 0, "read from one end to the other");
     let read = after.read - before.read;
     assert!((ROWS as i64..ROWS as i64 * 2).contains(&read), "{read} rows read for {ROWS}");

@@ -12,7 +12,7 @@ use crate::support::cluster::Cluster;
 use crate::support::inside::until;
 use crate::support::kafka;
 use crate::support::load::{Accepted, Load};
-use crate::support::shop::{Client, Four};
+use crate::support::shop::{Client, ENDS_WHO_IS_FROZEN, Four};
 
 /// Who has money for all that they order.
 pub const USERS: [&str; 2] = ["ann", "bob"];
@@ -61,7 +61,7 @@ impl Past {
         // Its transactions' ids lie far beyond those of the cluster that the dumps come to.
         source.burn_transactions(20_000).await;
         let (orders_url, payments_url) = (source.database("orders").await, source.database("payments").await);
-        let shop = Four::start(&bootstrap, &orders_url, &payments_url, &prefix).await;
+        let shop = Four::start_with(&bootstrap, &orders_url, &payments_url, &prefix, &ENDS_WHO_IS_FROZEN).await;
         let (orders, payments) = (connect(&orders_url), connect(&payments_url));
         for user in USERS {
             shop.client.account(user, "100000").await;

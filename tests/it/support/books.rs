@@ -2,8 +2,10 @@
 
 use diesel::sql_types::{BigInt, Text};
 use diesel_async::RunQueryDsl;
-use shopd::config::{Config, Secret};
+use shopd::config::Secret;
 use shopd::db::{Db, sql};
+
+use super::postgres;
 
 #[derive(diesel::QueryableByName)]
 struct Count {
@@ -18,7 +20,7 @@ struct Fact {
 }
 
 pub fn connect(url: &str) -> Db {
-    Db::new(&Secret::new(url), "test", &Config::default().database).expect("a database")
+    Db::new(&Secret::new(url), "test", &postgres::config()).expect("a database")
 }
 
 /// The number that a statement answers as `n`.

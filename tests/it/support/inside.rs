@@ -76,6 +76,7 @@ impl Inside {
     }
 
     async fn new(mut config: Config, urls: [String; 2], log: impl FnOnce(Db) -> SharedLog) -> Self {
+        config.database = postgres::config();
         config.kafka.partitions = PARTITIONS;
         config.kafka.fetch_wait = Duration::from_millis(300);
         let [orders, payments] = [0, 1].map(|at| Db::new(&Secret::new(&*urls[at]), "test", &config.database).expect("a database"));

@@ -14,12 +14,17 @@ const PREFIX: &str = "shopd-it-kafka-";
 /// The first start on a machine fetches the jars.
 pub(super) const START_WAIT: Duration = Duration::from_secs(240);
 
+/// Of a broker that nobody kills: it counts as alive through a long stall of the machine. One that is killed comes back only when its
+/// old session is over.
+pub(super) const UNHURRIED: &str = "broker.session.timeout.ms=18000\n";
+
 static SHARED: OnceCell<Broker> = OnceCell::const_new();
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// The address of the broker that all tests of this process share. Topics need a prefix of the test's own.
 pub async fn shared() -> String {
-    SHARED.get_or_init(Broker::new).await.bootstrap.clone()
+    let unhurried = |dir: &Path| std::fs::write(dir.join("extra.properties"), UNHURRIED).expect("a file");
+    SHARED.get_or_init(|| Broker::prepared(unhurried)).await.bootstrap.clone()
 }
 
 /// A topic prefix that nobody else has on the shared broker.

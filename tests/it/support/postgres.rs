@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use shopd::config::{Config, DatabaseConfig};
 use shopd::embedded::{self, Options, Server};
 use tokio::sync::OnceCell;
 
@@ -22,6 +23,15 @@ pub async fn database(name: &str) -> String {
     let name = format!("{name}_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
     server.ensure_database(&name).await.expect("a database");
     server.url(&name).expose().to_owned()
+}
+
+/// How the tests use a database: a stall of a busy machine ends none of their transactions and none of their ways in.
+pub fn config() -> DatabaseConfig {
+    DatabaseConfig {
+        connect_timeout: Duration::from_secs(30),
+        idle_in_transaction_timeout: Duration::from_secs(60),
+        ..Config::default().database
+    }
 }
 
 /// Fast and forgetful: what the tests write need not survive them.

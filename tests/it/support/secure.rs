@@ -135,7 +135,7 @@ impl Database {
             lay(name, &files().text(file));
         }
         lay("pg_hba.conf", "hostssl all certified samehost cert\nhostssl all shop samehost scram-sha-256\n");
-        let port = free_port();
+        let [port] = free_ports();
         // The first word is the program, whichever was found.
         let last = std::fs::read_to_string(pgdata.join("postmaster.opts")).expect("how it was started");
         let mut command = Command::new(last.split(' ').next().expect("a program"));
@@ -197,7 +197,7 @@ impl SecureBroker {
     }
 
     async fn start() -> Self {
-        let [ssl, sasl_ssl, sasl_plaintext] = [0; 3].map(|_| free_port());
+        let [ssl, sasl_ssl, sasl_plaintext] = free_ports();
         let broker = Broker::prepared(|dir| prepare(dir, [ssl, sasl_ssl, sasl_plaintext])).await;
         Self { broker, ssl, sasl_ssl, sasl_plaintext }
     }
@@ -235,11 +235,15 @@ fn prepare(dir: &Path, [ssl, sasl_ssl, sasl_plaintext]: [u16; 3]) {
     ] {
         extra.push_str(&format!("listener.name.{listener}.{mechanism}.sasl.jaas.config={module};\n"));
     }
+    extra.push_str(kafka::UNHURRIED);
     std::fs::write(dir.join("extra.properties"), extra).expect("a file");
 }
 
 /// Below the range that the system hands out, and beside those of the brokers' own.
-fn free_port() -> u16 {
-    let is_free = |port: &u16| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    std::iter::repeat_with(|| fastrand::u16(28_100..30_000)).take(100).find(is_free).expect("a free port")
+fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    let random = || std::iter::repeat_with(|| fastrand::u16(28_100..30_000)).take(100);
+    let free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).ok().map(|held| (port, held));
+    // Each is held until all are found: no two are the same.
+    let found: [_; COUNT] = std::array::from_fn(|_| random().find_map(free).expect("a free port"));
+    found.map(|(port, _)| port)
 }

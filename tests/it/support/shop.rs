@@ -14,6 +14,11 @@ use serde_json::Value;
 /// How long anything of a test may take to come about.
 pub const PATIENCE: Duration = Duration::from_secs(45);
 
+/// When the server ends the transaction of a process that says nothing.
+pub const IDLE_IN_TRANSACTION: &str = "SHOPD__DATABASE__IDLE_IN_TRANSACTION_TIMEOUT_MS";
+/// For tests that freeze processes: the default, by which nobody waits for one of them.
+pub const ENDS_WHO_IS_FROZEN: [(&str, &str); 1] = [(IDLE_IN_TRANSACTION, "2000")];
+
 /// One running process of `shopd`; killed when dropped.
 pub struct Process {
     child: Child,
@@ -33,6 +38,8 @@ impl Process {
         for role in ["GATEWAY", "ORDERS", "PAYMENTS", "RELAY"] {
             command.env(format!("SHOPD__{role}__LISTEN"), "127.0.0.1:0");
         }
+        // A stall of a busy machine is no frozen process; the tests of those set what they need.
+        command.env(IDLE_IN_TRANSACTION, "30000");
         command.envs(env.iter().map(|(name, value)| (name, value)));
         let mut child = command.spawn().expect("shopd starts");
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -256,9 +263,14 @@ pub struct Client {
 
 impl Client {
     pub fn new(base: String) -> Self {
+        Self::waiting(base, Duration::from_secs(15))
+    }
+
+    /// One that waits so long for an answer.
+    pub fn waiting(base: String, timeout: Duration) -> Self {
         // The tree holds more than one TLS implementation; the client asks for one though it speaks plain HTTP.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let http = reqwest::Client::builder().timeout(Duration::from_secs(15)).redirect(reqwest::redirect::Policy::none());
+        let http = reqwest::Client::builder().timeout(timeout).redirect(reqwest::redirect::Policy::none());
         Self { base, http: http.build().expect("a client") }
     }
 
