@@ -23,6 +23,7 @@ pub const ENDS_WHO_IS_FROZEN: [(&str, &str); 1] = [(IDLE_IN_TRANSACTION, "2000")
 pub struct Process {
     child: Child,
     log: Arc<Mutex<Vec<String>>>,
+    reader: std::thread::JoinHandle<()>,
 }
 
 impl Process {
@@ -44,12 +45,12 @@ impl Process {
         let mut child = command.spawn().expect("shopd starts");
         let log = Arc::new(Mutex::new(Vec::new()));
         let (lines, into) = (BufReader::new(child.stderr.take().expect("a pipe")), log.clone());
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             for line in lines.lines().map_while(Result::ok) {
                 into.lock().unwrap().push(line);
             }
         });
-        Self { child, log }
+        Self { child, log, reader }
     }
 
     pub fn pid(&self) -> i32 {
@@ -100,11 +101,17 @@ impl Process {
         panic!("{role} does not listen:\n{}", self.log());
     }
 
-    /// Waits for its end; the exit status.
+    /// Waits for its end, and a little for the rest of what it said: a server that outlives it may have its standard error, too. The exit
+    /// status.
     pub async fn ended(&mut self) -> std::process::ExitStatus {
+        const READ_WITHIN: Duration = Duration::from_secs(2);
         let since = Instant::now();
         while since.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait().expect("a child") {
+                let ended = Instant::now();
+                while !self.reader.is_finished() && ended.elapsed() < READ_WITHIN {
+                    poll().await;
+                }
                 return status;
             }
             poll().await;
