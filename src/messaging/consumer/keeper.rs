@@ -1,4 +1,5 @@
-//! Keeps a consumer's leases while it works: four heartbeats a lease, one at once when another gave something back, and as many partitions as are its fair share.
+//! Keeps a consumer's leases while it works: four heartbeats a lease, one at once when another gave something back, and as many
+//! partitions as are its fair share.
 //!
 //! It runs beside the loop, so a batch that takes long costs no lease. What it takes, the loop fetches; what is above the share
 //! the loop gives back, because only the loop knows that nothing of it is being applied any more.

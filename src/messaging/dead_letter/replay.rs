@@ -33,7 +33,8 @@ pub struct Pending {
     pub full: bool,
 }
 
-/// Which of these partitions have something to do, now or later, or a queue of `followers_max`. The only one to be asked outside a transaction.
+/// Which of these partitions have something to do, now or later, or a queue of `followers_max`. The only one to be asked outside a
+/// transaction.
 pub async fn pending(conn: &mut Conn, topic: &str, partitions: &[i32], followers_max: i32) -> Result<Vec<Pending>, DbError> {
     let pending = sql("select p.partition,
                 exists (select from dead_letter d
