@@ -33,7 +33,7 @@ pub use prefer::{PREFERENCE_APPLIED, PreferWait};
 pub use problem::{Code, Problem};
 pub use render::{MethodNotAllowed, PROBLEM_JSON, only};
 pub use reply::{Answer, Reply, timestamp};
-pub use server::{Bound, GATEWAY, Port, Routes, ServeError, bind, serve};
+pub use server::{Bound, GATEWAY, Port, Routes, ServeError, bind};
 
 #[cfg(test)]
 mod tests;

@@ -192,16 +192,3 @@ impl Bound {
         }
     }
 }
-
-/// [`Port::open`], [`bind`], then [`Bound::run`].
-pub async fn serve(
-    role: &'static str,
-    listen: SocketAddr,
-    config: &HttpConfig,
-    stop: Shutdown,
-    drain: Duration,
-    routes: Routes,
-    readiness: Readiness,
-) -> Result<(), ServeError> {
-    bind(Port::open(role, listen)?, config, drain, routes, readiness)?.run(stop).await
-}
