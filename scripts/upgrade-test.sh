@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The upgrade from the version before, done: its binary on this version's schema, then role by role this version's, under load, on real
-# Postgres and Kafka. What is asserted is in tests/it/upgrade.rs; docs/OPERATIONS.md, "Upgrades", says what it stands for.
+# The upgrade from the version before, done: its binary on this version's schema, then role by role this version's and back, under load, on
+# real Postgres and Kafka. What is asserted is in tests/it/upgrade.rs; docs/OPERATIONS.md, "Upgrades", says what it stands for.
 #
 #   upgrade-test.sh [REF]
 #
@@ -42,4 +42,4 @@ if [ ! -x "$place/shopd-$before" ]; then
 fi
 cd "$root"
 SHOPD_TEST_VERSION_BEFORE=$place/shopd-$before exec cargo test --locked --features faults --test it -- \
-  --ignored --exact --nocapture upgrade::the_version_before_works_on_this_schema_and_is_replaced_under_load_without_a_lost_request
+  --ignored --exact --nocapture upgrade::the_version_before_works_on_this_schema_is_replaced_under_load_and_comes_back_without_a_lost_request

@@ -1,7 +1,8 @@
 //! Wake-ups between processes: LISTEN on one side, and on the other a NOTIFY outside every write transaction.
 //!
 //! NOTIFY inside a write transaction takes a lock that all commits of the server share (measured at 0.42x the throughput), so
-//! the notifier sends its own, the first at once and then at most one per [`GAP`], or [`PACE`] in a stream.
+//! the notifier sends its own, the first at once and then as far apart as [`gap`] says: a notification costs the server as much as what it is
+//! about, and each of its listeners a wake-up. Who hears of a stream looks by itself as long as it lasts ([`Pace::looks_again`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,20 +12,23 @@ use diesel::sql_types::{Array, Text};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use futures::StreamExt;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
 use super::error::DbError;
-use super::pace::Pace;
 use super::pool::{Conn, Db};
 use super::sql::sql;
 
+/// Between two notifications of what comes alone.
 const GAP: Duration = Duration::from_millis(2);
-/// A notification costs the server as much as what it is about, and each of its listeners a wake-up; the relay, who hears of a stream, looks
-/// no more often than so, either.
-const PACE: Pace = Pace::new(3, usize::MAX, Duration::ZERO, Duration::from_millis(10));
+/// Where a few come at a time: as far apart as those who hear them look.
+const GAP_BUSY: Duration = Duration::from_millis(10);
+/// In a stream.
+const GAP_STREAM: Duration = Duration::from_millis(50);
+/// It is one where in [`GAP_BUSY`] more come than so many.
+const FEW: u32 = 3;
 const RECONNECT_AFTER: Duration = Duration::from_millis(500);
 
 /// Hears a channel; its [`Notify`] is signalled for every notification of others' and after every reconnection. What was sent over the same
@@ -96,20 +100,20 @@ impl Notifier {
         let runtime = db.runtime().clone();
         let names: Vec<&'static str> = channels.iter().map(|(channel, _)| *channel).collect();
         runtime.spawn(async move {
-            let mut pace = PACE;
+            let (mut last, mut rest) = (Instant::now(), GAP);
             loop {
                 tokio::select! {
                     () = those.signal.notified() => {}
                     () = stop.stopped() => return,
                 }
-                let (rows, began) = (those.rows.swap(0, Ordering::Relaxed), Instant::now());
-                pace.done(rows, began, began);
+                let (rows, now) = (those.rows.swap(0, Ordering::Relaxed), Instant::now());
+                rest = gap(rest, rows, now - last);
+                last = now;
                 // A lost notification costs a listener its poll interval, no more; the next commit sends another.
                 if let Ok(mut conn) = db.get().await {
                     let _ = notify(&mut conn, &names, db.sender()).await;
                 }
-                sleep(GAP).await;
-                pace.rest().await;
+                sleep_until(now + rest).await;
             }
         });
         Self { pending, local: channels.iter().map(|(_, local)| local.clone()).collect() }
@@ -128,6 +132,18 @@ impl Notifier {
     }
 }
 
+/// How long after a notification the next one may follow, if it was about so many rows, which came in the time since the one before, and
+/// that one was followed by `last`. By their rate and not their number: 200 a second come ten at a time once the gap is long, and would
+/// never come alone again.
+fn gap(last: Duration, rows: usize, since: Duration) -> Duration {
+    let few = GAP_BUSY.as_secs_f64() * rows as f64 <= f64::from(FEW) * since.max(GAP_BUSY).as_secs_f64();
+    match (few, last >= GAP_BUSY) {
+        (true, _) => GAP,
+        (false, false) => GAP_BUSY,
+        (false, true) => GAP_STREAM,
+    }
+}
+
 /// A notification is a transaction with a commit of its own: nobody has to wait for the disk for it.
 async fn notify(conn: &mut Conn, channels: &[&str], sender: &str) -> Result<(), DbError> {
     sql("select set_config('synchronous_commit', 'off', true), pg_notify(channel, $2) from unnest($1) channel")
@@ -136,4 +152,74 @@ async fn notify(conn: &mut Conn, channels: &[&str], sender: &str) -> Result<(), 
         .execute(conn)
         .await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pace::Pace;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Writes at these milliseconds, a notifier and one who hears it and looks: how many milliseconds each write waited to be looked for, in
+    /// their order, and how many notifications there were.
+    fn simulate(writes: &[u64]) -> (Vec<u64>, usize) {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let (mut waited, mut notifications) = (Vec::new(), 0);
+        let (mut told, mut last, mut rest) = (0, None::<Instant>, GAP);
+        let (mut pace, mut heard, mut looked) =
+            (Pace::new(FEW as usize, usize::MAX, Duration::ZERO, GAP_BUSY), false, None::<Instant>);
+        for ms in 0..writes.last().map_or(0, |last| last + 1_000) {
+            let (now, written) = (at(ms), writes.partition_point(|write| *write <= ms));
+            if written > told && last.is_none_or(|last| now >= last + rest) {
+                rest = gap(rest, written - told, last.map_or(Duration::MAX, |last| now - last));
+                (told, last, heard) = (written, Some(now), true);
+                notifications += 1;
+            }
+            let again = looked.and_then(|looked| pace.looks_again(looked, now));
+            if again.map_or(heard && pace.next(now).1 <= now, |again| again <= now) {
+                let found = &writes[waited.len()..written];
+                pace.done(found.len(), now, now);
+                waited.extend(found.iter().map(|write| ms - write));
+                (heard, looked) = (false, Some(now));
+            }
+        }
+        assert_eq!(waited.len(), writes.len(), "some were never looked for");
+        (waited, notifications)
+    }
+
+    proptest! {
+        #[test]
+        fn no_write_waits_longer_than_the_longest_gap_and_a_look_however_they_come(
+            mut writes in prop::collection::vec(0u64..1_500, 1..600), bursts in prop::collection::vec((0u64..1_500, 1usize..60), 0..6),
+        ) {
+            writes.extend(bursts.iter().flat_map(|(at, count)| vec![*at; *count]));
+            writes.sort_unstable();
+            let (waited, notifications) = simulate(&writes);
+            prop_assert!(waited.iter().all(|waited| *waited <= 60), "{:?}", waited.iter().max());
+            prop_assert!(notifications <= writes.len());
+        }
+
+        #[test]
+        fn nobody_waits_longer_at_the_end_of_a_stream_than_in_it(a_ms in 4u64..9, took in 200u64..900) {
+            let writes: Vec<u64> = (0..took * a_ms).map(|n| n / a_ms).collect();
+            let (waited, notifications) = simulate(&writes);
+            prop_assert!(waited.iter().all(|waited| *waited <= 11), "{:?}", waited.iter().max());
+            // Looks are ten times as many.
+            prop_assert!(notifications as u64 <= took / 50 + 6, "{notifications} in {took} ms");
+        }
+    }
+
+    #[test]
+    fn what_comes_alone_is_told_at_once_also_after_a_stream_and_after_a_stall() {
+        // 4 000 a second for a while; then 200 a second, with a stall of 40 ms whose eight come together.
+        let stream = (0..1_200).map(|n| n / 4);
+        let alone = (300..2_000).step_by(5).map(|ms| if (900..940).contains(&ms) { 940 } else { ms });
+        let writes: Vec<u64> = stream.chain(alone).collect();
+        let (waited, _) = simulate(&writes);
+        let late = |from: u64| writes.iter().zip(&waited).filter(|(write, waited)| **write >= from && **waited > 2).count();
+        // A linger and a gap later nobody waits any more.
+        assert_eq!(late(1_100), 0);
+        assert!(writes.iter().zip(&waited).any(|(write, waited)| *write < 300 && *waited > 2), "a stream is looked for together");
+    }
 }

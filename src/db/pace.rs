@@ -5,7 +5,12 @@
 
 use std::time::Duration;
 
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
+
+/// So long after a batch that was not for a few, more of the stream is expected. Longer than notifications of a stream are apart: what
+/// comes between two of them is looked for by who heard the first.
+const STREAM_LINGER: Duration = Duration::from_millis(100);
 
 /// Which batch is worth waiting for. Pure but for the times it is given.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +27,8 @@ pub struct Pace {
     /// Whether there is a rest after each one, also for a single row, as long as it took and no longer than the interval.
     halves: bool,
     last: Option<Last>,
+    /// When the last one ended that was not for a few.
+    streamed: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -33,7 +40,7 @@ struct Last {
 
 impl Pace {
     pub const fn new(few: usize, large: usize, gather_max: Duration, interval: Duration) -> Self {
-        Self { few, large, gather_max, interval, halves: false, last: None }
+        Self { few, large, gather_max, interval, halves: false, last: None, streamed: None }
     }
 
     /// Works for half of the time at most, where batches are not large: a stage that has worked for three milliseconds finds the next row
@@ -66,9 +73,27 @@ impl Pace {
         }
     }
 
+    /// Until it is time to look again after a look that began at `began`: when that is worth it in a stream, else when `wake` says so.
+    pub async fn told(&self, wake: &Notify, began: Instant) {
+        match self.looks_again(began, Instant::now()) {
+            Some(due) => sleep_until(due).await,
+            None => wake.notified().await,
+        }
+    }
+
     /// There was one for so many, in this time.
     pub fn done(&mut self, count: usize, began: Instant, ended: Instant) {
         self.last = Some(Last { count, began, ended });
+        if count > self.few {
+            self.streamed = Some(ended);
+        }
+    }
+
+    /// When to look again without being told, after a look that began at `began`: in a stream as often as it is worth it, because its
+    /// writers say so less often (`db::listen`). `None` where no stream lasts at `now`.
+    pub(super) fn looks_again(&self, began: Instant, now: Instant) -> Option<Instant> {
+        let lasts = self.streamed.is_some_and(|ended| now < ended + STREAM_LINGER);
+        lasts.then(|| (began + self.interval).max(now))
     }
 }
 

@@ -137,7 +137,7 @@ impl<S: Source> Relay<S> {
                         renewed = Instant::now();
                         saved
                     }
-                    () = self.wake.notified() => false,
+                    () = pace.told(&self.wake, began) => false,
                 }
             };
             let busy_for_long = unpurged >= self.config.published_rows_max && Instant::now() >= purge_from;

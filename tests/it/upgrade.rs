@@ -1,5 +1,5 @@
 //! One version after the other without downtime: the binary of the version before on this version's schema, then role by role this
-//! version's, under load. `make upgrade-test` (scripts/upgrade-test.sh) builds the version before and runs this.
+//! version's, under load, and back. `make upgrade-test` (scripts/upgrade-test.sh) builds the version before and runs this.
 
 use std::collections::BTreeSet;
 use std::net::TcpListener;
@@ -33,13 +33,13 @@ impl Shop {
         Process::start_program(program, &[role], &env)
     }
 
-    /// This version's beside the old one's, which then stops.
-    async fn replace(&self, old: &mut Process, role: &str, port: u16, load: &Load) -> Process {
-        let new = self.start(env!("CARGO_BIN_EXE_shopd"), role, port);
+    /// Another program's beside the one that runs, which then stops.
+    async fn replace(&self, old: &mut Process, program: &str, role: &str, port: u16, load: &Load) -> Process {
+        let new = self.start(program, role, port);
         let client = Client::new(new.address(role).await);
         client.ready().await;
         if role == "gateway" {
-            // What stands before the gateways goes to the new one from now on; what the old one has in hand it finishes.
+            // What stands before the gateways goes to the other one from now on; what the first one has in hand it finishes.
             load.go_to(&client);
         }
         load.place(50).await;
@@ -48,7 +48,8 @@ impl Shop {
         assert!(old.ended().await.success(), "{}", old.log());
         load.place(60).await;
         self.until_all_end().await;
-        println!("  {role} replaced: {} orders accepted so far, {} tries refused", load.accepted(), load.refused());
+        let by = if program == self.before { "the version before" } else { "this version" };
+        println!("  {role} replaced by {by}: {} orders accepted so far, {} tries refused", load.accepted(), load.refused());
         new
     }
 
@@ -71,7 +72,7 @@ async fn migrations(db: &Db) -> BTreeSet<String> {
 
 #[ignore = "needs a build of the version before: make upgrade-test"]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_version_before_works_on_this_schema_and_is_replaced_under_load_without_a_lost_request() {
+async fn the_version_before_works_on_this_schema_is_replaced_under_load_and_comes_back_without_a_lost_request() {
     let before = std::env::var(BEFORE).unwrap_or_else(|_| panic!("{BEFORE} names no program: use make upgrade-test"));
     let (orders_url, payments_url) = (postgres::database("orders").await, postgres::database("payments").await);
     let ports: Vec<u16> = PORTS.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).take(8).collect();
@@ -128,10 +129,18 @@ async fn the_version_before_works_on_this_schema_and_is_replaced_under_load_with
     );
     shop.audited().await;
 
-    let _orders = shop.replace(&mut old_orders, "orders", ports[1], &load).await;
-    let _payments = shop.replace(&mut old_payments, "payments", ports[3], &load).await;
-    let _relay = shop.replace(&mut old_relay, "relay", ports[5], &load).await;
-    let _gateway = shop.replace(&mut old_gateway, "gateway", ports[7], &load).await;
+    let (this, before) = (env!("CARGO_BIN_EXE_shopd"), &*shop.before);
+    let mut orders = shop.replace(&mut old_orders, this, "orders", ports[1], &load).await;
+    let mut payments_role = shop.replace(&mut old_payments, this, "payments", ports[3], &load).await;
+    let mut relay = shop.replace(&mut old_relay, this, "relay", ports[5], &load).await;
+    let mut gateway = shop.replace(&mut old_gateway, this, "gateway", ports[7], &load).await;
+    shop.audited().await;
+
+    // And back, in the other order, on what this version has written.
+    let _gateway = shop.replace(&mut gateway, before, "gateway", ports[6], &load).await;
+    let _relay = shop.replace(&mut relay, before, "relay", ports[4], &load).await;
+    let _payments = shop.replace(&mut payments_role, before, "payments", ports[2], &load).await;
+    let _orders = shop.replace(&mut orders, before, "orders", ports[0], &load).await;
 
     let done = load.stop().await;
     shop.until_all_end().await;

@@ -140,7 +140,7 @@ impl Hub {
     async fn pause(&self, began: Instant, pace: &Pace) {
         if !self.shared.is_awaited() {
             tokio::select! {
-                () = self.wake.notified() => {}
+                () = pace.told(&self.wake, began) => {}
                 () = self.shared.work.notified() => {}
                 () = sleep(POLL_INTERVAL) => {}
             }

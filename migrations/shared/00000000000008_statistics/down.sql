@@ -1,0 +1,28 @@
+alter table idempotency_key
+    alter column key set statistics -1,
+    alter column scope set statistics -1,
+    alter column created_at set statistics -1,
+    alter column body_hash set statistics -1,
+    alter column status set statistics -1,
+    alter column headers set statistics -1,
+    alter column body set statistics -1,
+    alter column stamp set statistics -1;
+alter table dead_letter
+    alter column topic set statistics -1,
+    alter column partition set statistics -1,
+    alter column log_offset set statistics -1,
+    alter column key set statistics -1,
+    alter column state set statistics -1,
+    alter column ordering_key set statistics -1,
+    alter column business_key set statistics -1,
+    alter column requested set statistics -1,
+    alter column next_attempt_at set statistics -1,
+    alter column at set statistics -1,
+    alter column value set statistics -1,
+    alter column headers set statistics -1,
+    alter column reason set statistics -1,
+    alter column attempts set statistics -1,
+    alter column undecodable set statistics -1,
+    alter column followers set statistics -1,
+    alter column published_at set statistics -1,
+    alter column received_at set statistics -1;
