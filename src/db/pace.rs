@@ -152,6 +152,30 @@ mod tests {
         assert_eq!(pace.next(began + 31 * MS), (64, began + 35 * MS));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn who_sees_a_stream_looks_again_by_itself_and_after_it_only_when_told() {
+        let (mut pace, wake) = (Pace::new(3, 64, Duration::ZERO, 10 * MS), Notify::new());
+        let told = async |pace: &Pace, began| tokio::time::timeout(1_000 * MS, pace.told(&wake, began)).await.is_ok();
+        let began = Instant::now();
+        pace.done(3, began, began);
+        assert!(!told(&pace, began).await, "what comes alone is told");
+        wake.notify_one();
+        assert!(told(&pace, began).await);
+
+        let began = Instant::now();
+        pace.done(4, began, began);
+        let mut looks = 0;
+        while began.elapsed() < STREAM_LINGER {
+            let look = Instant::now();
+            assert!(told(&pace, look).await);
+            assert_eq!(look.elapsed(), 10 * MS);
+            looks += 1;
+            pace.done(0, look, look);
+        }
+        assert_eq!(looks, 10);
+        assert!(!told(&pace, Instant::now()).await, "the stream has ended");
+    }
+
     #[test]
     fn a_slow_stream_is_not_held_up_for_ever_by_one_late_batch() {
         // One each five milliseconds, two milliseconds of work; then a stall of thirty.

@@ -50,7 +50,7 @@ async fn a_commit_wakes_its_own_process_directly_and_others_by_the_database_each
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_a_stream_of_commits_others_hear_every_few_milliseconds_and_of_the_last_one_too() {
+async fn of_a_stream_of_commits_others_hear_every_fifty_milliseconds_and_of_the_last_one_too() {
     let url = postgres::database("wakes").await;
     let (here, there, stop) = (process(&url), process(&url), Shutdown::new());
     let elsewhere = listen(&there, &stop).await;
@@ -58,7 +58,7 @@ async fn of_a_stream_of_commits_others_hear_every_few_milliseconds_and_of_the_la
     let (began, mut ticks) = (Instant::now(), tokio::time::interval(Duration::from_millis(1)));
     let (mut commits, mut heard) = (0, 0);
     // On a busy machine it takes more of them until others have heard a few times.
-    while commits < 400 || heard < 5 {
+    while commits < 1_000 || heard < 5 {
         assert!(began.elapsed() < PATIENCE, "{heard} heard of {commits}");
         tokio::select! {
             biased;
@@ -70,7 +70,7 @@ async fn of_a_stream_of_commits_others_hear_every_few_milliseconds_and_of_the_la
         }
     }
     let elapsed_ms = began.elapsed().as_millis();
-    assert!(heard <= elapsed_ms / 10 * 3 / 2 + 10, "{heard} in {elapsed_ms} ms, one each 10 ms");
+    assert!(heard <= elapsed_ms / 50 * 3 / 2 + 20, "{heard} in {elapsed_ms} ms, one each 50 ms");
     notifier.committed(1);
     assert!(is_woken(&elsewhere, PATIENCE).await, "of the last ones");
     stop.stop();
