@@ -1,10 +1,12 @@
 //! What crosses the broker: the events, by producer, and the envelope around them. Serde only; may import the values.
 
 mod envelope;
+mod headers;
 mod payment_requested;
 mod payment_status;
 
-pub use envelope::{Envelope, Headers};
+pub use envelope::Envelope;
+pub use headers::{Headers, Span};
 pub use payment_requested::PaymentRequested;
 pub use payment_status::{Outcome, PaymentStatusUpdated};
 

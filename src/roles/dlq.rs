@@ -239,8 +239,8 @@ fn page(row: &Row) -> String {
     ] {
         table.add_row([name.to_owned(), cell(&value)]);
     }
-    for (name, value) in headers_from_json(&row.headers) {
-        table.add_row([format!("header {}", cell(&name)), cell(&text(Some(&value)))]);
+    for (name, value) in headers_from_json(&row.headers).iter() {
+        table.add_row([format!("header {}", cell(&name)), cell(&text(Some(value)))]);
     }
     let value = row.value.as_deref().map_or_else(|| "none".to_owned(), |value| cell(&text(Some(value))));
     let bytes = row.value.as_ref().map_or(0, Vec::len);

@@ -27,7 +27,7 @@ const MAY_IMPORT: [(&str, &[&str]); 20] = [
 ];
 
 /// What messaging may know of the contracts: the envelope, no event.
-const ENVELOPE_ONLY: [&str; 2] = ["Envelope", "Headers"];
+const ENVELOPE_ONLY: [&str; 3] = ["Envelope", "Headers", "Span"];
 
 #[test]
 fn every_module_imports_only_what_the_table_allows() {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use diesel_async::RunQueryDsl;
+use shopd::contracts::Headers;
 use shopd::db::{Db, sql};
 use shopd::messaging::log::{Log, Record, StoredRecord};
 use uuid::Uuid;
@@ -45,12 +46,12 @@ async fn everything(p: &Promise, topic: &str) -> Vec<StoredRecord> {
 }
 
 /// The same payloads again, each with the headers that `headers` makes of its own.
-async fn again(p: &Promise, topic: &str, records: &[StoredRecord], headers: impl Fn(&StoredRecord) -> BTreeMap<String, Vec<u8>>) {
+async fn again(p: &Promise, topic: &str, records: &[StoredRecord], headers: impl Fn(&StoredRecord) -> Headers) {
     let record = |record: &StoredRecord| Record {
         topic: Arc::from(topic),
         key: record.key.clone(),
         value: record.value.clone(),
-        headers: headers(record).into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+        headers: headers(record).iter().map(|(name, value)| (name.into_owned().into(), value.to_vec().into())).collect(),
         timestamp: chrono::Utc::now(),
     };
     p.log.append(records.iter().map(record).collect()).await.expect("acknowledged");
@@ -97,11 +98,7 @@ async fn a_replay_of_both_topics_under_any_ids_moves_no_balance_and_no_status_an
     // Under new event ids; then without any header.
     for with_id in [true, false] {
         let headers = |record: &StoredRecord| {
-            let mut headers = if with_id { record.headers.clone() } else { BTreeMap::new() };
-            if with_id {
-                headers.insert("ce_id".into(), Uuid::new_v4().to_string().into());
-            }
-            headers
+            if with_id { record.headers.with([("ce_id", Uuid::new_v4().to_string().as_bytes())]) } else { Headers::new() }
         };
         again(&p, REQUESTS, &requests, headers).await;
         again(&p, RESULTS, &results, headers).await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use shopd::contracts::Headers;
 use shopd::messaging::log::partitioner::partition_of;
 use shopd::messaging::log::{AppendError, Fetched, Log, LogError, Record, StoredRecord};
 use tokio::sync::Notify;
@@ -140,9 +141,8 @@ impl Kafka {
             let Some(partitions) = state.topics.get_mut(&*record.topic) else { continue };
             let number = partition_of(record.key.as_deref().unwrap_or_default(), partitions.len() as i32);
             let partition = &mut partitions[number as usize];
-            let mut headers: BTreeMap<String, Vec<u8>> =
-                record.headers.iter().map(|(name, value)| (name.clone().into_owned(), value.to_vec())).collect();
-            headers.insert(LANDED.into(), landed.to_string().into());
+            let headers: Headers = record.headers.iter().map(|(name, value)| (name, value)).collect();
+            let headers = headers.with([(LANDED, landed.to_string().as_bytes())]);
             let (key, value) = (record.key.clone(), record.value.clone());
             let offset = partition.end();
             partition.records.push(StoredRecord { offset, key, value, headers, timestamp: record.timestamp });

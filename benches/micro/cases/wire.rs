@@ -138,5 +138,5 @@ fn headers(event: Uuid) -> Vec<(&'static str, Bytes)> {
 }
 
 fn read_back(headers: Vec<(&'static str, Bytes)>) -> Headers {
-    headers.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
+    headers.into_iter().collect()
 }

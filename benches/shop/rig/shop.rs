@@ -32,6 +32,13 @@ pub struct Shop<'s> {
     log: KafkaLog,
 }
 
+/// Below the range that the system hands out to clients: none of those has taken it when a role comes back.
+fn free_port() -> Result<TcpListener> {
+    let mut tries = std::iter::repeat_with(|| fastrand::u16(26_000..28_000)).take(100);
+    let found = tries.find_map(|port| TcpListener::bind(("127.0.0.1", port)).ok());
+    found.ok_or_else(|| "no free port from 26000 to 28000".into())
+}
+
 impl<'s> Shop<'s> {
     /// Fresh databases and topics, and these roles, ready.
     pub async fn open(servers: &'s Servers, roles: &[&'static str]) -> Result<Self> {
@@ -46,15 +53,18 @@ impl<'s> Shop<'s> {
             ("SHOPD__PAYMENTS__DATABASE_URL".into(), servers.url(&payments)?),
         ];
         // The gateway must find a role again that was stopped and started.
-        let mut addresses = Vec::new();
+        let (mut addresses, mut held) = (Vec::new(), Vec::new());
         for role in ROLES {
-            let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+            let free = free_port()?;
+            let address = free.local_addr()?.to_string();
+            held.push(free);
             env.push((format!("SHOPD__{}__LISTEN", role.to_uppercase()), address.clone()));
             if matches!(role, "orders" | "payments") {
                 env.push((format!("SHOPD__GATEWAY__{}_URLS", role.to_uppercase()), format!("http://{address}")));
             }
             addresses.push((role, address));
         }
+        drop(held);
         servers.create_database(&orders).await?;
         servers.create_database(&payments).await?;
         process::run(&env, &["migrate"]).await?;

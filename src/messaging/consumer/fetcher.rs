@@ -156,9 +156,8 @@ fn pieces(fetched: Vec<StoredRecord>, end: i64) -> Vec<Piece> {
 }
 
 fn bytes_of(record: &StoredRecord) -> usize {
-    let headers: usize = record.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
     let sized = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
-    sized(&record.key) + sized(&record.value) + headers
+    sized(&record.key) + sized(&record.value) + record.headers.size()
 }
 
 pub fn count<E>(fetched: &[Fetched<E>]) -> usize {

@@ -1,4 +1,4 @@
-//! Keeps a consumer's leases while it works: four heartbeats a lease, one at once when another gave something back, and as many
+//! Keeps a consumer's leases while it works: three heartbeats a lease, one at once when another gave something back, and as many
 //! partitions as are its fair share.
 //!
 //! It runs beside the loop, so a batch that takes long costs no lease. What it takes, the loop fetches; what is above the share
@@ -20,7 +20,7 @@ use super::offsets::Owned;
 
 /// A replica that dies is missed after a lease and one of these. What another gave back is taken at once, or within one where the word of it
 /// was lost. Each costs an idle process a third of a millisecond of CPU.
-const HEARTBEATS_A_LEASE: u32 = 4;
+const HEARTBEATS_A_LEASE: u32 = 3;
 /// How often a topic is asked whether it has more partitions now.
 const PARTITIONS_INTERVAL: Duration = Duration::from_secs(10);
 

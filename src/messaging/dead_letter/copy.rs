@@ -17,18 +17,16 @@ const TRUNCATED_BYTES: usize = 64;
 
 /// The original headers and ours over them.
 pub fn headers(delivery: &Delivery, reason: &str, attempts: i32) -> Headers {
-    let mut headers = delivery.headers.clone();
     let position = &delivery.position;
-    for (name, value) in [
-        ("dlq_reason", reason.to_owned()),
-        (TOPIC, position.topic.to_string()),
-        ("dlq_partition", position.partition.to_string()),
-        ("dlq_offset", position.offset.to_string()),
-        ("dlq_attempts", attempts.to_string()),
-    ] {
-        headers.insert(name.to_owned(), value.into());
-    }
-    headers
+    let [partition, offset, attempts] = [position.partition.to_string(), position.offset.to_string(), attempts.to_string()];
+    let ours = [
+        ("dlq_reason", reason),
+        (TOPIC, &position.topic),
+        ("dlq_partition", &partition),
+        ("dlq_offset", &offset),
+        ("dlq_attempts", &attempts),
+    ];
+    delivery.headers.with(ours.map(|(name, value)| (name, value.as_bytes())))
 }
 
 /// Whether this is a dead letter's copy, and no producer's own record.

@@ -9,7 +9,7 @@
 //!   not say so, the record may be there all the same: duplicates are allowed, losses are not.
 //! - Every call ends within a bound, whatever the broker or the database does; no constructor waits.
 //!
-//! May import config and db. Knows no event: headers and payloads are the caller's.
+//! May import config and db. Knows no event: what headers and payloads say is the caller's.
 
 mod kafka;
 pub mod partitioner;
@@ -21,13 +21,13 @@ pub use kafka::from_kafka;
 pub use postgres::PostgresLog;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 
+use crate::contracts::Headers;
 use crate::faults::Injected;
 
 /// A record to append.
@@ -57,14 +57,14 @@ pub struct StoredRecord {
     pub offset: i64,
     pub key: Option<Bytes>,
     pub value: Option<Bytes>,
-    pub headers: BTreeMap<String, Vec<u8>>,
+    pub headers: Headers,
     pub timestamp: DateTime<Utc>,
 }
 
 impl StoredRecord {
     /// Why this record's bytes could not be read at all. Key and value are absent then; it is a dead letter.
     pub fn unreadable(&self) -> Option<&[u8]> {
-        self.headers.get(UNREADABLE).map(Vec::as_slice)
+        self.headers.get(UNREADABLE)
     }
 }
 

@@ -109,7 +109,10 @@ impl Maker {
             topic: self.topic.clone(),
             key: columns.raw_key.map(Bytes::copy_from_slice),
             value: columns.payload.map(Bytes::copy_from_slice),
-            headers: headers_from_json(headers).into_iter().map(|(name, value)| (Cow::Owned(name), value.into())).collect(),
+            headers: headers_from_json(headers)
+                .iter()
+                .map(|(name, value)| (Cow::Owned(name.into_owned()), Bytes::copy_from_slice(value)))
+                .collect(),
             timestamp: self.now,
         }
     }

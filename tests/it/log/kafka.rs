@@ -68,7 +68,7 @@ async fn a_header_without_a_value_is_an_empty_one() {
     assert_eq!(offsets(&stored), (0..6).collect::<Vec<_>>());
     for record in [&stored[1], &stored[2], &stored[3], &stored[5]] {
         assert_eq!((record.key.as_deref(), record.value.as_deref()), (None, Some(b"raw".as_slice())));
-        assert_eq!(record.headers.get("name").map(|value| value.len()), Some(0));
+        assert_eq!(record.headers.get("name").map(<[u8]>::len), Some(0));
         assert!((chrono::Utc::now() - record.timestamp).num_seconds() < 60);
     }
     assert_eq!(values(&stored[..1]), ["before"]);

@@ -1,12 +1,13 @@
 //! Record batches as they lie on the log: those of our own relay, and what the client library cannot decode, a transaction's markers and
 //! headers without a value. Format: message version 2 of Kafka's protocol. Pure; any bytes end in a value, never in a panic.
 
-use std::collections::BTreeMap;
 use std::io::Read;
+use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 use chrono::{DateTime, Utc};
 
+use crate::contracts::{Headers, Span};
 use crate::messaging::log::StoredRecord;
 
 /// Attributes of a batch.
@@ -19,6 +20,8 @@ const CONTROL: i16 = 1 << 5;
 const PLAIN_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// A marker's key is its version and then this for "aborted".
 const ABORT: i16 = 0;
+/// Ours have so many.
+const HEADERS_USUAL: usize = 8;
 
 /// One batch, its records still encoded.
 #[derive(Clone, Debug)]
@@ -121,38 +124,42 @@ impl Batch {
         }
     }
 
-    fn read(&self, mut bytes: Bytes, records: &mut Vec<StoredRecord>) -> Result<(), &'static str> {
+    fn read(&self, bytes: Bytes, records: &mut Vec<StoredRecord>) -> Result<(), &'static str> {
+        let mut rest: &[u8] = &bytes;
         for _ in 0..self.count {
-            records.push(self.record(&mut bytes).ok_or("malformed record")?);
+            records.push(self.record(&bytes, &mut rest).ok_or("malformed record")?);
         }
         Ok(())
     }
 
-    fn record(&self, bytes: &mut Bytes) -> Option<StoredRecord> {
-        let mut bytes = sized(bytes)??;
-        let _attributes = bytes.try_get_i8().ok()?;
-        let timestamp = self.first_timestamp.checked_add(varint(&mut bytes)?)?;
-        let offset = self.base_offset.checked_add(varint(&mut bytes)?)?;
-        let key = sized(&mut bytes)?;
-        let value = sized(&mut bytes)?;
-        let mut headers = BTreeMap::new();
-        for _ in 0..varint(&mut bytes)? {
-            let name = String::from_utf8_lossy(&sized(&mut bytes)??).into_owned();
+    /// The next record in `rest`, the end of `bytes`.
+    fn record(&self, bytes: &Bytes, rest: &mut &[u8]) -> Option<StoredRecord> {
+        let Range { start, end } = sized(rest, bytes.len())??;
+        let mut rest = bytes.get(start..end)?;
+        let _attributes = rest.try_get_i8().ok()?;
+        let timestamp = self.first_timestamp.checked_add(varint(&mut rest)?)?;
+        let offset = self.base_offset.checked_add(varint(&mut rest)?)?;
+        let (key, value) = (sized(&mut rest, end)?, sized(&mut rest, end)?);
+        let mut headers = Vec::with_capacity(HEADERS_USUAL);
+        for _ in 0..varint(&mut rest)? {
             // No value is as good as an empty one.
-            headers.insert(name, sized(&mut bytes)?.unwrap_or_default().into());
+            headers.push(Span::of(sized(&mut rest, end)??, sized(&mut rest, end)?.unwrap_or_default())?);
         }
         let timestamp: DateTime<Utc> = DateTime::from_timestamp_millis(timestamp).unwrap_or_default();
-        Some(StoredRecord { offset, key, value, headers, timestamp })
+        let [key, value] = [key, value].map(|part| part.map(|part| bytes.slice(part)));
+        Some(StoredRecord { offset, key, value, headers: Headers::at(bytes.clone(), headers), timestamp })
     }
 }
 
-/// Bytes after their length; a negative length is null.
-fn sized(bytes: &mut Bytes) -> Option<Option<Bytes>> {
-    let Ok(length) = usize::try_from(varint(bytes)?) else { return Some(None) };
-    (length <= bytes.len()).then(|| Some(bytes.split_to(length)))
+/// Goes past a length and so many bytes, and says where these lie when `rest` ends at `end`; a negative length is null.
+fn sized(rest: &mut &[u8], end: usize) -> Option<Option<Range<usize>>> {
+    let Ok(length) = usize::try_from(varint(rest)?) else { return Some(None) };
+    *rest = rest.get(length..)?;
+    let end = end - rest.len();
+    Some(Some(end - length..end))
 }
 
-fn varint(bytes: &mut Bytes) -> Option<i64> {
+fn varint(bytes: &mut &[u8]) -> Option<i64> {
     let mut zigzag = 0_u64;
     for shift in (0..64).step_by(7) {
         let byte = bytes.try_get_u8().ok()?;
@@ -213,7 +220,7 @@ mod tests {
 
     #[test]
     fn numbers_of_variable_length_are_read() {
-        let read = |bytes: &'static [u8]| varint(&mut Bytes::from_static(bytes));
+        let read = |mut bytes: &[u8]| varint(&mut bytes);
         assert_eq!([read(&[0]), read(&[1]), read(&[2]), read(&[0xac, 0x02])], [Some(0), Some(-1), Some(1), Some(150)]);
         assert_eq!([read(&[]), read(&[0x80]), read(&[0xff; 11])], [None; 3]);
     }

@@ -154,7 +154,7 @@ mod tests {
                 prop_assert_eq!(&read.key, &record.key);
                 prop_assert_eq!(&read.value, &record.value);
                 prop_assert_eq!(read.timestamp, record.timestamp);
-                let headers: Vec<_> = read.headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+                let headers: Vec<_> = read.headers.iter().map(|(name, value)| (name, Bytes::copy_from_slice(value))).collect();
                 prop_assert_eq!(&headers, &record.headers);
             }
         }

@@ -171,7 +171,7 @@ mod tests {
             let fetched = part(batches.clone(), 9).plain(6).unwrap();
             let values: Vec<_> = fetched.records.iter().map(|r| (r.offset, r.value.clone().unwrap())).collect();
             assert_eq!(values, [(6, Bytes::from_static(b"six")), (7, Bytes::from_static(b"seven"))]);
-            assert_eq!(fetched.records[0].headers["name"], b"value");
+            assert_eq!(fetched.records[0].headers.get("name"), Some(b"value".as_slice()));
             assert_eq!((fetched.next_offset, fetched.end_offset), (8, 9));
             // Only the cut off one: somebody must look what is there.
             assert_eq!(part(batches[whole..].to_vec(), 9).plain(8), None);

@@ -4,7 +4,7 @@
 //! First the plain way ([`super::polls::LongPolls`]), together with whatever else is waited for; what is not plain goes through the client
 //! library.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -179,13 +179,13 @@ pub fn from_kafka(stored: RecordAndOffset) -> StoredRecord {
         offset: stored.offset,
         key: record.key.map(Bytes::from),
         value: record.value.map(Bytes::from),
-        headers: record.headers,
+        headers: record.headers.into_iter().collect(),
         timestamp: record.timestamp,
     }
 }
 
 fn unreadable(offset: i64, reason: &str) -> StoredRecord {
-    let headers = BTreeMap::from([(UNREADABLE.to_owned(), reason.as_bytes().to_vec())]);
+    let headers = [(UNREADABLE, reason)].into_iter().collect();
     StoredRecord { offset, key: None, value: None, headers, timestamp: Utc::now() }
 }
 

@@ -1,8 +1,10 @@
 //! How a record's headers lie in their column: name and value by turns, each after its length. Pure.
 
-use std::collections::BTreeMap;
+use std::ops::Range;
 
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, BufMut};
+
+use crate::contracts::{Headers, Span};
 
 /// The bytes of `headers`, in their order.
 pub(super) fn encode<'h>(headers: impl IntoIterator<Item = (&'h str, &'h [u8])>) -> Vec<u8> {
@@ -16,20 +18,23 @@ pub(super) fn encode<'h>(headers: impl IntoIterator<Item = (&'h str, &'h [u8])>)
     bytes
 }
 
-/// The headers in `bytes`; of a name that comes twice the last. `None` where that is not what [`encode`] made.
-pub(super) fn decode(bytes: Vec<u8>) -> Option<BTreeMap<String, Vec<u8>>> {
-    let mut bytes = Bytes::from(bytes);
-    let mut headers = BTreeMap::new();
-    while !bytes.is_empty() {
-        let name = String::from_utf8(part(&mut bytes)?.into()).ok()?;
-        headers.insert(name, part(&mut bytes)?.into());
+/// The headers in `bytes`. `None` where that is not what [`encode`] made.
+pub(super) fn decode(bytes: Vec<u8>) -> Option<Headers> {
+    let (mut rest, mut spans) = (bytes.as_slice(), Vec::new());
+    while !rest.is_empty() {
+        let (name, value) = (part(&bytes, &mut rest)?, part(&bytes, &mut rest)?);
+        std::str::from_utf8(bytes.get(name.clone())?).ok()?;
+        spans.push(Span::of(name, value)?);
     }
-    Some(headers)
+    Some(Headers::at(bytes.into(), spans))
 }
 
-fn part(bytes: &mut Bytes) -> Option<Bytes> {
-    let length = bytes.try_get_u32().ok()? as usize;
-    (length <= bytes.len()).then(|| bytes.split_to(length))
+/// Where the next one lies in `bytes`, of which `rest` is left.
+fn part(bytes: &[u8], rest: &mut &[u8]) -> Option<Range<usize>> {
+    let length = rest.try_get_u32().ok()? as usize;
+    let start = bytes.len() - rest.len();
+    *rest = rest.get(length..)?;
+    Some(start..start + length)
 }
 
 #[cfg(test)]
@@ -41,7 +46,7 @@ mod tests {
         #[test]
         fn headers_come_back_as_they_were(headers in proptest::collection::btree_map(".{0,20}", proptest::collection::vec(any::<u8>(), 0..50), 0..8)) {
             let bytes = encode(headers.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
-            prop_assert_eq!(decode(bytes), Some(headers));
+            prop_assert_eq!(decode(bytes), Some(headers.into_iter().collect()));
         }
 
         #[test]
