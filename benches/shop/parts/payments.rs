@@ -38,7 +38,7 @@ pub struct Decided {
 }
 
 pub async fn measure(bench: &Bench) -> Result<Figures> {
-    let (backlog, rounds) = (bench.options.backlog(20_000, 200_000), bench.options.rounds(1, 3));
+    let (backlog, rounds) = (bench.options.backlog(10_000, 200_000), bench.options.rounds(1, 3));
     let series = |(case, accounts): (&str, usize)| Series {
         accounts,
         turns: Turns::new(case),

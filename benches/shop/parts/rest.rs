@@ -45,7 +45,7 @@ struct Resting {
 }
 
 pub async fn measure(bench: &Bench) -> Result<Figures> {
-    let idle = bench.options.time(5, 30);
+    let idle = bench.options.time(4, 30);
     let mut shop = Shop::open(&bench.servers, &ROLES).await?;
     let mut roles: Vec<Resting> = ROLES.map(|name| Resting { name: name.into(), ..Resting::default() }).into();
 
@@ -74,7 +74,7 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     }
     step("rest: after orders came in through the gateway");
     shop.accounts(SPREAD).await?;
-    intake::accepted(&shop, THROUGH_GATEWAY, CONNECTIONS, bench.options.time(3, 15)).await?;
+    intake::accepted(&shop, THROUGH_GATEWAY, CONNECTIONS, bench.options.time(2, 15)).await?;
     shop.all_final().await?;
     for resting in &mut roles {
         resting.loaded_bytes = machine::memory(pid(&resting.name), "VmHWM:");

@@ -55,7 +55,7 @@ struct Measured {
 
 pub async fn measure(bench: &Bench) -> Result<Figures> {
     let options = &bench.options;
-    let default: &[u64] = if options.quick { &[100_000] } else { &[100_000, 1_000_000, 10_000_000] };
+    let default: &[u64] = if options.quick { &[50_000] } else { &[100_000, 1_000_000, 10_000_000] };
     let sizes = options.sizes.clone().unwrap_or_else(|| default.to_vec());
     let (backlog, orders) = (options.backlog(5_000, 100_000), options.orders(5_000, 100_000));
     let mut figures = Figures { backlog, orders, sizes: Vec::new() };

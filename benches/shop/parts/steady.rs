@@ -68,7 +68,7 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
         }
     };
 
-    let time = bench.options.time(10, 300);
+    let time = bench.options.time(6, 300);
     // A broker compiles what it does often, and so much is new to it: small requests, many of them. Its compiler is at it for minutes, so
     // the long run comes last.
     open_loop(bench, &shop, most, 0.5, WARM_OPEN.min(time)).await?;
