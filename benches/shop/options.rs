@@ -7,6 +7,8 @@ use super::Result;
 
 /// The parts, in the order in which they run.
 pub const PARTS: [&str; 10] = ["payments", "flow", "intake", "steady", "latency", "relay", "gateway", "rest", "size", "bloat"];
+/// What becomes of it in time.
+const GROWTH: [&str; 2] = ["size", "bloat"];
 
 /// Numbers that may be overridden; a run with one of them is a trial.
 const OVERRIDES: [&str; 6] = ["BACKLOG", "ORDERS", "SECONDS", "ROUNDS", "RATE", "SIZES"];
@@ -32,7 +34,7 @@ impl Options {
         let published = if trial { variable("PUBLISH").is_some_and(|publish| publish != "0") } else { true };
         let parts = match variable("PARTS") {
             // A short run has no time for what shows only in a long one.
-            None => PARTS.into_iter().filter(|part| !quick || *part != "bloat").collect(),
+            None => PARTS.into_iter().filter(|part| !quick || !GROWTH.contains(part)).collect(),
             Some(names) => {
                 let part = |name: &str| PARTS.iter().copied().find(|part| *part == name.trim());
                 let unknown = |name: &str| format!("PARTS: there is no part {name}; there are {}", PARTS.join(", "));
