@@ -296,7 +296,7 @@ impl Config {
             relay: RelayConfig {
                 listen: any(8083),
                 batch_rows_max: 2_000,
-                published_rows_max: 50_000,
+                published_rows_max: 10_000,
                 poll_interval: Duration::from_millis(1_000),
                 lease: Duration::from_millis(2_000),
             },
