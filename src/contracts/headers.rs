@@ -7,6 +7,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
+/// Name and value of one of ours.
+const HEADER_BYTES_USUAL: usize = 40;
+
 /// A record's headers by name, in their order; of two equal names the last counts.
 #[derive(Clone, Default)]
 pub struct Headers {
@@ -78,7 +81,8 @@ impl Headers {
     }
 
     fn from_parts<N: AsRef<[u8]>, V: AsRef<[u8]>>(parts: impl Iterator<Item = (N, V)>) -> Self {
-        let (mut bytes, mut spans) = (Vec::new(), Vec::new());
+        let few = parts.size_hint().0;
+        let (mut bytes, mut spans) = (Vec::with_capacity(few * HEADER_BYTES_USUAL), Vec::with_capacity(few));
         let mut put = |part: &[u8]| {
             let start = bytes.len();
             bytes.extend_from_slice(part);
