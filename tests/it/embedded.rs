@@ -8,6 +8,7 @@ use shopd::embedded::{self, EmbeddedError, Fetch, Options, Search};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::postgres::{database, eventually, options, own_dir};
+use crate::support::shop::{PATIENCE, poll};
 
 const STOP: Duration = Duration::from_secs(20);
 
@@ -123,13 +124,14 @@ async fn a_supervised_server_comes_back_under_the_same_url() {
     kill(pid);
     eventually("another server", || dir.join("postgres/postmaster.pid").exists() && first_line(&dir) != pid).await;
     let mut answer = String::new();
-    for _ in 0..200 {
+    let since = Instant::now();
+    while since.elapsed() < PATIENCE {
         if let Ok((client, connection)) = tokio_postgres::connect(url.expose(), tokio_postgres::NoTls).await {
             drop((client, connection));
             answer = query(url.expose(), "select 1").await;
             break;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        poll().await;
     }
     assert_eq!(answer, "1");
     stop.send(()).expect("a listener");

@@ -16,6 +16,7 @@ use self::wire::Codec;
 use super::suite::{contract, noise};
 use super::{BYTES_MAX, LONG, Subject, now, offsets, read, record, until_it_answers, values};
 use crate::support::kafka::{self, Broker};
+use crate::support::shop::poll;
 
 async fn subject() -> Subject {
     let config = kafka::config(&kafka::shared().await);
@@ -221,7 +222,7 @@ async fn append_until_acknowledged(log: &KafkaLog, name: &str, count: usize) -> 
             while let Err(error) = log.append(waiting).await {
                 assert!(error.cause.is_transient(), "{error:?}");
                 waiting = error.unacknowledged;
-                tokio::time::sleep(Duration::from_millis(50)).await;
+                poll().await;
             }
         };
         tokio::time::timeout(LONG, trying).await.expect("the broker is there");
