@@ -68,8 +68,10 @@ impl Headers {
 
     /// These, and `more` after them.
     pub fn with<'h>(&'h self, more: impl IntoIterator<Item = (&'h str, &'h [u8])>) -> Self {
-        let more = more.into_iter().map(|(name, value)| (name.as_bytes(), value));
-        Self::from_parts(self.parts().chain(more))
+        let mut gathered = Gathered::with_room(self.len());
+        self.parts().for_each(|(name, value)| gathered.put(name, value));
+        more.into_iter().for_each(|(name, value)| gathered.put(name.as_bytes(), value));
+        gathered.done()
     }
 
     fn parts(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
@@ -79,32 +81,39 @@ impl Headers {
     fn part(&self, (start, end): (u32, u32)) -> &[u8] {
         self.bytes.get(start as usize..end as usize).unwrap_or_default()
     }
+}
 
-    fn from_parts<N: AsRef<[u8]>, V: AsRef<[u8]>>(parts: impl Iterator<Item = (N, V)>) -> Self {
-        let few = parts.size_hint().0;
-        let (mut bytes, mut spans) = (Vec::with_capacity(few * HEADER_BYTES_USUAL), Vec::with_capacity(few));
-        let mut put = |part: &[u8]| {
-            let start = bytes.len();
-            bytes.extend_from_slice(part);
-            start..bytes.len()
-        };
-        for (name, value) in parts {
-            let (name, value) = (put(name.as_ref()), put(value.as_ref()));
-            spans.extend(Span::of(name, value));
-        }
-        Self { bytes: bytes.into(), spans }
+/// Headers that are copied into one piece.
+struct Gathered {
+    bytes: Vec<u8>,
+    spans: Vec<Span>,
+}
+
+impl Gathered {
+    /// With room for so many of ours.
+    fn with_room(count: usize) -> Self {
+        Self { bytes: Vec::with_capacity(count * HEADER_BYTES_USUAL), spans: Vec::with_capacity(count) }
+    }
+
+    fn put(&mut self, name: &[u8], value: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(name);
+        let middle = self.bytes.len();
+        self.bytes.extend_from_slice(value);
+        self.spans.extend(Span::of(start..middle, middle..self.bytes.len()));
+    }
+
+    fn done(self) -> Headers {
+        Headers { bytes: self.bytes.into(), spans: self.spans }
     }
 }
 
 impl<N: AsRef<str>, V: AsRef<[u8]>> FromIterator<(N, V)> for Headers {
     fn from_iter<I: IntoIterator<Item = (N, V)>>(headers: I) -> Self {
-        struct Name<N>(N);
-        impl<N: AsRef<str>> AsRef<[u8]> for Name<N> {
-            fn as_ref(&self) -> &[u8] {
-                self.0.as_ref().as_bytes()
-            }
-        }
-        Self::from_parts(headers.into_iter().map(|(name, value)| (Name(name), value)))
+        let headers = headers.into_iter();
+        let mut gathered = Gathered::with_room(headers.size_hint().0);
+        headers.for_each(|(name, value)| gathered.put(name.as_ref().as_bytes(), value.as_ref()));
+        gathered.done()
     }
 }
 
