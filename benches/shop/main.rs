@@ -63,12 +63,17 @@ async fn stopped() -> std::io::Result<()> {
     }
 }
 
+/// Files of Postgres' write-ahead log, 16 MB each, that are there to be used again: all that `max_wal_size` allows.
+const RECYCLED: u32 = 256;
+const RECYCLED_QUICK: u32 = 96;
+
 async fn bench(options: Options) -> Result<()> {
     let output = options.output();
     let mut book = Book::read(&output)?;
     let limits = Limits::prepare(if options.quick { 2 } else { 3 }).await?;
     step("starting Postgres and Kafka");
-    let bench = Bench { options, servers: Servers::start().await?, limits };
+    let recycled = if options.quick { RECYCLED_QUICK } else { RECYCLED };
+    let bench = Bench { options, servers: Servers::start(recycled).await?, limits };
     let postgres = bench.servers.version().await?;
     warm(&bench).await?;
     let since = Instant::now();

@@ -53,3 +53,9 @@ impl Disk {
         Ok(Latency::of_millis(millis))
     }
 }
+
+/// After how many seconds the host writes back what is dirty; nothing where it does not say so.
+pub fn written_back_after() -> Option<f64> {
+    let hundredths = std::fs::read_to_string("/proc/sys/vm/dirty_expire_centisecs").ok()?;
+    Some(hundredths.trim().parse::<f64>().ok()? / 100.0)
+}

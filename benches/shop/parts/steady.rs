@@ -13,7 +13,7 @@ use super::super::report::Section;
 use super::super::rig::{Progress, ROLES, Shop};
 use super::super::{Bench, Result, step};
 use super::SPREAD;
-use super::disk::Disk;
+use super::disk::{self, Disk};
 use super::queues::{Queues, Waiting, growth};
 
 const PATH: &str = "/api/OrdersProxy";
@@ -38,6 +38,9 @@ pub struct Figures {
     /// From the row of the order's beginning to that of its end, in milliseconds: p50, p99.
     rows: (f64, f64),
     curve: Vec<Run>,
+    /// After so many seconds the host writes back what is dirty ([`disk::written_back_after`]).
+    #[serde(default)]
+    written_back_after: Option<f64>,
 }
 
 /// An open loop at one rate.
@@ -100,7 +103,7 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     let rows = (row.try_get(0)?, row.try_get(1)?);
     shop.all_final().await?;
     shop.close().await?;
-    Ok(Figures { most, most_cost, steady, queues, rows, curve })
+    Ok(Figures { most, most_cost, steady, queues, rows, curve, written_back_after: disk::written_back_after() })
 }
 
 /// Orders a second that are accepted and paid: from a closed loop, from its start until the last is final.
@@ -160,6 +163,13 @@ their own; their answers, which come when the order is final, are POST-to-`Finis
 does. All latencies count from when the request was due. Queues are the differences of what was accepted, is on Kafka, is decided, and is applied. A page that is written and synced ten times a \
 second beside all that shows when the disk itself stands still: a commit cannot be faster then.\n"
         )?;
+        if let Some(seconds) = self.written_back_after {
+            writeln!(
+                text,
+                "The host writes back what is dirty after {seconds} s (`vm.dirty_expire_centisecs`). A sync waits behind that; what it costs, and what a host that \
+writes a little all the time gains, is in [PERFORMANCE.md](PERFORMANCE.md), \"The disk\".\n"
+            )?;
+        }
         let rates = Rates(vec![self.most_cost.clone()]);
         let (most, cost, by) = (number(self.most, 0), rates.cpu_us(&[]).show(1), rates.by_process());
         writeln!(

@@ -11,6 +11,8 @@ use tokio::process::Command;
 use super::super::Result;
 
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Of the write-ahead log, to be used again ([`super::servers::Servers::start`]): more than a few seconds write.
+const RECYCLED: u32 = 48;
 
 /// Operations a second, by case.
 pub type Measured = BTreeMap<String, f64>;
@@ -35,7 +37,8 @@ impl Limits {
     pub async fn measure(&self, cases: &[&str]) -> Result<Measured> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/limits/postgres_limits.py");
         let mut command = Command::new(&self.python);
-        command.arg(script).args(["--reps", "1", "--secs", &self.seconds.to_string(), "--only", &cases.join(",")]);
+        let (seconds, recycled) = (self.seconds.to_string(), RECYCLED.to_string());
+        command.arg(script).args(["--reps", "1", "--secs", &seconds, "--only", &cases.join(","), "--recycled", &recycled]);
         let measured: Value = serde_json::from_slice(&run(&mut command).await?)?;
         let rate = |name: &&str| {
             let median = measured["per_second"][name]["median"].as_f64();
