@@ -24,11 +24,11 @@ use super::sql::sql;
 /// Between two notifications of what comes alone.
 const GAP: Duration = Duration::from_millis(2);
 /// Where a few come at a time: as far apart as those who hear them look.
-const GAP_BUSY: Duration = Duration::from_millis(10);
+const GAP_BUSY: Duration = Duration::from_millis(6);
 /// In a stream.
 const GAP_STREAM: Duration = Duration::from_millis(50);
 /// It is one where in [`GAP_BUSY`] more come than so many.
-const FEW: u32 = 3;
+const FEW: u32 = 2;
 const RECONNECT_AFTER: Duration = Duration::from_millis(500);
 
 /// Hears a channel; its [`Notify`] is signalled for every notification of others' and after every reconnection. What was sent over the same

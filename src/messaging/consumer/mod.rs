@@ -57,7 +57,7 @@ const FETCHES_WAITING_MAX: usize = 12;
 
 /// After a large batch there is more on the log than is fetched at this moment; small ones that follow each other cost the database more
 /// than a rest between them costs anybody.
-const PACE: Pace = Pace::new(3, 64, Duration::from_millis(2), Duration::from_millis(10)).half_of_the_time();
+const PACE: Pace = Pace::new(2, 64, Duration::from_millis(2), Duration::from_millis(6)).half_of_the_time();
 
 /// One process's consumer of one topic.
 pub struct Consumer<I> {

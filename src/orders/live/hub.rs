@@ -25,7 +25,7 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Between the beginnings of two looks: what comes together is read together.
 const LOOK_GAP: Duration = Duration::from_millis(2);
 /// The same where several come at a time.
-const PACE: Pace = Pace::new(3, usize::MAX, Duration::ZERO, Duration::from_millis(10)).half_of_the_time();
+const PACE: Pace = Pace::new(2, usize::MAX, Duration::ZERO, Duration::from_millis(6)).half_of_the_time();
 /// How long the session stays when nobody listens any more.
 const LINGER: Duration = Duration::from_secs(10);
 const RETRY_AFTER: Duration = Duration::from_millis(250);

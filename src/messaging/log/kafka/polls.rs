@@ -2,7 +2,7 @@
 //! each, and a broker with a little to say to each of twelve answers twelve times.
 //!
 //! A fetch is an [`Ask`]. A broker's task sends those that wait together and hands each its part of the answer. Whoever was handed
-//! something asks again as soon as it has taken it over, so the next request waits a moment for these, and a little longer where records come in a stream. One that comes while a request is on its way
+//! something asks again as soon as it has taken it over, so the next request waits a moment for these. One that comes while a request is on its way
 //! goes in another one at once, which ends with the first: then they go together again.
 //!
 //! It does the plain case only; whatever a broker answers beside records is the client library's to find out.
@@ -23,14 +23,10 @@ use super::fetch::{self, Part, Place};
 use super::leaders::Leaders;
 use super::raw;
 use crate::config::KafkaConfig;
-use crate::db::Pace;
 use crate::messaging::log::{Fetched, LogError};
 
 /// How long a request waits for those who were just answered.
 const GATHER_MAX: Duration = Duration::from_millis(2);
-/// Where records come to several partitions at a time, from one answer to the next request: a broker answers with the first of what one
-/// produce request brings, and what it costs is the answering.
-const PACE: Pace = Pace::new(3, usize::MAX, Duration::ZERO, Duration::from_millis(6));
 /// Bytes that are decoded by whoever waits for them.
 const PLAIN_AT_ONCE_MAX: usize = 16 * 1024;
 /// Partitions that may wait at one broker.
@@ -155,17 +151,13 @@ async fn serve(broker: String, dialer: Arc<Dialer>, mut asks: mpsc::Receiver<Ask
     // Who was answered and has not asked again.
     let mut answered: Vec<(String, i32)> = Vec::new();
     let mut gather_until = Instant::now();
-    let mut pace = PACE;
     loop {
         while let Ok(ask) = asks.try_recv() {
             join(ask, &mut waiting, &mut answered);
         }
         let now = Instant::now();
         let are_expected = !answered.is_empty() || dues.iter().any(|due| *due <= now + GATHER_MAX);
-        let (_, mut wait_until) = pace.next(now);
-        if are_expected {
-            wait_until = wait_until.max(gather_until);
-        }
+        let wait_until = if are_expected { gather_until } else { now };
         if !waiting.is_empty() && now >= wait_until {
             answered.clear();
             let asks = together(&mut waiting);
@@ -189,8 +181,6 @@ async fn serve(broker: String, dialer: Arc<Dialer>, mut asks: mpsc::Receiver<Ask
                 gather_until = Instant::now() + GATHER_MAX;
                 match how {
                     Answered::Parts(line, parts) => {
-                        let now = Instant::now();
-                        pace.done(parts.iter().filter(|part| !part.is_empty()).count(), now, now);
                         if lines.len() < IDLE_LINES_MAX {
                             lines.push(line);
                         }
