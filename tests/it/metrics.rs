@@ -174,7 +174,8 @@ async fn a_running_shop_exposes_what_the_catalogue_says_and_figures_that_are_tru
     until("the outbox is seen to grow", async || {
         exposed = Exposed::new();
         parse(&Client::new(shop.orders.address("orders").await).get("/metrics").await.expect(200).text, &mut exposed);
-        values(&exposed, "shopd_outbox_rows", ("outbox", "orders")) == [1.0]
+        // One more where the relay was killed before it had saved that the last one is published.
+        values(&exposed, "shopd_outbox_rows", ("outbox", "orders")).iter().any(|rows| *rows >= 1.0)
     })
     .await;
     assert!(values(&exposed, "shopd_outbox_oldest_row_age_seconds", ("outbox", "orders"))[0] > 0.0);
