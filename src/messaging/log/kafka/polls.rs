@@ -2,8 +2,8 @@
 //! each, and a broker with a little to say to each of twelve answers twelve times.
 //!
 //! A fetch is an [`Ask`]. A broker's task sends those that wait together and hands each its part of the answer. Whoever was handed
-//! something asks again as soon as it has taken it over, so the next request waits a moment for these. One that comes while a request is on its way
-//! goes in another one at once, which ends with the first: then they go together again.
+//! something asks again as soon as it has taken it over, so the next request waits a moment for these. One that comes while a request
+//! is on its way goes in another one at once, which ends with the first: then they go together again.
 //!
 //! It does the plain case only; whatever a broker answers beside records is the client library's to find out.
 
