@@ -9,7 +9,7 @@ use shopd::db::Db;
 use uuid::Uuid;
 
 use crate::support::books::{assert_balanced, connect, count};
-use crate::support::inside::{Inside, REQUESTS, until};
+use crate::support::inside::{Inside, REQUESTS, RESULTS, until};
 use crate::support::postgres;
 use crate::support::shop::{Client, PATIENCE, Process, poll};
 
@@ -135,4 +135,35 @@ async fn an_outbox_that_cannot_be_emptied_yet_is_not_locked_with_every_page() {
     conn.batch_execute("rollback").await.unwrap();
     until("an empty outbox", async || count(&shop.orders, "select count(*) as n from outbox").await == 0).await;
     relay.stop().await;
+}
+
+/// Ends so many `orders` in as few batches as it takes, and counts those whose row was written within its page.
+async fn heap_only_of(orders: i64, before: Option<&str>) -> i64 {
+    let shop = Inside::on_postgres().await;
+    if let Some(statement) = before {
+        shop.orders.dedicated().await.unwrap().batch_execute(statement).await.unwrap();
+    }
+    shop.account("ann", orders * 100).await;
+    shop.place("ann", orders as usize).await;
+    let (relay, payments, results) = (shop.relay("orders"), shop.payments(), shop.relay("payments"));
+    shop.until_on_the_log(RESULTS, orders).await;
+    let applied = shop.orders();
+    shop.until_healed().await;
+    for part in [relay, payments, results, applied] {
+        part.stop().await;
+    }
+    // The sessions tell their statistics a little later.
+    let updates = "select n_tup_upd as n from pg_stat_user_tables where relname = 'orders'";
+    until("statistics", async || count(&shop.orders, updates).await >= orders).await;
+    assert_eq!(count(&shop.orders, updates).await, orders, "one update an order");
+    count(&shop.orders, "select n_tup_hot_upd as n from pg_stat_user_tables where relname = 'orders'").await
+}
+
+/// All orders of a page end together, before the old rows can be pruned: each new one needs a place beside its old one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ending_an_order_is_a_heap_only_update_even_for_all_orders_of_a_page_at_once() {
+    const ORDERS: i64 = 300;
+    assert_eq!(heap_only_of(ORDERS, None).await, ORDERS);
+    let narrow = heap_only_of(ORDERS, Some("alter table orders set (fillfactor = 85)")).await;
+    assert!(narrow < ORDERS * 3 / 4, "with nearly full pages {narrow} of {ORDERS}: then this shows nothing");
 }
