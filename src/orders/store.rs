@@ -261,9 +261,14 @@ pub async fn list(conn: &mut Conn, which: ListOrders) -> Result<OrderPage, DbErr
 
 /// Ends the orders that have not ended (S5), each with its event; returns how many.
 pub async fn end(mut conn: &Conn, endings: &[Ending]) -> Result<usize, DbError> {
-    fn column<'e, T>(endings: &'e [Ending], field: impl Fn(&'e Ending) -> T) -> Vec<T> {
-        endings.iter().map(field).collect()
+    fn column<'e, T>(endings: &[&'e Ending], field: impl Fn(&'e Ending) -> T) -> Vec<T> {
+        endings.iter().copied().map(field).collect()
     }
+    // By order: two replicas never wait for each other in a circle, and pages are found again. Here, because the server would make a copy of
+    // each row for that.
+    let mut endings: Vec<&Ending> = endings.iter().collect();
+    endings.sort_unstable_by_key(|ending| ending.order_id);
+    let endings = &*endings;
     let ended = sql("with ending as (
              select unnest($1) as order_id, unnest($2) as status, unnest($3) as failure_reason, unnest($4) as event_id,
                     unnest($5) as source, unnest($6) as sent_at, unnest($7) as partition, unnest($8) as log_offset,
@@ -272,14 +277,14 @@ pub async fn end(mut conn: &Conn, endings: &[Ending]) -> Result<usize, DbError> 
              update orders o
                 set status = e.status, failure_reason = e.failure_reason, updated_at = greatest(o.created_at, clock_timestamp())
                from ending e
-              where o.id = e.order_id and o.status in ('New', 'Processing')
+              where o.id = any(array[e.order_id]) and o.status in ('New', 'Processing')
           returning o.updated_at, e.*
          )
          insert into order_event (order_id, status, failure_reason, at, event_id, source, topic, partition, log_offset, sent_at,
                                   published_at, received_at, traceparent)
          select order_id, status, failure_reason, updated_at, event_id, source, $12, partition, log_offset, sent_at, published_at,
                 received_at, traceparent
-           from ended order by order_id")
+           from ended")
     .bind::<Array<SqlUuid>, _>(column(endings, |e| e.order_id))
     .bind::<Array<Text>, _>(column(endings, |e| e.status.as_str()))
     .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.failure_reason.map(FailureReason::as_str)))

@@ -111,9 +111,11 @@ struct HeldRow {
 ///
 /// Locked in the order of their ids: two transactions over the same accounts meet at the first one and cannot wait for each
 /// other in a circle.
+///
+/// By `id + 0`, in whose order no index is: by one that is, a plan made over a few accounts reads all of them (ADR 5).
 pub async fn lock(mut conn: &Conn, users: &[&str]) -> Result<(Accounts, DateTime<Utc>), DbError> {
     let rows: Vec<HeldRow> = sql("select id, user_id, balance, greatest(updated_at, clock_timestamp()) as now
-           from (select id, user_id, balance, updated_at from account where user_id = any($1) order by id for update) held")
+           from (select id, user_id, balance, updated_at from account where user_id = any($1) order by id + 0 for update) held")
     .bind::<Array<Text>, _>(users)
     .load(&mut conn)
     .await?;
@@ -152,7 +154,7 @@ pub async fn set_balances(mut conn: &Conn, moved: &[Held], at: DateTime<Utc>) ->
         return Ok(());
     }
     sql("update account a set balance = m.balance, updated_at = $3
-           from (select unnest($1) as id, unnest($2) as balance) m where a.id = m.id")
+           from (select unnest($1) as id, unnest($2) as balance) m where a.id = any(array[m.id])")
     .bind::<Array<BigInt>, _>(moved.iter().map(|m| m.id).collect::<Vec<_>>())
     .bind::<Array<BigInt>, _>(moved.iter().map(|m| m.balance).collect::<Vec<_>>())
     .bind::<Timestamptz, _>(at)
@@ -209,17 +211,19 @@ impl Record<'_> {
     }
 }
 
-/// Writes the decisions, by order id, with where their requests came from.
+/// Writes the decisions, by order id, with where their requests came from. They are sorted here: the server would make a copy of each row
+/// for that (0.25 of 2.1 us).
 pub async fn write_payments(mut conn: &Conn, records: &[Record<'_>], topic: &str, at: DateTime<Utc>) -> Result<(), DbError> {
-    fn column<'r, T>(records: &'r [Record<'r>], field: impl Fn(&'r Record<'r>) -> T) -> Vec<T> {
-        records.iter().map(field).collect()
+    fn column<'r, T>(records: &[&'r Record<'r>], field: impl Fn(&'r Record<'r>) -> T) -> Vec<T> {
+        records.iter().copied().map(field).collect()
     }
+    let mut records: Vec<&Record> = records.iter().collect();
+    records.sort_unstable_by_key(|record| record.request.event.order_id);
+    let records = &*records;
     sql("insert into payment (order_id, user_id, amount, status, failure_reason, result_event_id, event_id, source, topic,
                               partition, log_offset, sent_at, published_at, received_at, traceparent, decided_at)
-         select * from (
-             select unnest($1) as order_id, unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), $9,
-                    unnest($10), unnest($11), unnest($12), unnest($13), unnest($14), unnest($15), $16
-         ) r order by order_id")
+         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), $9,
+                unnest($10), unnest($11), unnest($12), unnest($13), unnest($14), unnest($15), $16")
     .bind::<Array<SqlUuid>, _>(column(records, |r| r.request.event.order_id))
     .bind::<Array<Text>, _>(column(records, |r| r.request.event.user_id.as_str()))
     .bind::<Array<BigInt>, _>(column(records, |r| r.request.event.amount.minor()))

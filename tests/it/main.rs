@@ -24,6 +24,7 @@ mod migrations;
 mod openapi;
 mod outage;
 mod outbox;
+mod plans;
 mod promises;
 mod promotion;
 mod replay;

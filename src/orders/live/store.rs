@@ -152,7 +152,7 @@ pub async fn events_of(
 ) -> Result<Vec<Row>, DbError> {
     let found =
         sql("select e.xid, e.id, e.order_id, e.status, e.failure_reason, e.at, o.user_id, o.amount, o.description, o.created_at
-           from order_event e join orders o on o.id = e.order_id
+           from order_event e join orders o on o.id = any(array[e.order_id])
           where e.xid = any($1) and (e.xid, e.id) > ($2, $3) and e.id > $4 and pg_visible_in_snapshot(e.xid, $5::pg_snapshot)
           order by e.xid, e.id limit $6")
         .bind::<Array<Xid8>, _>(xids.iter().copied().map(Xid).collect::<Vec<_>>())
@@ -176,7 +176,7 @@ pub async fn events_behind(
 ) -> Result<Vec<Row>, DbError> {
     let found =
         sql("select e.xid, e.id, e.order_id, e.status, e.failure_reason, e.at, o.user_id, o.amount, o.description, o.created_at
-           from order_event e join orders o on o.id = e.order_id
+           from order_event e join orders o on o.id = any(array[e.order_id])
           where (e.xid, e.id) > ($1, $2) and e.xid < pg_snapshot_xmax($4::pg_snapshot) and e.id > $3
             and pg_visible_in_snapshot(e.xid, $4::pg_snapshot)
           order by e.xid, e.id limit $5")
@@ -195,7 +195,7 @@ pub async fn events_of_orders(conn: &mut Conn, ids: &[Uuid], boundary: &Boundary
     let found =
         sql("select case when e.id <= $2 then '0'::xid8 else e.xid end as xid, e.id, e.order_id, e.status, e.failure_reason, e.at,
                 o.user_id, o.amount, o.description, o.created_at
-           from order_event e join orders o on o.id = e.order_id
+           from order_event e join orders o on o.id = any(array[e.order_id])
           where e.order_id = any($1)")
         .bind::<Array<SqlUuid>, _>(ids)
         .bind::<BigInt, _>(boundary.legacy)

@@ -234,7 +234,7 @@ pub async fn postpone(conn: &mut Conn, orders: &[(Uuid, i64)], asked: bool, now:
     sql("update order_retry r
             set next_ask_at = $3 + m.ms * interval '1 millisecond', asks = r.asks + $4::int,
                 asked_xid = case when $4 then pg_current_xact_id() else r.asked_xid end
-           from (select unnest($1) as id, unnest($2) as ms) m where r.order_id = m.id")
+           from (select unnest($1) as id, unnest($2) as ms) m where r.order_id = any(array[m.id])")
     .bind::<Array<SqlUuid>, _>(orders.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     .bind::<Array<BigInt>, _>(orders.iter().map(|(_, ms)| *ms).collect::<Vec<_>>())
     .bind::<Timestamptz, _>(now)
