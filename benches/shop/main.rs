@@ -4,7 +4,8 @@
 //! measures one thing and can run alone: `make bench PARTS=payments,relay`. What was measured is kept in
 //! docs/benchmarks/benchmarks.json, part by part, and docs/BENCHMARKS.md and its plots are made from that. A short run (`QUICK=1`) and
 //! one with other numbers (`BACKLOG`, `ORDERS`, `SECONDS`, `ROUNDS`, `RATE`, `SIZES`) write the same below the target folder instead,
-//! unless `PUBLISH=1` says otherwise. With `RATE` the part `steady` tries that rate alone.
+//! unless `PUBLISH=1` says otherwise. With `RATE` the part `steady` tries that rate alone; with `TUNE_HOST=1` it is measured a second time
+//! with the host's settings that docs/OPERATIONS.md recommends, which takes root and is undone afterwards.
 //!
 //! [`rig`] is what is measured, [`load`] what it is asked, [`figures`] what that comes to, [`report`] and [`plot`] how it is shown.
 

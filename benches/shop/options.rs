@@ -24,6 +24,8 @@ pub struct Options {
     seconds: Option<u64>,
     rounds: Option<usize>,
     pub rate: Option<u64>,
+    /// The steady state a second time, with the host's settings that docs/OPERATIONS.md recommends; they are put back.
+    pub tune_host: bool,
     pub sizes: Option<Vec<u64>>,
 }
 
@@ -54,6 +56,7 @@ impl Options {
             seconds: parsed("SECONDS")?,
             rounds: parsed("ROUNDS")?.map(|n| n as usize),
             rate: parsed("RATE")?,
+            tune_host: variable("TUNE_HOST").is_some_and(|tune| tune != "0"),
             sizes,
         })
     }
