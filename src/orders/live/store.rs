@@ -243,7 +243,7 @@ pub async fn missed_by_user(
            from (select s.*, case when s.xid = $3 then 0 when s.xid < $5 then 1 else 2 end as round
                    from (select case when e.id <= $2 then '0'::xid8 else e.xid end as xid, e.id, e.order_id, e.status, e.failure_reason,
                                 e.at, o.user_id, o.amount, o.description, o.created_at
-                           from orders o join order_event e on e.order_id = o.id where o.user_id = $1) s
+                           from orders o join order_event e on e.order_id = any(array[o.id]) where o.user_id = $1) s
                   where s.xid < $7 and s.xid <> all($8)
                     and case when s.xid = $3 then s.id > $4 else s.xid >= $5 or s.xid = any($6) end) m
           where (m.round, m.xid, m.id) > ($9, $10, $11)
