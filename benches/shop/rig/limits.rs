@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::process::Command;
 
@@ -39,7 +41,7 @@ impl Limits {
         let mut command = Command::new(&self.python);
         let (seconds, recycled) = (self.seconds.to_string(), RECYCLED.to_string());
         command.arg(script).args(["--reps", "1", "--secs", &seconds, "--only", &cases.join(","), "--recycled", &recycled]);
-        let measured: Value = serde_json::from_slice(&run(&mut command).await?)?;
+        let measured: Value = serde_json::from_slice(&run_to_its_end(&mut command).await?)?;
         let rate = |name: &&str| {
             let median = measured["per_second"][name]["median"].as_f64();
             median.map(|median| ((*name).to_owned(), median)).ok_or_else(|| format!("the limits have no {name}").into())
@@ -48,9 +50,35 @@ impl Limits {
     }
 }
 
+/// Told to end when this is dropped before it has: the script stops its server then, which it could not if it were killed.
+struct Told(Option<Pid>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            // It may have ended by itself.
+            let _ = kill(pid, Signal::SIGTERM);
+        }
+    }
+}
+
+/// In a process group of its own: the terminal's Ctrl-C is ours to pass on.
+async fn run_to_its_end(command: &mut Command) -> Result<Vec<u8>> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    let child = command.spawn().map_err(|error| format!("{command:?}: {error}"))?;
+    let mut told = Told(child.id().map(|id| Pid::from_raw(id.cast_signed())));
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await.map_err(|_| format!("{command:?} does not end"))?;
+    told.0 = None;
+    said(command, output)
+}
+
 async fn run(command: &mut Command) -> Result<Vec<u8>> {
     command.stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(PATIENCE, command.output()).await.map_err(|_| format!("{command:?} does not end"))?;
+    said(command, output)
+}
+
+fn said(command: &Command, output: std::io::Result<Output>) -> Result<Vec<u8>> {
     let output = output.map_err(|error| format!("{command:?}: {error}"))?;
     if !output.status.success() {
         return Err(format!("{command:?}: {}", String::from_utf8_lossy(&output.stderr)).into());
