@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use shopd::messaging::outbox;
 use shopd::telemetry::{Kind, METRICS, Metric};
 
 use crate::scenario::place;
-use crate::support::books::{connect, count};
+use crate::support::books::connect;
 use crate::support::inside::until;
 use crate::support::shop::{Client, Four};
 use crate::support::{kafka, postgres};
@@ -122,10 +123,6 @@ fn values(exposed: &Exposed, name: &str, label: (&str, &str)) -> Vec<f64> {
 }
 
 /// What orders tells of its outbox; all that it exposes is in `exposed` then.
-const UNSAVED: &str =
-    "select count(*) as n from outbox o, (select snapshot::pg_snapshot as sent from outbox_cursor where name = 'outbox') c
-    where o.xid >= pg_snapshot_xmin(c.sent) and not pg_visible_in_snapshot(o.xid, c.sent)";
-
 async fn outbox_rows(shop: &Four, exposed: &mut Exposed) -> Vec<f64> {
     *exposed = Exposed::new();
     parse(&Client::new(shop.orders.address("orders").await).get("/metrics").await.expect(200).text, exposed);
@@ -183,7 +180,7 @@ async fn a_running_shop_exposes_what_the_catalogue_says_and_figures_that_are_tru
     // Negative control of the figures that alerts go by: they must rise when something is wrong, and be told without the relay.
     // What is published counts until the relay has saved that it is, and the figure may be from before the first order.
     let db = connect(&orders);
-    until("the relay's cursor is saved", async || count(&db, UNSAVED).await == 0).await;
+    until("the relay's cursor is saved", async || outbox::depth(&db).await.unwrap().rows == 0).await;
     until("the outbox is seen empty", async || outbox_rows(&shop, &mut exposed).await == [0.0]).await;
     shop.relay.kill().await;
     place(&shop.client, "ann", "1").await;
