@@ -72,7 +72,7 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
         Some(rate) => (rate as f64 * 2.0, Rate::default()),
         None => {
             step("steady: what the whole flow holds through the gateway");
-            most(&shop, bench.options.time(3, 60).min(MOST_TIME)).await?
+            most(&shop, bench.options.time(3, MOST_TIME.as_secs()).min(MOST_TIME)).await?
         }
     };
 
