@@ -55,15 +55,15 @@ const EVENT_MISSING: Check = Check {
     subject: Subject::Order,
     statement: offenders!(
         "select o.id::text as offender,
-                'no event ' || case when n.order_id is null then 'New' else o.status end as detail
+                'no event ' || case when o.accepted_xid is null and n.order_id is null then 'New' else o.status end as detail
            from orders o
            left join order_event n on n.order_id = o.id and n.status = 'New'
            left join order_event e on e.order_id = o.id and e.status = o.status
-          where n.order_id is null or e.order_id is null"
+          where (o.accepted_xid is null and n.order_id is null) or (o.status <> 'New' and e.order_id is null)"
     ),
 };
 
-/// No event contradicts its order: none of another end, and the same reason and times.
+/// No event contradicts its order: none of another end, the same reason and times, and only one that it was accepted.
 const EVENT_DIFFERS: Check = Check {
     name: "event_differs",
     promise: "S5",
@@ -73,7 +73,7 @@ const EVENT_DIFFERS: Check = Check {
                 'event ' || e.status || coalesce(' ' || e.failure_reason, '') || ' at ' || e.at::text || ', order ' || o.status
                 || coalesce(' ' || o.failure_reason, '') || ' at ' || o.updated_at::text as detail
            from order_event e join orders o on o.id = e.order_id
-          where case when e.status = 'New' then e.at <> o.created_at
+          where case when e.status = 'New' then e.at <> o.created_at or o.accepted_xid is not null
                      when e.status = o.status then e.failure_reason is distinct from o.failure_reason or e.at <> o.updated_at
                      else e.status <> 'Processing' end"
     ),
@@ -104,8 +104,9 @@ const ORDER_REASON: Check = Check {
 pub async fn begin(conn: &mut Conn) -> Result<(), DbError> {
     conn.batch_execute(
         "declare audited_orders no scroll cursor for
-         select o.id, o.user_id, o.amount, o.status, o.failure_reason, e.order_id is not null as has_event, e.source,
-                e.event_id as result_event_id, null::xid8 as xid, false as asked_again
+         select o.id, o.user_id, o.amount, o.status, o.failure_reason,
+                (o.status = 'New' and o.accepted_xid is not null) or e.order_id is not null as has_event,
+                e.source, e.event_id as result_event_id, null::xid8 as xid, false as asked_again
            from orders o left join order_event e on e.order_id = o.id and e.status = o.status
           order by o.id",
     )
@@ -120,8 +121,9 @@ pub async fn next(conn: &mut Conn) -> Result<Vec<OrderFact>, DbError> {
 
 /// These orders, in no order; one that is not there is left out.
 pub async fn facts(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<OrderFact>, DbError> {
-    let facts = sql("select o.id, o.user_id, o.amount, o.status, o.failure_reason, e.order_id is not null as has_event, e.source,
-                            e.event_id as result_event_id, n.xid,
+    let facts = sql("select o.id, o.user_id, o.amount, o.status, o.failure_reason,
+                            (o.status = 'New' and o.accepted_xid is not null) or e.order_id is not null as has_event,
+                            e.source, e.event_id as result_event_id, coalesce(o.accepted_xid, n.xid) as xid,
                             o.status in ('New', 'Processing')
                             and (r.order_id is not null or coalesce((o.created_at, o.id) > (c.swept_to, c.swept_id), false)) as asked_again
                        from unnest($1) as asked (id)

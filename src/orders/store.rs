@@ -80,9 +80,8 @@ struct IdRow {
     id: Uuid,
 }
 
-/// Writes new orders, each with its event and its payment request, in one statement (S6). The rows of `orders` go in by id, so that
-/// two writers never wait in a circle, and all of them before the first event, as in [`insert_missing`]: the server would begin with the
-/// events if they did not ask for the orders. The requests go in as they came, so that one user's are published in that order.
+/// Writes new orders, each with the position of its first event and with its payment request, in one statement (S6). The rows of `orders` go
+/// in by id, so that two writers never wait in a circle. The requests go in as they came, so that one user's are published in that order.
 ///
 /// # Errors
 /// [`DbError::Duplicate`] where one is there already; none is written then. [`insert_missing`] finds out which, and takes twice as long.
@@ -93,12 +92,9 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<(), Db
     let messages = Messages::of(placements);
     sql(in_segment!(
         "with accepted as (
-             insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent, stamp)
-             select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($5), unnest($6), unnest($7)
-             returning id
-         ), event as (
-             insert into order_event (order_id, status, at, traceparent)
-             select e.* from (select unnest($1), 'New', unnest($5), unnest($6)) e where (select count(*) from accepted) > 0
+             insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent, stamp, accepted_xid, accepted_id)
+             select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($5), unnest($6), unnest($7),
+                    pg_current_xact_id(), nextval('order_event_id_seq')
          )
          insert into ",
         " (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
@@ -134,13 +130,11 @@ pub async fn insert_missing(conn: &mut Conn, placements: &[&Placement]) -> Resul
                     unnest($6) as traceparent, unnest($7) as stamp, unnest($8) as request_id, unnest($9) as event_id,
                     unnest($10) as payload, generate_series(1, cardinality($1)) as n
          ), accepted as (
-             insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent, stamp)
-             select id, user_id, amount, description, at, at, traceparent, stamp from given order by id
+             insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent, stamp, accepted_xid, accepted_id)
+             select id, user_id, amount, description, at, at, traceparent, stamp, pg_current_xact_id(), nextval('order_event_id_seq')
+               from given order by id
              on conflict (id) do nothing
              returning id
-         ), event as (
-             insert into order_event (order_id, status, at, traceparent)
-             select id, 'New', at, traceparent from given join accepted using (id) order by id
          ), message as (
              insert into ",
         " (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
@@ -167,7 +161,7 @@ pub async fn insert_missing(conn: &mut Conn, placements: &[&Placement]) -> Resul
     Ok(written.into_iter().map(|row| row.id).collect())
 }
 
-/// What `orders` and `order_event` are to hold, by column.
+/// What `orders` is to hold, by column.
 struct Rows<'p> {
     ids: Vec<Uuid>,
     users: Vec<&'p str>,

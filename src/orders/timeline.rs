@@ -35,7 +35,14 @@ struct EventRow {
 pub async fn read(conn: &mut Conn, id: Uuid) -> Result<Option<Part>, DbError> {
     let rows: Vec<EventRow> =
         sql("select o.traceparent, e.status, e.at, e.topic, e.partition, e.log_offset, e.published_at, e.received_at
-           from orders o join order_event e on e.order_id = o.id where o.id = $1
+           from orders o
+           join lateral (select 'New' as status, o.created_at as at, null as topic, null::int as partition, null::bigint as log_offset,
+                                null::timestamptz as published_at, null::timestamptz as received_at
+                          where o.accepted_xid is not null
+                         union all
+                         select status, at, topic, partition, log_offset, published_at, received_at
+                           from order_event where order_id = o.id) e on true
+          where o.id = $1
           order by e.status in ('Finished', 'Cancelled'), e.at")
         .bind::<SqlUuid, _>(id)
         .load(conn)

@@ -23,6 +23,8 @@ use client::{Event, Events, Frame, WebSocket};
 use replica::{Shop, accept, accept_described, connect, finish, order, run};
 
 const LISTED: &str = "/api/Orders/events?userId=u";
+/// Every change of a status there is.
+const EVENTS: &str = "select count(*) as n from order_change where xid is not null";
 
 fn of(n: usize) -> String {
     format!("/api/Orders/{}/events", order(n))
@@ -149,11 +151,11 @@ async fn a_cursor_over_the_number_alone_would_miss_what_commits_late() {
     let mut late = shop.conn().await;
     run(&mut late, &format!("begin; {}", accept("u", 1, 1))).await;
     shop.run(&accept("u", 2, 2)).await;
-    shop.run("create table cursor as select max(id) as id from order_event").await;
+    shop.run("create table cursor as select max(id) as id from order_change").await;
     run(&mut late, "commit").await;
-    let unseen = "select count(*) as n from order_event where id > (select id from cursor)";
+    let unseen = "select count(*) as n from order_change where id > (select id from cursor)";
     assert_eq!(count(&shop.db, unseen).await, 0, "the late one lies below the cursor");
-    assert_eq!(count(&shop.db, "select count(*) as n from order_event").await, 2);
+    assert_eq!(count(&shop.db, EVENTS).await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -220,7 +222,7 @@ async fn eight_writers_and_a_client_that_comes_and_goes_nothing_is_missed_or_com
     }
     let twice: Vec<_> = got.iter().filter(|(_, times)| **times != 1).collect();
     assert!(twice.is_empty(), "{twice:?}");
-    let events = count(&shop.db, "select count(*) as n from order_event").await;
+    let events = count(&shop.db, EVENTS).await;
     assert_eq!(got.len() as i64, events, "none missed, over {lives} streams");
     assert!(lives > 10, "it came and went {lives} times");
 }
@@ -287,7 +289,7 @@ async fn a_client_that_reads_too_slowly_is_dropped_and_gets_the_rest_when_it_com
         shop.run(&accept_described("u", from, from + 999, "repeat('x', 1000)")).await;
     }
     until("it is dropped", async || metric(&one.client.get("/metrics").await.text, "shopd_live_dropped_total") > 0).await;
-    let written = count(&shop.db, "select count(*) as n from order_event").await;
+    let written = count(&shop.db, EVENTS).await;
     let rest = stream.rest().await;
     let (word, events) = rest.split_last().unwrap();
     assert_eq!((word.name.as_str(), word.data.as_str(), word.id.as_str()), ("dropped", r#"{"reason":"slow_reader"}"#, ""));
@@ -360,7 +362,11 @@ async fn orders_of_a_restored_database_are_streamed_and_new_ones_with_them() {
     shop.run(&accept("u", 1, 3)).await;
     shop.run(&finish(2, 2)).await;
     // As pg_restore leaves it: transaction ids that this server has not reached.
-    shop.run("update order_event set xid = (xid::text::bigint + 9000000000)::text::xid8").await;
+    shop.run(
+        "update order_event set xid = (xid::text::bigint + 9000000000)::text::xid8;
+         update orders set accepted_xid = (accepted_xid::text::bigint + 9000000000)::text::xid8;",
+    )
+    .await;
     let one = shop.replica("one").await;
     let mut stream = Events::open(&one.base, LISTED, "").await;
     let states = stream.take(3).await;
@@ -500,7 +506,7 @@ async fn feeding(shop: &Shop) -> (i64, String) {
     use diesel_async::RunQueryDsl;
     let statement = sql("select count(*) as sessions, coalesce(string_agg(query_start::text, ' ' order by pid), '') as begun
           from pg_stat_activity
-         where application_name = 'shopd-idle' and (query ~* 'listen shopd_order_event|pg_current_snapshot|order_event e')");
+         where application_name = 'shopd-idle' and (query ~* 'listen shopd_order_event|pg_current_snapshot|order_change e')");
     let Begun { sessions, begun } = statement.get_result(&mut shop.conn().await).await.unwrap();
     (sessions, begun)
 }

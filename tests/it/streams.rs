@@ -105,8 +105,8 @@ impl Stand {
 
     /// All events of a user's orders but the first one's, as the database has them.
     async fn events(&self) -> Vec<(String, String)> {
-        let statement = "select o.user_id || ' ' || e.order_id || ' ' || e.status as fact from order_event e
-                           join orders o on o.id = e.order_id where o.description is distinct from 'the first' order by 1";
+        let statement = "select o.user_id || ' ' || e.order_id || ' ' || e.status as fact from order_change e
+                           join orders o on o.id = e.order_id where o.description is distinct from 'the first' and e.xid is not null order by 1";
         let split = |fact: String| fact.split_once(' ').map(|(user, said)| (user.to_owned(), said.to_owned()));
         facts(&self.orders_db, statement).await.into_iter().filter_map(split).collect()
     }

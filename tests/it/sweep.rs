@@ -250,7 +250,7 @@ async fn after_a_dump_and_restore_orders_of_the_other_cluster_count_as_sent() {
     let sweeper = shop.sweeper(AFTER, 1_000);
     shop.place("ann", 2).await;
     let_pass(&shop, 60).await;
-    run(&shop, "update order_event set xid = '9000000000000000000'").await;
+    run(&shop, "update orders set accepted_xid = '9000000000000000000'").await;
     assert_eq!(sweep(&shop, &sweeper).await.asked, 2);
 }
 

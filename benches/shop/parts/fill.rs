@@ -156,19 +156,17 @@ create function filling.name(k bigint, accounts bigint) returns text language sq
 ";
 
 const ORDERS: &str = "
-insert into orders (id, user_id, amount, description, status, created_at, updated_at, traceparent)
+insert into orders (id, user_id, amount, description, status, created_at, updated_at, traceparent, accepted_xid, accepted_id)
 select filling.id(n, 0), filling.name(filling.account(n, :spread, :accounts), :accounts), 1, 'a small book', 'Finished', filling.at(n),
-       filling.at(n) + interval '5 milliseconds', filling.trace(n)
+       filling.at(n) + interval '5 milliseconds', filling.trace(n), pg_current_xact_id(), nextval('order_event_id_seq')
   from generate_series(:from::bigint, :to::bigint - 1) n";
 
 const EVENTS: &str = "
 insert into order_event (order_id, status, at, event_id, source, topic, partition, log_offset, sent_at, published_at, received_at, traceparent)
-select filling.id(n, 0), s.status, case when s.ends then filling.at(n) + interval '5 milliseconds' else filling.at(n) end,
-       case when s.ends then filling.id(n, 1)::text end, case when s.ends then '/shopd/payments' end,
-       case when s.ends then 'payment-status-updates' end, case when s.ends then (n % 12)::int end, case when s.ends then n end,
-       case when s.ends then filling.at(n) + interval '3 milliseconds' end, case when s.ends then filling.at(n) + interval '4 milliseconds' end,
-       case when s.ends then filling.at(n) + interval '5 milliseconds' end, filling.trace(n)
-  from generate_series(:from::bigint, :to::bigint - 1) n cross join (values ('New', false), ('Finished', true)) s (status, ends)";
+select filling.id(n, 0), 'Finished', filling.at(n) + interval '5 milliseconds', filling.id(n, 1)::text, '/shopd/payments',
+       'payment-status-updates', (n % 12)::int, n, filling.at(n) + interval '3 milliseconds', filling.at(n) + interval '4 milliseconds',
+       filling.at(n) + interval '5 milliseconds', filling.trace(n)
+  from generate_series(:from::bigint, :to::bigint - 1) n";
 
 const PAYMENTS: &str = "
 insert into payment (order_id, user_id, amount, status, result_event_id, event_id, source, topic, partition, log_offset, sent_at,

@@ -99,9 +99,9 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     let row = client
         .query_one(
             "select percentile_cont(0.5) within group (order by ms), percentile_cont(0.99) within group (order by ms)
-               from (select (extract(epoch from e.at - n.at) * 1000)::float8 as ms
-                       from order_event n join order_event e on e.order_id = n.order_id and e.status = 'Finished'
-                      where n.status = 'New' and n.at >= $1) t",
+               from (select (extract(epoch from e.at - o.created_at) * 1000)::float8 as ms
+                       from orders o join order_event e on e.order_id = o.id and e.status = 'Finished'
+                      where o.created_at >= $1) t",
             &[&since],
         )
         .await?;

@@ -108,6 +108,7 @@ impl Hub {
     /// made of events alone, so it holds in the next session, too, also after a crash of the server.
     async fn session(&self, stands: &mut Option<Boundary>, incident: &mut Incident) -> Result<(), DbError> {
         let mut conn = self.db.dedicated().await?;
+        store::in_order(&mut conn).await?;
         let _listener = self.listens.then(|| {
             let stop = Shutdown::new();
             Listener::start(self.db.clone(), CHANNEL, self.wake.clone(), stop.clone());

@@ -1,4 +1,5 @@
-//! The reads of `order_event` for streams: one named function a statement.
+//! The reads of `order_change` for streams: one named function a statement. Of its rows those with a position are events; where a statement
+//! does not say so, its other conditions do.
 //!
 //! Rows that another server wrote before a dump was restored into this one may bear transaction ids that this one has not reached:
 //! nobody can see those in a snapshot, nor compare them. Up to the number `legacy` every row is theirs, seen by everyone; its xid
@@ -91,13 +92,20 @@ struct BeginningRow {
     legacy: i64,
 }
 
+/// For a session that looks: what it reads comes from the indexes in their order. A plan that was made while the tables were small must not
+/// collect and sort a backlog for each page.
+pub async fn in_order(conn: &mut Conn) -> Result<(), DbError> {
+    sql("set enable_bitmapscan = off").execute(conn).await?;
+    Ok(())
+}
+
 /// Everything that there is now. The highest number of another server's rows is among those of its last transactions, so that a
 /// large table costs no more than a small one. And the first transaction id that was not given out yet.
 pub async fn beginning(conn: &mut Conn) -> Result<(Boundary, u64), DbError> {
     let row: BeginningRow = sql("select pg_current_snapshot()::text as snapshot,
-                coalesce((select e.xid from order_event e where e.xid < pg_snapshot_xmax(pg_current_snapshot())
+                coalesce((select e.xid from order_change e where e.xid < pg_snapshot_xmax(pg_current_snapshot())
                            order by e.xid desc limit 1), '0'::xid8) as high,
-                coalesce((select max(e.id) from (select id from order_event where xid >= pg_snapshot_xmax(pg_current_snapshot())
+                coalesce((select max(e.id) from (select id from order_change where xid >= pg_snapshot_xmax(pg_current_snapshot())
                                                   order by xid desc, id desc limit 10000) e), 0) as legacy")
     .get_result(conn)
     .await?;
@@ -125,9 +133,9 @@ pub async fn look(conn: &mut Conn, late: &[u64], below: u64, legacy: i64, rows_m
         sql("select pg_current_snapshot()::text as snapshot, e.xid, e.id, e.order_id, e.status, e.failure_reason, e.at,
                 o.user_id, o.amount, o.description, o.created_at
            from (values (1)) one
-           left join ((select * from order_event where xid = any($1) and id > $3 order by xid, id limit $4)
+           left join ((select * from order_change where xid = any($1) and id > $3 order by xid, id limit $4)
                       union all
-                      (select * from order_event where (xid, id) >= ($2, 0) and id > $3 order by xid, id limit $4)) e on true
+                      (select * from order_change where (xid, id) >= ($2, 0) and xid is not null and id > $3 order by xid, id limit $4)) e on true
            left join orders o on o.id = e.order_id
           order by e.xid, e.id")
         .bind::<Array<Xid8>, _>(late.iter().copied().map(Xid).collect::<Vec<_>>())
@@ -152,7 +160,7 @@ pub async fn events_of(
 ) -> Result<Vec<Row>, DbError> {
     let found =
         sql("select e.xid, e.id, e.order_id, e.status, e.failure_reason, e.at, o.user_id, o.amount, o.description, o.created_at
-           from order_event e join orders o on o.id = any(array[e.order_id])
+           from order_change e join orders o on o.id = any(array[e.order_id])
           where e.xid = any($1) and (e.xid, e.id) > ($2, $3) and e.id > $4 and pg_visible_in_snapshot(e.xid, $5::pg_snapshot)
           order by e.xid, e.id limit $6")
         .bind::<Array<Xid8>, _>(xids.iter().copied().map(Xid).collect::<Vec<_>>())
@@ -176,7 +184,7 @@ pub async fn events_behind(
 ) -> Result<Vec<Row>, DbError> {
     let found =
         sql("select e.xid, e.id, e.order_id, e.status, e.failure_reason, e.at, o.user_id, o.amount, o.description, o.created_at
-           from order_event e join orders o on o.id = any(array[e.order_id])
+           from order_change e join orders o on o.id = any(array[e.order_id])
           where (e.xid, e.id) > ($1, $2) and e.xid < pg_snapshot_xmax($4::pg_snapshot) and e.id > $3
             and pg_visible_in_snapshot(e.xid, $4::pg_snapshot)
           order by e.xid, e.id limit $5")
@@ -195,8 +203,8 @@ pub async fn events_of_orders(conn: &mut Conn, ids: &[Uuid], boundary: &Boundary
     let found =
         sql("select case when e.id <= $2 then '0'::xid8 else e.xid end as xid, e.id, e.order_id, e.status, e.failure_reason, e.at,
                 o.user_id, o.amount, o.description, o.created_at
-           from order_event e join orders o on o.id = any(array[e.order_id])
-          where e.order_id = any($1)")
+           from order_change e join orders o on o.id = any(array[e.order_id])
+          where e.order_id = any($1) and e.xid is not null")
         .bind::<Array<SqlUuid>, _>(ids)
         .bind::<BigInt, _>(boundary.legacy)
         .load(conn)
@@ -212,7 +220,7 @@ pub async fn states_of_user(conn: &mut Conn, user: &UserId, boundary: &Boundary,
                   order by created_at desc, id desc limit $2) o
           cross join lateral (
                 select s.* from (select case when e.id <= $3 then '0'::xid8 else e.xid end as xid, e.id, e.status, e.failure_reason, e.at
-                                   from order_event e where e.order_id = o.id) s
+                                   from order_change e where e.order_id = o.id) s
                  where s.xid < $4 and s.xid <> all($5)
                  order by s.status in ('Finished', 'Cancelled') desc, s.xid desc, s.id desc limit 1) e
           order by e.xid, e.id")
@@ -243,7 +251,7 @@ pub async fn missed_by_user(
            from (select s.*, case when s.xid = $3 then 0 when s.xid < $5 then 1 else 2 end as round
                    from (select case when e.id <= $2 then '0'::xid8 else e.xid end as xid, e.id, e.order_id, e.status, e.failure_reason,
                                 e.at, o.user_id, o.amount, o.description, o.created_at
-                           from orders o join order_event e on e.order_id = any(array[o.id]) where o.user_id = $1) s
+                           from orders o join order_change e on e.order_id = any(array[o.id]) where o.user_id = $1) s
                   where s.xid < $7 and s.xid <> all($8)
                     and case when s.xid = $3 then s.id > $4 else s.xid >= $5 or s.xid = any($6) end) m
           where (m.round, m.xid, m.id) > ($9, $10, $11)

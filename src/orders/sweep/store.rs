@@ -150,13 +150,14 @@ pub async fn save(conn: &mut Conn, saved: &Saved, count_max: i64) -> Result<i64,
 
 /// The next orders by creation time: those that wait, and the last.
 pub async fn walk(conn: &mut Conn, from: Walked, until: DateTime<Utc>, orders_max: i64) -> Result<Vec<PassedRow>, DbError> {
-    let rows = sql("select p.id, p.created_at, p.waits, e.xid, p.total
-                      from (select id, created_at, status in ('New', 'Processing') as waits,
+    let rows = sql("select p.id, p.created_at, p.waits, coalesce(p.accepted_xid, e.xid) as xid, p.total
+                      from (select id, created_at, accepted_xid, status in ('New', 'Processing') as waits,
                                    row_number() over (order by created_at, id) as n, count(*) over () as total
-                              from (select id, created_at, status from orders
+                              from (select id, created_at, accepted_xid, status from orders
                                      where (created_at, id) > ($1, $2) and created_at <= $3
                                      order by created_at, id limit $4) page) p
-                      left join lateral (select xid from order_event where order_id = p.id and status = 'New' and p.waits limit 1) e on true
+                      left join lateral (select xid from order_event
+                                          where order_id = p.id and status = 'New' and p.waits and p.accepted_xid is null limit 1) e on true
                      where p.waits or p.n = p.total order by p.n")
     .bind::<Timestamptz, _>(from.to)
     .bind::<SqlUuid, _>(from.id)

@@ -100,7 +100,8 @@ async fn an_order_whose_deadline_passes_is_answered_in_time_and_its_next_try_as_
     let next = next.await.unwrap().expect(201);
     assert!(!next.headers.contains_key("idempotent-replayed"), "{next:?}");
     until_quiet(&service).await;
-    for facts in ["select count(*) as n from orders", "select count(*) as n from order_event", "select count(*) as n from outbox"] {
+    let events = "select count(*) as n from order_change where xid is not null";
+    for facts in ["select count(*) as n from orders", events, "select count(*) as n from outbox"] {
         assert_eq!(count(&service.db, facts).await, 1, "{facts}");
     }
 }

@@ -49,7 +49,7 @@ async fn orders_brought_back_to_a_point_in_time_sends_what_waited_then_and_reads
     let all = load.stop().await.ids();
     let lost: BTreeSet<String> = all.difference(&known).cloned().collect();
     assert_eq!(lost.len(), 30);
-    let highest = "select max(xid)::text as fact from order_event";
+    let highest = "select max(xid)::text as fact from order_change";
     let highest_lost: u64 = set(&orders, highest).await.first().and_then(|xid| xid.parse().ok()).expect("a transaction id");
     let segment = source.ask("postgres", "select pg_walfile_name(pg_current_wal_lsn())").await;
     source.ask("postgres", "select pg_switch_wal()").await;
@@ -80,7 +80,8 @@ async fn orders_brought_back_to_a_point_in_time_sends_what_waited_then_and_reads
     let load = Load::start(&shop.client, 4, &USERS, "1");
     load.place(40).await;
     let after = load.stop().await.ids();
-    let statement = "select min(xid)::text as fact from order_event where order_id in (select id from orders order by created_at desc limit 40) and status = 'New'";
+    let statement =
+        "select min(accepted_xid)::text as fact from (select accepted_xid from orders order by created_at desc limit 40) latest";
     let lowest_new: u64 = set(&orders, statement).await.first().and_then(|xid| xid.parse().ok()).expect("a transaction id");
     assert!(lowest_new <= highest_lost, "{lowest_new} was given before the point only, up to {highest_lost}");
     until("every order ends", async || count(&orders, "select count(*) as n from orders where status = 'New'").await == 0).await;

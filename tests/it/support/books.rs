@@ -72,7 +72,7 @@ pub async fn assert_balanced(orders: &Db, payments: &Db) {
     let decisions = "select order_id || ' ' || status || ' ' || user_id || ' ' || amount || ' ' || coalesce(failure_reason, '') as fact from payment order by 1";
     assert_eq!(facts(orders, ends).await, facts(payments, decisions).await, "S4 what ended each order is what was decided");
     assert_eq!(
-        count(orders, "select count(*) as n from orders o where (select count(*) from order_event e where e.order_id = o.id) <> 2")
+        count(orders, "select count(*) as n from orders o where (select count(*) from order_change e where e.order_id = o.id and e.xid is not null) <> 2")
             .await,
         0,
         "each order began and ended once"

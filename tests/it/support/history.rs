@@ -55,10 +55,12 @@ impl History {
 
     async fn write(&self, n: usize) {
         self.in_orders(&format!(
-            "insert into orders (id, user_id, amount, status, failure_reason, created_at, updated_at, traceparent)
+            "insert into orders (id, user_id, amount, status, failure_reason, created_at, updated_at, traceparent, accepted_xid, accepted_id)
              select o(k), 'u' || k % {USERS}, 5, case when k % 10 = 0 then 'Cancelled' else 'Finished' end,
-                    case when k % 10 = 0 then 'insufficient_funds' end, t(k), t(k + 10), '' from generate_series(1, {n}) k;
-             insert into order_event (order_id, status, at, traceparent) select o(k), 'New', t(k), '' from generate_series(1, {n}) k;
+                    case when k % 10 = 0 then 'insufficient_funds' end, t(k), t(k + 10), '',
+                    case when k % 2 = 0 then pg_current_xact_id() end, case when k % 2 = 0 then nextval('order_event_id_seq') end
+               from generate_series(1, {n}) k;
+             insert into order_event (order_id, status, at, traceparent) select o(k), 'New', t(k), '' from generate_series(1, {n}, 2) k;
              insert into order_event (order_id, status, failure_reason, at, event_id, source, topic, partition, log_offset)
              select o(k), case when k % 10 = 0 then 'Cancelled' else 'Finished' end, case when k % 10 = 0 then 'insufficient_funds' end,
                     t(k + 10), e(k)::text, '/shopd/payments', '{RESULTS}', 0, k from generate_series(1, {n}) k;
