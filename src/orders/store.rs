@@ -10,7 +10,7 @@ use crate::contracts::{Envelope, ORDER_PAYMENT_REQUESTS, PaymentRequested};
 use crate::db::{Conn, DbError, sql};
 use crate::http::idempotency::Keyed;
 use crate::messaging::Position;
-use crate::messaging::outbox::in_segment;
+use crate::messaging::outbox::{Windows, in_segment};
 use crate::money::Amount;
 use crate::user_id::UserId;
 
@@ -90,6 +90,7 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<(), Db
     by_id.sort_unstable_by_key(|placement| placement.order.id);
     let rows = Rows::of(&by_id);
     let messages = Messages::of(placements);
+    let windows = messages.windows();
     sql(in_segment!(
         "with accepted as (
              insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent, stamp, accepted_xid, accepted_id)
@@ -97,8 +98,10 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<(), Db
                     pg_current_xact_id(), nextval('order_event_id_seq')
          )
          insert into ",
-        " (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
-         select unnest($8), $9, unnest($10), unnest($11), $12, $13, unnest($14), unnest($15), unnest($16)"
+        " (event_id, topic, key, event_type, source, traceparent, request_id, created_at,
+           event_ids, keys, payloads, traceparents, request_ids, created_ats)
+         select $8[f], $9, '', $12, $13, '', '', $16[f], $8[f:t], $10[f:t], $11[f:t], $14[f:t], $15[f:t], $16[f:t]
+           from (select unnest($17) as f, unnest($18) as t) one"
     ))
     .bind::<Array<SqlUuid>, _>(rows.ids)
     .bind::<Array<Text>, _>(rows.users)
@@ -116,6 +119,8 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<(), Db
     .bind::<Array<Text>, _>(messages.traceparents)
     .bind::<Array<Text>, _>(messages.request_ids)
     .bind::<Array<Timestamptz>, _>(messages.times)
+    .bind::<Array<Integer>, _>(windows.from)
+    .bind::<Array<Integer>, _>(windows.to)
     .execute(conn)
     .await?;
     Ok(())
@@ -206,6 +211,11 @@ impl<'p> Messages<'p> {
             request_ids: column(placements, |p| p.origin.request_id.as_str()),
             times: column(placements, |p| p.at),
         }
+    }
+
+    fn windows(&self) -> Windows {
+        let texts = self.keys.iter().zip(&self.payloads).zip(self.traceparents.iter().zip(&self.request_ids));
+        Windows::of(texts.map(|((key, payload), (trace, request))| key.len() + payload.len() + trace.len() + request.len()))
     }
 }
 

@@ -18,6 +18,7 @@ use uuid::Uuid;
 use crate::support::postgres;
 
 mod segments;
+mod several;
 
 /// No test waits for its end.
 const LEASE: Duration = Duration::from_secs(60);
@@ -181,7 +182,7 @@ async fn a_transaction_that_stays_open_delays_its_own_rows_and_nobody_elses() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_not_acknowledged_is_read_again_by_whoever_comes_next() {
     let db = fresh().await;
-    let written = write(&db.dedicated().await.unwrap(), 10).await;
+    let written = write_into(&db.dedicated().await.unwrap(), &[1], 10).await;
     let mut first = acquire(&db, "first").await.unwrap();
     let page = first.page(4).await.unwrap().unwrap();
     first.published(page).unwrap();

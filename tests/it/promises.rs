@@ -183,7 +183,7 @@ async fn an_accepted_order_has_its_request_in_the_same_commit() {
     let accepted = futures::future::join_all(calls).await.into_iter().filter(|status| matches!(status, Ok(Ok(201)))).count();
     // Of one moment: what the old process had begun may still be committed.
     let both = "select (select count(*) from orders) || ' ' ||
-                       (select count(*) from orders o join outbox m on m.payload like ('%' || o.id || '%')::bytea) as fact";
+                       (select count(*) from orders o join outbox_message m on m.payload like ('%' || o.id || '%')::bytea) as fact";
     let both = facts(&p.orders, both).await.remove(0);
     let (stored, requested) = both.split_once(' ').expect("two numbers");
     assert_eq!(requested, stored);

@@ -67,7 +67,7 @@ impl Restored {
         let waited = set(&orders, "select id::text as fact from orders where status = 'New'").await;
         let ended = known.difference(&waited).cloned().collect();
         let decided = set(&payments, "select order_id::text as fact from payment").await;
-        let requests = "select distinct convert_from(payload, 'UTF8')::jsonb->>'OrderId' as fact from outbox where topic = 'order-payment-requests'";
+        let requests = "select distinct convert_from(payload, 'UTF8')::jsonb->>'OrderId' as fact from outbox_message where topic = 'order-payment-requests'";
         let outboxed = set(&orders, requests).await;
         let shop = Four::start_with(&past.bootstrap, &orders_url, &payments_url, prefix, more).await;
         Self { shop, orders, payments, known, waited, ended, decided, outboxed, _cluster: cluster }

@@ -36,8 +36,7 @@ struct Row {
 
 async fn outbox(shop: &Inside) -> Vec<Row> {
     let mut conn = shop.orders.get().await.unwrap();
-    let rows =
-        sql("select event_id, key, payload, event_type, source, traceparent from outbox where xid > '0' order by outbox.xid, id");
+    let rows = sql("select event_id, key, payload, event_type, source, traceparent from outbox_message order by xid, id, n");
     rows.load(&mut *conn).await.unwrap()
 }
 

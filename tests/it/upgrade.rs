@@ -130,17 +130,18 @@ async fn the_version_before_works_on_this_schema_is_replaced_under_load_and_come
     shop.audited().await;
 
     let (this, before) = (env!("CARGO_BIN_EXE_shopd"), &*shop.before);
+    // The relay first: it reads what either version writes, and the one before does not.
+    let mut relay = shop.replace(&mut old_relay, this, "relay", ports[5], &load).await;
     let mut orders = shop.replace(&mut old_orders, this, "orders", ports[1], &load).await;
     let mut payments_role = shop.replace(&mut old_payments, this, "payments", ports[3], &load).await;
-    let mut relay = shop.replace(&mut old_relay, this, "relay", ports[5], &load).await;
     let mut gateway = shop.replace(&mut old_gateway, this, "gateway", ports[7], &load).await;
     shop.audited().await;
 
     // And back, in the other order, on what this version has written.
     let _gateway = shop.replace(&mut gateway, before, "gateway", ports[6], &load).await;
-    let _relay = shop.replace(&mut relay, before, "relay", ports[4], &load).await;
     let _payments = shop.replace(&mut payments_role, before, "payments", ports[2], &load).await;
     let _orders = shop.replace(&mut orders, before, "orders", ports[0], &load).await;
+    let _relay = shop.replace(&mut relay, before, "relay", ports[4], &load).await;
 
     let done = load.stop().await;
     shop.until_all_end().await;

@@ -14,7 +14,7 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// Beyond this the age says enough.
 const ROWS_MAX: i64 = 100_000;
 
-/// What is not known to be on the log.
+/// The messages that are not known to be on the log.
 #[derive(Clone, Copy, Debug, PartialEq, QueryableByName)]
 pub struct Depth {
     /// At most 100 000 are counted.
@@ -31,7 +31,7 @@ pub async fn depth(db: &Db) -> Result<Depth, DbError> {
                             coalesce(greatest(extract(epoch from clock_timestamp() - min(waiting.created_at)), 0), 0)::float8 as oldest_age_s
                        from (select o.created_at
                                from (select snapshot::pg_snapshot as sent from outbox_cursor where name = 'outbox') c,
-                                    lateral (select created_at from outbox
+                                    lateral (select created_at from outbox_message
                                               where xid >= pg_snapshot_xmin(c.sent) and not pg_visible_in_snapshot(xid, c.sent)
                                               limit $1) o) waiting")
     .bind::<BigInt, _>(ROWS_MAX)

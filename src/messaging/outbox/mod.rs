@@ -4,7 +4,8 @@
 //! in the previous one: first the rows of transactions that were open then (`late`), then the rows of younger ones, by
 //! (xid, id). A transaction held open anywhere on the server delays its own rows and nobody else's.
 //!
-//! Its rows lie in a few tables, the segments: a writer names one by its clock ([`segment`]), and what is published is dropped by emptying
+//! A row holds several messages where they were written together ([`windows`]); they are read and published as one. `outbox_message` is a view
+//! of them one by one. The rows lie in a few tables, the segments: a writer names one by its clock ([`segment`]), and what is published is dropped by emptying
 //! whole ones. Whoever reads or changes `outbox` does so in all of them.
 //!
 //! Owns `outbox` with its segments and `outbox_cursor`. One relay owns an outbox by lease; its epoch fences every write to the cursor.
@@ -19,10 +20,12 @@ mod sent;
 mod session;
 mod source;
 mod unsent;
+mod windows;
 
 use chrono::{DateTime, Utc};
-use diesel::sql_types::{Array, Binary, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Binary, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
+use futures::future::join_all;
 use uuid::Uuid;
 
 use crate::db::{Conn, DbError, sql};
@@ -36,6 +39,7 @@ pub(crate) use segment::in_segment;
 pub use sent::sent;
 pub use source::{Claim, Looked, Purged, Rows, Session, Source};
 pub use unsent::{Unsent, unsent, unsent_by_anyone};
+pub(crate) use windows::{STATEMENT_MESSAGES_MAX, Windows};
 
 /// The channel on which other processes hear of new rows.
 pub const CHANNEL: &str = "shopd_outbox";
@@ -54,6 +58,13 @@ pub struct Message {
     pub traceparent: String,
     pub request_id: String,
     pub created_at: DateTime<Utc>,
+}
+
+impl Message {
+    /// Of its texts.
+    fn bytes(&self) -> usize {
+        self.key.len() + self.payload.len() + self.traceparent.len() + self.request_id.len()
+    }
 }
 
 /// A record that goes out as it came, with headers of its own.
@@ -86,30 +97,41 @@ pub async fn append_copies(mut conn: &Conn, copies: &[Copy<'_>]) -> Result<(), D
     Ok(())
 }
 
-/// Writes messages in the caller's transaction, in their order; those of one topic, type and source in one statement.
-pub async fn append(mut conn: &Conn, messages: &[Message]) -> Result<(), DbError> {
+/// Writes messages in the caller's transaction, in their order; those of one topic, type and source together.
+pub async fn append(conn: &Conn, messages: &[Message]) -> Result<(), DbError> {
+    // What is the same in every row is sent once: in a batch of one service's that is all of them. The statements are on their way together,
+    // and the server takes them in this order.
+    let alike = messages.chunk_by(|a, b| (a.topic, a.kind, a.source) == (b.topic, b.kind, b.source));
+    let statements = alike.flat_map(|alike| alike.chunks(STATEMENT_MESSAGES_MAX)).map(|some| append_alike(conn, some));
+    join_all(statements).await.into_iter().collect()
+}
+
+/// The first one's topic, type and source are those of all.
+async fn append_alike(mut conn: &Conn, messages: &[Message]) -> Result<(), DbError> {
     fn column<'m, T>(messages: &'m [Message], field: impl Fn(&'m Message) -> T) -> Vec<T> {
         messages.iter().map(field).collect()
     }
-    // What is the same in every row is sent once: in a batch of one service's that is all of them.
-    for alike in messages.chunk_by(|a, b| (a.topic, a.kind, a.source) == (b.topic, b.kind, b.source)) {
-        let Some(Message { topic, kind, source, .. }) = alike.first() else { continue };
-        sql(in_segment!(
-            "insert into ",
-            " (event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at)
-             select unnest($1), $2, unnest($3), unnest($4), $5, $6, unnest($7), unnest($8), unnest($9)"
-        ))
-        .bind::<Array<SqlUuid>, _>(column(alike, |m| m.event_id))
-        .bind::<Text, _>(*topic)
-        .bind::<Array<Text>, _>(column(alike, |m| m.key.as_str()))
-        .bind::<Array<Binary>, _>(column(alike, |m| m.payload.as_slice()))
-        .bind::<Text, _>(*kind)
-        .bind::<Text, _>(*source)
-        .bind::<Array<Text>, _>(column(alike, |m| m.traceparent.as_str()))
-        .bind::<Array<Text>, _>(column(alike, |m| m.request_id.as_str()))
-        .bind::<Array<Timestamptz>, _>(column(alike, |m| m.created_at))
-        .execute(&mut conn)
-        .await?;
-    }
+    let Some(Message { topic, kind, source, .. }) = messages.first() else { return Ok(()) };
+    let rows = Windows::of(messages.iter().map(Message::bytes));
+    sql(in_segment!(
+        "insert into ",
+        " (event_id, topic, key, event_type, source, traceparent, request_id, created_at,
+           event_ids, keys, payloads, traceparents, request_ids, created_ats)
+         select $1[f], $2, '', $5, $6, '', '', $9[f], $1[f:t], $3[f:t], $4[f:t], $7[f:t], $8[f:t], $9[f:t]
+           from (select unnest($10) as f, unnest($11) as t) one"
+    ))
+    .bind::<Array<SqlUuid>, _>(column(messages, |m| m.event_id))
+    .bind::<Text, _>(*topic)
+    .bind::<Array<Text>, _>(column(messages, |m| m.key.as_str()))
+    .bind::<Array<Binary>, _>(column(messages, |m| m.payload.as_slice()))
+    .bind::<Text, _>(*kind)
+    .bind::<Text, _>(*source)
+    .bind::<Array<Text>, _>(column(messages, |m| m.traceparent.as_str()))
+    .bind::<Array<Text>, _>(column(messages, |m| m.request_id.as_str()))
+    .bind::<Array<Timestamptz>, _>(column(messages, |m| m.created_at))
+    .bind::<Array<Integer>, _>(rows.from)
+    .bind::<Array<Integer>, _>(rows.to)
+    .execute(&mut conn)
+    .await?;
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::super::dead_letter::headers_from_json;
 use super::super::log::Record;
 use super::Message;
 
-/// A row of the outbox, and what of it goes onto the log.
+/// A message of the outbox, and what of it goes onto the log. Those of one row of the table have one position.
 #[derive(Clone, Debug)]
 pub struct Row {
     pub xid: Xid,
@@ -50,7 +50,8 @@ impl Row {
     }
 }
 
-/// A row where it lies.
+/// A message where it lies.
+#[derive(Clone, Copy)]
 pub(super) struct Columns<'r> {
     pub xid: Xid,
     pub id: i64,

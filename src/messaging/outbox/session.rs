@@ -1,13 +1,14 @@
 //! The reader's session in Postgres: statements prepared once, those that do not need one another on their way together.
 
 use std::pin::pin;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryFutureExt};
 use tokio_postgres::types::{FromSql, ToSql, Type};
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
 
 use crate::db::types::Xid;
@@ -28,7 +29,8 @@ const SETTINGS: &str = "set synchronous_commit = off; set enable_seqscan = off; 
 macro_rules! rows {
     ($which:literal) => {
         concat!(
-            "select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at, raw_key, headers::text
+            "select xid, id, event_id, topic, key, payload, event_type, source, traceparent, request_id, created_at, raw_key, headers::text,
+                    event_ids, keys, payloads, traceparents, request_ids, created_ats
                from outbox where ",
             $which
         )
@@ -62,6 +64,8 @@ pub struct PgSession {
     late: Statement,
     fresh: Statement,
     save: Statement,
+    /// Messages in a row, as the last page had them.
+    together: AtomicI64,
 }
 
 impl PgSession {
@@ -76,16 +80,22 @@ impl PgSession {
             client.prepare(FRESH),
             client.prepare(SAVE),
         )?;
-        Ok(Self { client, snapshot, younger, late_now, late, fresh, save })
+        Ok(Self { client, snapshot, younger, late_now, late, fresh, save, together: AtomicI64::new(1) })
     }
 
-    async fn rows(&self, statement: &Statement, params: &[&(dyn ToSql + Sync)], rows_max: i64) -> Result<Rows, DbError> {
+    /// Rows of the table to ask for, so that about so many messages come.
+    fn limit(&self, messages: i64) -> i64 {
+        (messages / self.together.load(Ordering::Relaxed)).max(1)
+    }
+
+    /// Whole rows: all of one's messages are in the page.
+    async fn rows(&self, statement: &Statement, params: &[&(dyn ToSql + Sync)], limit: i64) -> Result<Rows, DbError> {
         let mut stream = pin!(self.client.query_raw(statement, params.iter().copied()).await?);
-        let (mut rows, mut bytes) = (Vec::new(), 0);
+        let (mut rows, mut bytes, mut count) = (Vec::new(), 0, 0);
         let mut maker = Maker::default();
         while let Some(row) = stream.next().await {
             let row = row?;
-            let row = maker.row(&Columns {
+            let single = Columns {
                 xid: row.try_get(0)?,
                 id: row.try_get(1)?,
                 event_id: row.try_get::<_, Id>(2)?.0,
@@ -99,15 +109,22 @@ impl PgSession {
                 created_at: row.try_get::<_, At>(10)?.0,
                 raw_key: row.try_get(11)?,
                 headers: row.try_get(12)?,
-            });
-            bytes += row.bytes();
-            rows.push(row);
+            };
+            let first = rows.len();
+            match Several::of(&row)? {
+                None => rows.push(maker.row(&single)),
+                Some(several) => rows.extend(several.messages(&single)?.map(|columns| maker.row(&columns))),
+            }
+            bytes += rows[first..].iter().map(super::Row::bytes).sum::<usize>();
+            count += 1;
             if bytes >= PAGE_BYTES_MAX {
-                return Ok(Rows { rows, more: true });
+                break;
             }
         }
-        let more = rows.len() as i64 >= rows_max;
-        Ok(Rows { rows, more })
+        if count > 0 {
+            self.together.store((rows.len() as i64 / count).max(1), Ordering::Relaxed);
+        }
+        Ok(Rows { rows, more: bytes >= PAGE_BYTES_MAX || count >= limit })
     }
 }
 
@@ -118,24 +135,26 @@ impl Session for PgSession {
     }
 
     async fn late_rows(&self, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Rows, DbError> {
-        self.rows(&self.late, &[&old.open, &look.after.0, &look.after.1, &look.snapshot, &rows_max], rows_max).await
+        let limit = self.limit(rows_max);
+        self.rows(&self.late, &[&old.open, &look.after.0, &look.after.1, &look.snapshot, &limit], limit).await
     }
 
     async fn fresh_rows(&self, look: &Look, rows_max: i64) -> Result<Rows, DbError> {
-        self.rows(&self.fresh, &[&look.after.0, &look.after.1, &look.snapshot, &rows_max], rows_max).await
+        let limit = self.limit(rows_max);
+        self.rows(&self.fresh, &[&look.after.0, &look.after.1, &look.snapshot, &limit], limit).await
     }
 
     /// One round trip. The statements for the rows come after the one for the snapshot and may see more than it: that is left out.
     async fn look(&self, old: &Snapshot, rows_max: i64) -> Result<Looked, DbError> {
-        let below = Xid(old.xmax - 1);
-        let younger: [&(dyn ToSql + Sync); 2] = [&below, &rows_max];
-        let late_now: [&(dyn ToSql + Sync); 2] = [&old.open, &rows_max];
+        let (below, limit) = (Xid(old.xmax - 1), self.limit(rows_max));
+        let younger: [&(dyn ToSql + Sync); 2] = [&below, &limit];
+        let late_now: [&(dyn ToSql + Sync); 2] = [&old.open, &limit];
         let late =
-            async { if old.open.is_empty() { Ok(Rows::default()) } else { self.rows(&self.late_now, &late_now, rows_max).await } };
+            async { if old.open.is_empty() { Ok(Rows::default()) } else { self.rows(&self.late_now, &late_now, limit).await } };
         let (snapshot, late, fresh) = tokio::try_join!(
             self.client.query_one(&self.snapshot, &[]).map_err(DbError::from),
             late,
-            self.rows(&self.younger, &younger, rows_max),
+            self.rows(&self.younger, &younger, limit),
         )?;
         let snapshot: String = snapshot.try_get(0)?;
         let seen = Snapshot::parse(&snapshot)?;
@@ -150,6 +169,54 @@ impl Session for PgSession {
         let moved =
             self.client.execute(&self.save, &[&epoch, &cursor.snapshot, &snapshot, &late, &after.0, &after.1, &lease_ms]).await?;
         Ok(moved == 1)
+    }
+}
+
+/// The arrays of a row of several messages.
+struct Several<'r> {
+    event_ids: Vec<Id>,
+    keys: Vec<&'r str>,
+    payloads: Vec<Option<&'r [u8]>>,
+    traceparents: Vec<&'r str>,
+    request_ids: Vec<&'r str>,
+    created_ats: Vec<At>,
+}
+
+impl<'r> Several<'r> {
+    /// `None` of a row that is one message.
+    fn of(row: &'r Row) -> Result<Option<Self>, DbError> {
+        let Some(event_ids) = row.try_get(13)? else { return Ok(None) };
+        Ok(Some(Self {
+            event_ids,
+            keys: row.try_get(14)?,
+            payloads: row.try_get(15)?,
+            traceparents: row.try_get(16)?,
+            request_ids: row.try_get(17)?,
+            created_ats: row.try_get(18)?,
+        }))
+    }
+
+    /// Each with what `row` says of all.
+    fn messages(self, row: &Columns<'r>) -> Result<impl Iterator<Item = Columns<'r>>, DbError> {
+        let length = self.event_ids.len();
+        let lengths =
+            [self.keys.len(), self.payloads.len(), self.traceparents.len(), self.request_ids.len(), self.created_ats.len()];
+        if length == 0 || lengths.iter().any(|other| *other != length) {
+            return Err(DbError::Defect(format!("row {} of the outbox has arrays of different lengths", row.id)));
+        }
+        let texts = self.keys.into_iter().zip(self.payloads).zip(self.traceparents).zip(self.request_ids);
+        let row = *row;
+        Ok(self.event_ids.into_iter().zip(texts).zip(self.created_ats).map(
+            move |((event_id, (((key, payload), traceparent), request_id)), created_at)| Columns {
+                event_id: event_id.0,
+                key,
+                payload,
+                traceparent,
+                request_id,
+                created_at: created_at.0,
+                ..row
+            },
+        ))
     }
 }
 

@@ -191,7 +191,7 @@ async fn two_tries_at_once_at_two_replicas_are_one_order_and_one_answer() {
     }
     assert_eq!((count(&service.db, ORDERS).await, count(&service.db, KEYS).await), (200, 50));
     assert_eq!(count(&service.db, "select count(*) as n from order_change where xid is not null").await, 200);
-    assert_eq!(count(&service.db, "select count(*) as n from outbox").await, 200);
+    assert_eq!(count(&service.db, "select count(*) as n from outbox_message").await, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
