@@ -152,7 +152,7 @@ pub struct SweepConfig {
 pub struct RelayConfig {
     /// Port 0 picks one.
     pub listen: SocketAddr,
-    /// Outbox rows published at once.
+    /// Messages of the outbox published at once, about: a row of several is never cut.
     pub batch_rows_max: i64,
     /// Published rows that may lie in a busy outbox before they are dropped in pieces; a quiet one is emptied at once.
     pub published_rows_max: usize,

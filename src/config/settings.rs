@@ -64,8 +64,8 @@ settings! {
     "payments.listen" => payments.listen, Listen, "where payments listens; port 0 picks one and logs it";
     "payments.database_url" => payments.database_url, DatabaseUrl, "database of payments, another one than that of orders; a secret";
     "relay.listen" => relay.listen, Listen, "where the relay listens; port 0 picks one and logs it";
-    "relay.batch_rows_max" => relay.batch_rows_max, Count(1..=100_000), "outbox rows published at once";
-    "relay.published_rows_max" => relay.published_rows_max, Count(1..=10_000_000), "published rows that may lie in a busy outbox before they are dropped; a quiet one is emptied at once";
+    "relay.batch_rows_max" => relay.batch_rows_max, Count(1..=100_000), "messages of the outbox published at once, about";
+    "relay.published_rows_max" => relay.published_rows_max, Count(1..=10_000_000), "published messages that may lie in a busy outbox before they are dropped; a quiet one is emptied at once";
     "relay.poll_interval_ms" => relay.poll_interval, Millis(1..=HOUR_MS), "how often an outbox is looked at when nothing wakes the relay";
     "relay.lease_ms" => relay.lease, Millis(100..=HOUR_MS), "how long an outbox stays with a relay that says nothing";
     "kafka.bootstrap_servers" => kafka.bootstrap_servers, Brokers, "brokers to begin with";

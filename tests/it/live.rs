@@ -2,6 +2,7 @@
 //! comes back.
 
 pub mod client;
+mod plans;
 mod replica;
 
 use std::collections::{HashMap, HashSet};
