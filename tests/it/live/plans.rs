@@ -35,13 +35,13 @@ async fn pages_of_events_are_read_by_their_index_by_plans_that_were_made_while_t
 
     // A page of a view that says itself what an event is: its arm is read and sorted as a whole.
     let before = count(&shop.db, READ).await;
-    shop.run(&format!(
+    shop.run(
         "create view with_condition as
              select xid, id, at from order_event union all select accepted_xid, accepted_id, created_at from orders where accepted_xid is not null;
          set enable_seqscan = off; set enable_bitmapscan = off; set plan_cache_mode = force_generic_plan;
          prepare page(xid8) as select * from with_condition where (xid, id) >= ($1, 0) order by xid, id limit 10;
          execute page('0'); select pg_stat_force_next_flush();"
-    ))
+    )
     .await;
     until("such a page reads all events, or this shows nothing", async || count(&shop.db, READ).await - before >= GROWN as i64 / 2)
         .await;
