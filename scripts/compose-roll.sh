@@ -3,7 +3,7 @@
 # there are now, and only when it is healthy the old one is asked to drain. So a new version goes in, or a process is begun anew, and
 # whoever asks always finds one that is ready.
 #
-#   scripts/compose-roll.sh SERVICE…     orders, payments, relay; first `docker compose build` for a new version
+#   scripts/compose-roll.sh SERVICE…     of relay, orders, payments, in this order; first `docker compose build` for a new version
 #
 # Not for the gateway, whose port only one can have, nor for what keeps data: `docker compose restart` them.
 set -euo pipefail
@@ -20,7 +20,10 @@ for service in "$@"; do
   case $service in orders | payments | relay) ;; *) die "$service cannot have two containers side by side" ;; esac
 done
 
-for service in "$@"; do
+# The relay first, whatever was said: it reads what the services of either version write (docs/OPERATIONS.md, "Upgrades"). That is by name,
+# from the last to the first.
+mapfile -t services < <(printf '%s\n' "$@" | sort -u -r)
+for service in "${services[@]}"; do
   mapfile -t old < <(docker compose ps -q "$service")
   [ ${#old[@]} -gt 0 ] || die "$service is not up"
   for id in "${old[@]}"; do

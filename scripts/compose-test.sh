@@ -231,7 +231,7 @@ rolling() {
 
 replaced() { # each role by a new one beside it, where there is one of each
   start_load
-  scripts/compose-roll.sh orders payments relay
+  scripts/compose-roll.sh relay orders payments
   sleep 2 # of load
   end_load 'orders, payments and relay replaced by compose-roll.sh, no request repeated by the client'
 }

@@ -154,7 +154,7 @@ pub struct RelayConfig {
     pub listen: SocketAddr,
     /// Messages of the outbox published at once, about: a row of several is never cut.
     pub batch_rows_max: i64,
-    /// Published rows that may lie in a busy outbox before they are dropped in pieces; a quiet one is emptied at once.
+    /// Published messages that may lie in a busy outbox before whole segments are dropped; a quiet one is emptied at once.
     pub published_rows_max: usize,
     /// The safety net under the wake-up signal.
     pub poll_interval: Duration,

@@ -55,11 +55,11 @@ const EVENT_MISSING: Check = Check {
     subject: Subject::Order,
     statement: offenders!(
         "select o.id::text as offender,
-                'no event ' || case when o.accepted_xid is null and n.order_id is null then 'New' else o.status end as detail
+                'no event ' || case when (o.accepted_xid is null or o.accepted_id is null) and n.order_id is null then 'New' else o.status end as detail
            from orders o
            left join order_event n on n.order_id = o.id and n.status = 'New'
            left join order_event e on e.order_id = o.id and e.status = o.status
-          where (o.accepted_xid is null and n.order_id is null) or (o.status <> 'New' and e.order_id is null)"
+          where ((o.accepted_xid is null or o.accepted_id is null) and n.order_id is null) or (o.status <> 'New' and e.order_id is null)"
     ),
 };
 

@@ -7,8 +7,6 @@ alter table orders
 alter table orders
     alter column accepted_xid set statistics 10,
     alter column accepted_id set statistics 10;
--- None of the orders that are there is in it: it costs one reading of the table.
-create index orders_by_position on orders (accepted_xid, accepted_id) where accepted_xid is not null;
 
 -- Every change of an order's status, wherever it is kept: what streams read, by (xid, id). A row without a position is no event but an order of
 -- the version before. That is for the reader to say: with a condition of its own an arm of the union is not read by its index's order.

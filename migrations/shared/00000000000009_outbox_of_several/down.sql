@@ -1,4 +1,5 @@
--- What waits, as the version before knows it; nothing is published before it is committed.
+-- What waits, as the version before knows it; nothing is written or published before it is committed.
+lock table outbox in access exclusive mode;
 create temporary table waiting on commit drop as
 select m.* from outbox_message m join outbox o using (xid, id) where o.event_ids is not null order by m.xid, m.id, m.n;
 drop view outbox_message;

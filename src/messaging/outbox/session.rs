@@ -20,6 +20,8 @@ use super::source::{Looked, Rows, Session};
 
 /// What a page takes in memory at most, and one row more. Further rows are left for the next page.
 const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Rows that are asked for at once: of the longest that are kept in the table some 75 MB.
+const PAGE_TABLE_ROWS_MAX: i64 = 10_000;
 
 /// - A cursor that is lost in a crash of the server is an older one, which sends some rows again; nobody waits for the disk. It is there
 ///   before anything is dropped, because what is committed later and waited for is written after it.
@@ -85,13 +87,20 @@ impl PgSession {
 
     /// Rows of the table to ask for, so that about so many messages come.
     fn limit(&self, messages: i64) -> i64 {
-        (messages / self.together.load(Ordering::Relaxed)).max(1)
+        (messages / self.together.load(Ordering::Relaxed)).clamp(1, PAGE_TABLE_ROWS_MAX)
     }
 
-    /// Whole rows: all of one's messages are in the page.
-    async fn rows(&self, statement: &Statement, params: &[&(dyn ToSql + Sync)], limit: i64) -> Result<Rows, DbError> {
+    /// Whole rows: all of one's messages are in the page. It ends with that by which it has `messages_max`; what the server sends beyond
+    /// is thrown away, and not asked for the next time.
+    async fn rows(
+        &self,
+        statement: &Statement,
+        params: &[&(dyn ToSql + Sync)],
+        limit: i64,
+        messages_max: i64,
+    ) -> Result<Rows, DbError> {
         let mut stream = pin!(self.client.query_raw(statement, params.iter().copied()).await?);
-        let (mut rows, mut bytes, mut count) = (Vec::new(), 0, 0);
+        let (mut rows, mut bytes, mut count, mut full) = (Vec::new(), 0, 0, false);
         let mut maker = Maker::default();
         while let Some(row) = stream.next().await {
             let row = row?;
@@ -117,14 +126,15 @@ impl PgSession {
             }
             bytes += rows[first..].iter().map(super::Row::bytes).sum::<usize>();
             count += 1;
-            if bytes >= PAGE_BYTES_MAX {
+            full = bytes >= PAGE_BYTES_MAX || rows.len() as i64 >= messages_max;
+            if full {
                 break;
             }
         }
         if count > 0 {
             self.together.store((rows.len() as i64 / count).max(1), Ordering::Relaxed);
         }
-        Ok(Rows { rows, more: bytes >= PAGE_BYTES_MAX || count >= limit })
+        Ok(Rows { rows, more: full || count >= limit })
     }
 }
 
@@ -136,12 +146,12 @@ impl Session for PgSession {
 
     async fn late_rows(&self, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Rows, DbError> {
         let limit = self.limit(rows_max);
-        self.rows(&self.late, &[&old.open, &look.after.0, &look.after.1, &look.snapshot, &limit], limit).await
+        self.rows(&self.late, &[&old.open, &look.after.0, &look.after.1, &look.snapshot, &limit], limit, rows_max).await
     }
 
     async fn fresh_rows(&self, look: &Look, rows_max: i64) -> Result<Rows, DbError> {
         let limit = self.limit(rows_max);
-        self.rows(&self.fresh, &[&look.after.0, &look.after.1, &look.snapshot, &limit], limit).await
+        self.rows(&self.fresh, &[&look.after.0, &look.after.1, &look.snapshot, &limit], limit, rows_max).await
     }
 
     /// One round trip. The statements for the rows come after the one for the snapshot and may see more than it: that is left out.
@@ -149,12 +159,13 @@ impl Session for PgSession {
         let (below, limit) = (Xid(old.xmax - 1), self.limit(rows_max));
         let younger: [&(dyn ToSql + Sync); 2] = [&below, &limit];
         let late_now: [&(dyn ToSql + Sync); 2] = [&old.open, &limit];
-        let late =
-            async { if old.open.is_empty() { Ok(Rows::default()) } else { self.rows(&self.late_now, &late_now, limit).await } };
+        let late = async {
+            if old.open.is_empty() { Ok(Rows::default()) } else { self.rows(&self.late_now, &late_now, limit, rows_max).await }
+        };
         let (snapshot, late, fresh) = tokio::try_join!(
             self.client.query_one(&self.snapshot, &[]).map_err(DbError::from),
             late,
-            self.rows(&self.younger, &younger, limit),
+            self.rows(&self.younger, &younger, limit, rows_max),
         )?;
         let snapshot: String = snapshot.try_get(0)?;
         let seen = Snapshot::parse(&snapshot)?;

@@ -1,4 +1,4 @@
-//! The one reader of `order_event` in a process: looks by the rule of [`super::position`], and hands what is new to who listens.
+//! The one reader of `order_change` in a process: looks by the rule of [`super::position`], and hands what is new to who listens.
 //!
 //! It works while somebody listens; else it asks nothing. A stream begins at the boundary between two looks, so it misses nothing and
 //! gets nothing twice, and one look serves all who came before it.

@@ -1,6 +1,6 @@
 //! Live orders: streams of an order's or a user's changes, fed by one reader a process.
 //!
-//! Owns nothing; reads `order_event` and `orders`. `position.rs` is the rule: what a client has seen, and an event's id. `hub.rs` is the
+//! Owns nothing; reads `order_change` and `orders`. `position.rs` is the rule: what a client has seen, and an event's id. `hub.rs` is the
 //! reader, `registry.rs` who listens, `store.rs` the statements, `event.rs` what is sent.
 
 mod event;
