@@ -3,7 +3,7 @@
 # there are now, and only when it is healthy the old one is asked to drain. So a new version goes in, or a process is begun anew, and
 # whoever asks always finds one that is ready.
 #
-#   scripts/compose-roll.sh SERVICE…     of relay, orders, payments, in this order; first `docker compose build` for a new version
+#   scripts/compose-roll.sh SERVICE…     relay, orders, payments, of which the relay goes first; before it `docker compose build` for a new version
 #
 # Not for the gateway, whose port only one can have, nor for what keeps data: `docker compose restart` them.
 set -euo pipefail
