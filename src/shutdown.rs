@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// A handle on the process's one stop; clones share it.
 #[derive(Clone, Debug, Default)]
@@ -44,6 +44,11 @@ impl Shutdown {
     /// Resolves when stopping begins, at once if it has begun.
     pub async fn stopped(&self) {
         self.stop.cancelled().await;
+    }
+
+    /// Stops with the guard, however that is dropped.
+    pub fn at_drop(&self) -> DropGuard {
+        self.stop.clone().drop_guard()
     }
 
     /// Done once waiting for the drain is over, right before the process ends by force: what must not be left behind even then. It may

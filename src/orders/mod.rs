@@ -6,6 +6,7 @@
 pub mod audit;
 mod document;
 mod dto;
+mod ends;
 mod live;
 mod on_payment;
 mod order;
@@ -17,6 +18,7 @@ mod sweep;
 mod timeline;
 
 pub use document::document;
+pub use ends::{ENDED_CHANNEL, Ends, Expected};
 pub use live::{CHANNEL, Live, NoEventId, OrderStream, Reason, Seen, Update, Updates};
 pub use on_payment::OnPayment;
 pub use order::{FailureReason, NewOrder, Order, OrderStatus};
@@ -51,6 +53,7 @@ pub struct Orders {
     db: Db,
     intake: place_order::Intake,
     live: Live,
+    ends: Ends,
 }
 
 pub type Placing = Result<Placed, PlaceError>;
@@ -96,12 +99,13 @@ impl Orders {
     /// `notifier` is told after every commit that left something in the outbox.
     pub fn new(db: Db, notifier: Notifier) -> Self {
         let live = Live::new(db.clone(), Arc::default(), true, Shutdown::new());
-        Self::with_live(db, notifier, live)
+        let ends = Ends::new(db.clone(), true, Shutdown::new());
+        Self::with_live(db, notifier, live, ends)
     }
 
-    /// With streams that hear of this process's commits without the database between, and end with it.
-    pub fn with_live(db: Db, notifier: Notifier, live: Live) -> Self {
-        Self { intake: place_order::intake(db.clone(), notifier), db, live }
+    /// With streams and waiting requests that hear of this process's commits without the database between, and end with it.
+    pub fn with_live(db: Db, notifier: Notifier, live: Live, ends: Ends) -> Self {
+        Self { intake: place_order::intake(db.clone(), notifier), db, live, ends }
     }
 
     /// The order's state, then its changes until it ends; after `seen` only what is not in it.
@@ -114,9 +118,9 @@ impl Orders {
         self.live.user(user, seen).await
     }
 
-    /// Returns once the order has ended, or after `wait`.
-    pub async fn ended_within(&self, id: Uuid, wait: Duration) -> Result<(), DbError> {
-        self.live.ended_within(id, wait).await
+    /// From now on this order's end is waited for.
+    pub fn expect_end(&self, id: Uuid) -> Result<Expected, DbError> {
+        self.ends.expect(id)
     }
 
     /// What orders knows of an order's way.

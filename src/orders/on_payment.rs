@@ -7,6 +7,7 @@ use crate::db::{Conn, DbError, Notifier};
 use crate::messaging::{Delivery, Handler, Keys, Poison, Received};
 use async_trait::async_trait;
 
+use super::ends::Ends;
 use super::order::{FailureReason, OrderStatus};
 use super::store::{self, Ending};
 
@@ -37,12 +38,13 @@ pub fn settle(results: &[Received<PaymentStatusUpdated>]) -> Vec<Ending> {
 /// The handler of `payment-status-updates`.
 pub struct OnPayment {
     notifier: Notifier,
+    ends: Ends,
 }
 
 impl OnPayment {
-    /// `notifier` is told after every batch: orders may have ended.
-    pub fn new(notifier: Notifier) -> Self {
-        Self { notifier }
+    /// After every batch, who waits in this process for one of its orders is told by `ends`, and everybody else by `notifier`.
+    pub fn new(notifier: Notifier, ends: Ends) -> Self {
+        Self { notifier, ends }
     }
 }
 
@@ -73,6 +75,7 @@ impl Handler for OnPayment {
     }
 
     fn tell(&self, batch: &[Received<PaymentStatusUpdated>]) {
+        self.ends.tell(batch.iter().map(|one| one.event.order_id));
         for one in batch.iter().filter(|_| tracing::enabled!(tracing::Level::DEBUG)) {
             let PaymentStatusUpdated { order_id, outcome, .. } = &one.event;
             let (request_id, trace_id) = (one.delivery.envelope.request_id.as_deref(), one.delivery.trace.trace_id());

@@ -21,6 +21,8 @@ pub struct Placed {
     pub order: Order,
     /// Another request with the same id and the same fields came before.
     pub replayed: bool,
+    /// Nobody had it before, another try of this request included.
+    pub is_new: bool,
 }
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -76,7 +78,8 @@ async fn place_together(
     batch: Arc<Vec<Placement>>,
 ) -> Result<Vec<Settled<Placing>>, DbError> {
     let settled = if batch.iter().all(|placement| placement.key.is_none()) {
-        let placed = place_without_keys(&mut *db.get().await?, caution, &batch.iter().collect::<Vec<_>>()).await?;
+        let conn = db.get().await?;
+        let placed = place_without_keys(&conn, caution, &batch.iter().collect::<Vec<_>>()).await?;
         placed.into_iter().map(Settled::Done).collect()
     } else {
         place_with_keys(db, batch).await?
@@ -86,7 +89,7 @@ async fn place_together(
 }
 
 /// Taken to be new, which costs a third of finding out which are; where one is not, nothing was written, and that is found out.
-async fn place_without_keys(conn: &mut Conn, caution: &Caution, placements: &[&Placement]) -> Result<Vec<Placing>, DbError> {
+async fn place_without_keys(conn: &Conn, caution: &Caution, placements: &[&Placement]) -> Result<Vec<Placing>, DbError> {
     if caution.allows() {
         match store::insert(conn, &first_of_each(placements)).await {
             Ok(()) => return answers(conn, placements, placements.iter().map(|placement| placement.order.id).collect()).await,
@@ -113,7 +116,7 @@ async fn place_with_keys(db: &Db, batch: Arc<Vec<Placement>>) -> Result<Vec<Sett
 }
 
 /// Writes those that are new; what was there before is read afterwards.
-async fn place(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Placing>, DbError> {
+async fn place(conn: &Conn, placements: &[&Placement]) -> Result<Vec<Placing>, DbError> {
     if placements.is_empty() {
         return Ok(Vec::new());
     }
@@ -122,14 +125,14 @@ async fn place(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Placing
 }
 
 /// What each is told, once those of the ids `fresh` are written.
-async fn answers(conn: &mut Conn, placements: &[&Placement], mut fresh: HashSet<Uuid>) -> Result<Vec<Placing>, DbError> {
+async fn answers(conn: &Conn, placements: &[&Placement], mut fresh: HashSet<Uuid>) -> Result<Vec<Placing>, DbError> {
     let mut stored = before(conn, placements, &fresh).await?;
     let answers = placements.iter().map(|placement| {
         let id = placement.order.id;
         if fresh.remove(&id) {
             let order = accepted(placement);
             stored.insert(id, (order.clone(), placement.origin.stamp));
-            return Ok(Placed { order, replayed: false });
+            return Ok(Placed { order, replayed: false, is_new: true });
         }
         match stored.get(&id) {
             Some((order, stamp)) => answer_again(order, *stamp, placement),
@@ -144,7 +147,7 @@ async fn answers(conn: &mut Conn, placements: &[&Placement], mut fresh: HashSet<
 /// The insert waits for whoever is writing the same id and this statement comes after it, so it sees the row; not so where somebody
 /// removes it by hand in between, or where the server reads elsewhere than it writes. It looks again, and then gives up.
 async fn before(
-    conn: &mut Conn,
+    conn: &Conn,
     placements: &[&Placement],
     fresh: &HashSet<Uuid>,
 ) -> Result<HashMap<Uuid, (Order, Option<Uuid>)>, DbError> {
@@ -169,7 +172,7 @@ fn answer_again(order: &Order, by: Option<Uuid>, placement: &Placement) -> Placi
     }
     let own = by.is_some() && by == placement.origin.stamp;
     let order = if own { as_accepted(order.clone()) } else { order.clone() };
-    Ok(Placed { order, replayed: !own })
+    Ok(Placed { order, replayed: !own, is_new: false })
 }
 
 /// Of several requests with one id the first counts; the others are answered by it.

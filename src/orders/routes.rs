@@ -13,8 +13,9 @@ use paperclip::actix::web::{self, ServiceConfig};
 use uuid::Uuid;
 
 use super::dto::{self, OrderBody, PlaceOrder};
-use super::{ListOrders, OrderStream, Orders, Origin, PlaceError, Placed, Placing, Reason, Seen, Update};
-use crate::http::idempotency::REPLAYED;
+use super::{Expected, ListOrders, OrderStream, Orders, Origin, PlaceError, Placed, Placing, Reason, Seen, Update};
+use crate::db::DbError;
+use crate::http::idempotency::{REPLAYED, Settled};
 use crate::http::openapi::{self, DataType, Documented, In, RawOperation, api_v2_operation};
 use crate::http::sse::{self, Events};
 use crate::http::timeline::{self, INNER, Timeline};
@@ -73,22 +74,34 @@ async fn place(
 ) -> Result<Reply<OrderBody>, Problem> {
     let stamp = key.added();
     let (order, origin) = (body.value.order(stamp), Origin { stamp, ..context.into() });
-    let reply = orders.place(order, origin, key.own().over(&body.bytes, placed)).await.reply(placed)?;
-    match prefer.0 {
-        Some(wait) => waited(&orders, reply, wait).await,
+    let id = order.id;
+    // Before it is there: how it ends cannot be missed then.
+    let expected = prefer.0.map(|_| orders.expect_end(id));
+    let settled = orders.place(order, origin, key.own().over(&body.bytes, placed)).await;
+    let is_new = matches!(&settled, Settled::Done(Ok(placed)) if placed.is_new);
+    let reply = settled.reply(placed)?;
+    match prefer.0.zip(expected) {
+        Some((wait, expected)) => waited(&orders, reply, wait, expected, is_new).await,
         None => Ok(reply),
     }
 }
 
 /// The same answer with the order as it is once it has ended, or after `wait`; a refusal at once.
-async fn waited(orders: &Orders, reply: Reply<OrderBody>, wait: Duration) -> Result<Reply<OrderBody>, Problem> {
+async fn waited(
+    orders: &Orders,
+    reply: Reply<OrderBody>,
+    wait: Duration,
+    expected: Result<Expected, DbError>,
+    is_new: bool,
+) -> Result<Reply<OrderBody>, Problem> {
     let Some(id) = reply.success().and_then(|body| dto::id_of(body)) else { return Ok(reply) };
-    // The order is accepted, whatever comes of the waiting.
-    let now = match orders.ended_within(id, wait).await {
-        Ok(()) => orders.get(id).await,
-        Err(error) => Err(error),
+    let ended = async {
+        // Under a key it is the order that was placed under it first.
+        let expected = expected.and_then(|expected| if expected.id == id { Ok(expected) } else { orders.expect_end(id) });
+        expected?.end(wait, is_new).await
     };
-    let reply = match now {
+    // The order is accepted, whatever comes of the waiting.
+    let reply = match ended.await {
         Ok(Some(order)) => reply.with_body(&order.into())?,
         Ok(None) => reply,
         Err(error) => {
@@ -100,7 +113,7 @@ async fn waited(orders: &Orders, reply: Reply<OrderBody>, wait: Duration) -> Res
 }
 
 fn placed(placed: Placing) -> Result<Reply<OrderBody>, Problem> {
-    let Placed { order, replayed } = placed?;
+    let Placed { order, replayed, .. } = placed?;
     let location = format!("{COLLECTION}/{}", order.id);
     let body = order.into();
     if replayed { Ok(Reply::ok(&body)?.header(REPLAYED, "true")) } else { Reply::created(&body, &location) }

@@ -81,16 +81,15 @@ struct IdRow {
 }
 
 /// Writes new orders, each with the position of its first event and with its payment request, in one statement (S6). The rows of `orders` go
-/// in by id, so that two writers never wait in a circle. The requests go in as they came, so that one user's are published in that order.
+/// in by id, so that two writers never wait in a circle, and the requests with them: those that are together here came together, and are in no order.
 ///
 /// # Errors
 /// [`DbError::Duplicate`] where one is there already; none is written then. [`insert_missing`] finds out which, and takes twice as long.
-pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<(), DbError> {
-    let mut by_id = placements.to_vec();
-    by_id.sort_unstable_by_key(|placement| placement.order.id);
-    let rows = Rows::of(&by_id);
-    let messages = Messages::of(placements);
-    let windows = messages.windows();
+pub async fn insert(mut conn: &Conn, placements: &[&Placement]) -> Result<(), DbError> {
+    let mut placements = placements.to_vec();
+    placements.sort_unstable_by_key(|placement| placement.order.id);
+    let (rows, messages) = (Rows::of(&placements), Messages::of(&placements));
+    let windows = messages.windows(&rows);
     sql(in_segment!(
         "with accepted as (
              insert into orders (id, user_id, amount, description, created_at, updated_at, traceparent, stamp, accepted_xid, accepted_id)
@@ -100,8 +99,8 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<(), Db
          insert into ",
         " (event_id, topic, key, event_type, source, traceparent, request_id, created_at,
            event_ids, keys, payloads, traceparents, request_ids, created_ats)
-         select $8[f], $9, '', $12, $13, '', '', $16[f], $8[f:t], $10[f:t], $11[f:t], $14[f:t], $15[f:t], $16[f:t]
-           from (select unnest($17) as f, unnest($18) as t) one"
+         select $8[f], $11, '', $12, $13, '', '', $5[f], $8[f:t], $2[f:t], $9[f:t], $6[f:t], $10[f:t], $5[f:t]
+           from (select unnest($14) as f, unnest($15) as t) one"
     ))
     .bind::<Array<SqlUuid>, _>(rows.ids)
     .bind::<Array<Text>, _>(rows.users)
@@ -111,23 +110,20 @@ pub async fn insert(conn: &mut Conn, placements: &[&Placement]) -> Result<(), Db
     .bind::<Array<Text>, _>(rows.traceparents)
     .bind::<Array<Nullable<SqlUuid>>, _>(rows.stamps)
     .bind::<Array<SqlUuid>, _>(messages.event_ids)
-    .bind::<Text, _>(ORDER_PAYMENT_REQUESTS)
-    .bind::<Array<Text>, _>(messages.keys)
     .bind::<Array<Binary>, _>(messages.payloads)
+    .bind::<Array<Text>, _>(messages.request_ids)
+    .bind::<Text, _>(ORDER_PAYMENT_REQUESTS)
     .bind::<Text, _>(PaymentRequested::TYPE)
     .bind::<Text, _>(SOURCE)
-    .bind::<Array<Text>, _>(messages.traceparents)
-    .bind::<Array<Text>, _>(messages.request_ids)
-    .bind::<Array<Timestamptz>, _>(messages.times)
     .bind::<Array<Integer>, _>(windows.from)
     .bind::<Array<Integer>, _>(windows.to)
-    .execute(conn)
+    .execute(&mut conn)
     .await?;
     Ok(())
 }
 
 /// As [`insert`], of those orders that are not there yet; returns the ids of those written.
-pub async fn insert_missing(conn: &mut Conn, placements: &[&Placement]) -> Result<Vec<Uuid>, DbError> {
+pub async fn insert_missing(mut conn: &Conn, placements: &[&Placement]) -> Result<Vec<Uuid>, DbError> {
     let (rows, messages) = (Rows::of(placements), Messages::of(placements));
     let written: Vec<IdRow> = sql(in_segment!(
         "with given as (
@@ -161,7 +157,7 @@ pub async fn insert_missing(conn: &mut Conn, placements: &[&Placement]) -> Resul
     .bind::<Text, _>(ORDER_PAYMENT_REQUESTS)
     .bind::<Text, _>(PaymentRequested::TYPE)
     .bind::<Text, _>(SOURCE)
-    .load(conn)
+    .load(&mut conn)
     .await?;
     Ok(written.into_iter().map(|row| row.id).collect())
 }
@@ -191,30 +187,24 @@ impl<'p> Rows<'p> {
     }
 }
 
-/// What the outbox is to hold, by column.
+/// What the outbox is to hold beside that, by column; key, trace and time are the order's.
 struct Messages<'p> {
     event_ids: Vec<Uuid>,
-    keys: Vec<&'p str>,
     payloads: Vec<Vec<u8>>,
-    traceparents: Vec<String>,
     request_ids: Vec<&'p str>,
-    times: Vec<DateTime<Utc>>,
 }
 
 impl<'p> Messages<'p> {
     fn of(placements: &[&'p Placement]) -> Self {
         Self {
             event_ids: column(placements, |_| Uuid::now_v7()),
-            keys: column(placements, |p| p.order.user_id.as_str()),
             payloads: column(placements, |p| payment_requested(p).encode()),
-            traceparents: column(placements, |p| p.origin.trace.traceparent()),
             request_ids: column(placements, |p| p.origin.request_id.as_str()),
-            times: column(placements, |p| p.at),
         }
     }
 
-    fn windows(&self) -> Windows {
-        let texts = self.keys.iter().zip(&self.payloads).zip(self.traceparents.iter().zip(&self.request_ids));
+    fn windows(&self, rows: &Rows<'_>) -> Windows {
+        let texts = rows.users.iter().zip(&self.payloads).zip(rows.traceparents.iter().zip(&self.request_ids));
         Windows::of(texts.map(|((key, payload), (trace, request))| key.len() + payload.len() + trace.len() + request.len()))
     }
 }
@@ -234,10 +224,18 @@ pub async fn find(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<Order>, DbError> 
     rows.into_iter().map(Order::try_from).collect()
 }
 
+/// As [`find`], those that have ended.
+pub async fn find_ended(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<Order>, DbError> {
+    let is_final = orders::status.eq_any([OrderStatus::Finished.as_str(), OrderStatus::Cancelled.as_str()]);
+    let found = orders::table.filter(orders::id.eq_any(ids)).filter(is_final).select(OrderRow::as_select());
+    let rows: Vec<OrderRow> = found.load(conn).await?;
+    rows.into_iter().map(Order::try_from).collect()
+}
+
 /// The orders with these ids, each with the stamp of the request that placed it; in no order.
-pub async fn find_stamped(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<(Order, Option<Uuid>)>, DbError> {
+pub async fn find_stamped(mut conn: &Conn, ids: &[Uuid]) -> Result<Vec<(Order, Option<Uuid>)>, DbError> {
     let rows: Vec<(OrderRow, Option<Uuid>)> =
-        orders::table.filter(orders::id.eq_any(ids)).select((OrderRow::as_select(), orders::stamp)).load(conn).await?;
+        orders::table.filter(orders::id.eq_any(ids)).select((OrderRow::as_select(), orders::stamp)).load(&mut conn).await?;
     rows.into_iter().map(|(row, stamp)| Ok((Order::try_from(row)?, stamp))).collect()
 }
 

@@ -12,7 +12,7 @@ use crate::http::idempotency::keep_pruned;
 use crate::http::{self, Bound, Port, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::{Consumer, PgInbox, outbox};
-use crate::orders::{self, Live, OnPayment, Orders, SweepRules, Sweeper};
+use crate::orders::{self, Ends, Live, OnPayment, Orders, SweepRules, Sweeper};
 use crate::shutdown::Shutdown;
 
 use super::{DRAIN_ALONE, RoleError};
@@ -25,15 +25,16 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let (relay_wake, live_wake) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let channels = [(outbox::CHANNEL, relay_wake), (orders::CHANNEL, live_wake.clone())];
     let notifier = Notifier::start(db.clone(), &channels, stop.clone());
-    let ended = Notifier::start(db.clone(), &channels[1..], stop.clone());
+    let ended = Notifier::start(db.clone(), &[channels[1].clone(), (orders::ENDED_CHANNEL, Arc::default())], stop.clone());
     let live = Live::new(db.clone(), live_wake, true, stop.clone());
+    let ends = Ends::new(db.clone(), true, stop.clone());
     let sweeper = sweeper(&config, db.clone(), notifier.clone());
     let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
     let depth = outbox::watch_depth(db.clone(), "orders", stop.clone());
-    let orders = Orders::with_live(db, notifier, live);
+    let orders = Orders::with_live(db, notifier, live, ends.clone());
     let (bound, readiness) = bind(port, &config, orders, super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("orders", readiness, stop.clone()));
-    let consumer = consumer(&config, batches, log, super::owner("orders"), ended);
+    let consumer = consumer(&config, batches, log, super::owner("orders"), ended, ends);
     let (consumed, swept) = (consumer.run(stop.clone()), orders::run_sweeper(sweeper, stop.clone()));
     let worker = async move {
         tokio::join!(consumed, swept, keys, depth);
@@ -56,15 +57,16 @@ pub(super) fn bind(port: Port, config: &Config, orders: Orders, drain: Duration)
     Ok((bound, readiness))
 }
 
-/// `ended` is told when orders have ended.
+/// `ended` and `ends` are told when orders have ended.
 pub(super) fn consumer(
     config: &Config,
     batches: Db,
     log: SharedLog,
     owner: String,
     ended: Notifier,
+    ends: Ends,
 ) -> Consumer<PgInbox<OnPayment>> {
-    Consumer::new(batches, log, PAYMENT_STATUS_UPDATES, owner, config.consumer.clone(), OnPayment::new(ended))
+    Consumer::new(batches, log, PAYMENT_STATUS_UPDATES, owner, config.consumer.clone(), OnPayment::new(ended, ends))
 }
 
 pub(super) fn sweeper(config: &Config, db: Db, notifier: Notifier) -> Sweeper {

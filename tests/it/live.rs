@@ -4,6 +4,7 @@
 pub mod client;
 mod plans;
 mod replica;
+mod waits;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -428,7 +429,6 @@ async fn a_client_that_prefers_to_wait_is_answered_with_the_orders_end() {
     let (answer, ()) = tokio::join!(post(&only_waits, 1), async {
         until("it is there", async || count(&shop.db, "select count(*) as n from orders").await == 1).await;
         shop.run(&finish(1, 1)).await;
-        one.wake.notify_one();
     });
     assert!(asked.elapsed() < Duration::from_secs(9), "no longer than needed");
     assert_eq!((answer.status, answer.json()["status"].as_str()), (201, Some("Finished")));
@@ -502,14 +502,19 @@ struct Begun {
     begun: String,
 }
 
-/// The sessions that read events for streams or hear of them, and when each began its last statement.
-async fn feeding(shop: &Shop) -> (i64, String) {
+/// The sessions of `role` that have asked something like `query`, and when each began its last statement.
+async fn sessions(shop: &Shop, role: &str, query: &str) -> (i64, String) {
     use diesel_async::RunQueryDsl;
     let statement = sql("select count(*) as sessions, coalesce(string_agg(query_start::text, ' ' order by pid), '') as begun
-          from pg_stat_activity
-         where application_name = 'shopd-idle' and (query ~* 'listen shopd_order_event|pg_current_snapshot|order_change e')");
+          from pg_stat_activity where datname = current_database() and application_name = 'shopd-' || $1 and query ~* $2");
+    let statement = statement.bind::<diesel::sql_types::Text, _>(role).bind::<diesel::sql_types::Text, _>(query);
     let Begun { sessions, begun } = statement.get_result(&mut shop.conn().await).await.unwrap();
     (sessions, begun)
+}
+
+/// Those that read events for streams or hear of them.
+async fn feeding(shop: &Shop) -> (i64, String) {
+    sessions(shop, "idle", "listen shopd_order_event|pg_current_snapshot|order_change e").await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -174,8 +174,7 @@ impl Figures {
             text,
             "What the whole flow holds is found by a closed loop of {CONNECTIONS_CLOSED} connections through the gateway: all that it accepts, over the time from its \
 start until the last of it is final. Then an open loop asks for half of that. Of its orders {WAITS_PER_SECOND} a second carry `Prefer: wait=30`, over connections of \
-their own; their answers, which come when the order is final, are POST-to-`Finished` as a client sees it. They make the orders role read its own events, as any stream \
-does. All latencies count from when the request was due. Queues are the differences of what was accepted, is on Kafka, is decided, and is applied. A page that is written and synced ten times a \
+their own; their answers, which come when the order is final, are POST-to-`Finished` as a client sees it. All latencies count from when the request was due. Queues are the differences of what was accepted, is on Kafka, is decided, and is applied. A page that is written and synced ten times a \
 second beside all that shows when the disk itself stands still: a commit cannot be faster then.\n"
         )?;
         if let Some(seconds) = self.written_back_after {

@@ -46,7 +46,7 @@ pub trait Handler: Send + Sync + 'static {
     /// Its statements may be sent without waiting for each other: those of a transaction that failed fail too, the first one says why.
     async fn apply(&self, conn: &Conn, batch: &[Received<Self::Event>]) -> Result<(), DbError>;
 
-    /// After the commit of these, to say so in the log, at `debug`.
+    /// After the commit of these: to say so in the log, at `debug`, and to who waits for one of them in this process.
     fn tell(&self, _batch: &[Received<Self::Event>]) {}
 
     /// After the commit of so many records.
@@ -365,9 +365,9 @@ impl<H: Handler> Inbox for PgInbox<H> {
         };
         faults::point!("consumer.after_commit")?;
         self.note(batch, &written);
+        self.handler.tell(&batch.received);
         self.handler.committed(batch.received.len());
         traced::record_batch(self.tracer, &*self.handler, batch, &written, applying);
-        self.handler.tell(&batch.received);
         let stopped = batch.moves.iter().filter_map(|m| {
             let next_offset = *written.stops.get(&m.partition)?;
             Some(Owned { partition: m.partition, next_offset, epoch: m.epoch })

@@ -55,15 +55,6 @@ enum Of {
     Younger,
 }
 
-/// Stops a listener when its session ends, however that happens.
-struct StopsAtDrop(Shutdown);
-
-impl Drop for StopsAtDrop {
-    fn drop(&mut self) {
-        self.0.stop();
-    }
-}
-
 impl Hub {
     /// Runs until `stop`, then ends every stream. A defect costs those who listen their streams, and nobody else.
     pub async fn supervise(self, stop: Shutdown) {
@@ -112,7 +103,7 @@ impl Hub {
         let _listener = self.listens.then(|| {
             let stop = Shutdown::new();
             Listener::start(self.db.clone(), CHANNEL, self.wake.clone(), stop.clone());
-            StopsAtDrop(stop)
+            stop.at_drop()
         });
         let mut boundary = self.begin(&mut conn, stands.take()).await?;
         let (mut last, mut pace) = (String::new(), PACE);

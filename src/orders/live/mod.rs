@@ -121,23 +121,6 @@ impl Live {
         Ok(Until { updates: Some(updates), is_last: is_end }.boxed())
     }
 
-    /// Returns once the order has ended, or after `wait`, or where that cannot be known.
-    pub async fn ended_within(&self, id: Uuid, wait: Duration) -> Result<(), DbError> {
-        let ended = async {
-            let Attached { events, mut updates, .. } = self.attach(Topic::Order(id)).await?;
-            if events.is_empty() || events.iter().any(|row| row.order.status.is_final()) {
-                return Ok(());
-            }
-            loop {
-                match updates.queue.recv().await {
-                    Some(Update::Event(event)) if !event.is_final => {}
-                    _ => return Ok(()),
-                }
-            }
-        };
-        timeout(wait, ended).await.unwrap_or(Ok(()))
-    }
-
     async fn attach(&self, topic: Topic) -> Result<Attached, DbError> {
         let waiting = self.shared.wait(topic).map_err(|refused| match refused {
             Refused::Stopping => stopping(),

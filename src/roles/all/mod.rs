@@ -22,7 +22,7 @@ use crate::http::idempotency::keep_pruned;
 use crate::http::{Bound, Port, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::outbox;
-use crate::orders::{CHANNEL, Live, Orders};
+use crate::orders::{CHANNEL, ENDED_CHANNEL, Ends, Live, Orders};
 use crate::payments::Payments;
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Incident, SharedIncident};
@@ -125,10 +125,11 @@ async fn run_roles(
     let events = (CHANNEL, Arc::new(Notify::new()));
     // Streams end first: the gateway's drain waits for them.
     let live = Live::new(orders_db.clone(), events.1.clone(), !embedded, stop.clone());
+    let ends = Ends::new(orders_db.clone(), !embedded, stop.clone());
     let requests = notifier(orders_db, &[(outbox::CHANNEL, orders_wake.clone()), events.clone()]);
     let sweeper = orders::sweeper(config, orders_db.clone(), requests.clone());
-    let orders = Orders::with_live(orders_db.clone(), requests, live);
-    let ended = notifier(orders_db, &[events]);
+    let orders = Orders::with_live(orders_db.clone(), requests, live, ends.clone());
+    let ended = notifier(orders_db, &[events, (ENDED_CHANNEL, Arc::default())]);
     let behind = super::share(config, 30);
     let gateway_config = GatewayConfig {
         orders_urls: vec![reachable(ports.orders.local_addr)],
@@ -144,7 +145,9 @@ async fn run_roles(
 
     let mut workers = JoinSet::new();
     workers.spawn(public_port.run_checks());
-    workers.spawn(orders::consumer(config, stores.orders.batches.clone(), log.clone(), owner.clone(), ended).run(services.clone()));
+    workers.spawn(
+        orders::consumer(config, stores.orders.batches.clone(), log.clone(), owner.clone(), ended, ends).run(services.clone()),
+    );
     workers.spawn(crate::orders::run_sweeper(sweeper, services.clone()));
     let results = notifier(payments_db, &[(outbox::CHANNEL, payments_wake.clone())]);
     workers.spawn(

@@ -7,7 +7,7 @@ use diesel_async::SimpleAsyncConnection;
 use shopd::config::{Config, Secret};
 use shopd::db::{self, Conn, Db, Notifier, Schema};
 use shopd::http::{self, Readiness};
-use shopd::orders::{self, Live, Orders};
+use shopd::orders::{self, Ends, Live, Orders};
 use shopd::shutdown::Shutdown;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -26,6 +26,7 @@ pub struct Replica {
     pub client: Client,
     pub stop: Shutdown,
     pub wake: Arc<Notify>,
+    pub ends: Ends,
     pub served: JoinHandle<Result<(), http::ServeError>>,
 }
 
@@ -41,7 +42,8 @@ impl Shop {
     pub async fn replica(&self, role: &str) -> Replica {
         let (db, stop, wake) = (connect(&self.url, role), Shutdown::new(), Arc::new(Notify::new()));
         let live = Live::new(db.clone(), wake.clone(), true, stop.clone());
-        let orders = Orders::with_live(db, Notifier::local([wake.clone()]), live);
+        let ends = Ends::new(db.clone(), true, stop.clone());
+        let orders = Orders::with_live(db, Notifier::local([wake.clone()]), live, ends.clone());
         let config = Config::default().http;
         let (listen, drain) = ("127.0.0.1:0".parse().expect("an address"), Duration::from_secs(30));
         let readiness = Readiness::new(|| async { Vec::new() });
@@ -50,7 +52,7 @@ impl Shop {
         let base = format!("http://{}", port.local_addr);
         let bound = http::bind(port, &config, drain, routes, readiness).expect("what serves there");
         let served = tokio::spawn(bound.run(stop.clone()));
-        Replica { client: Client::new(base.clone()), base, stop, wake, served }
+        Replica { client: Client::new(base.clone()), base, stop, wake, ends, served }
     }
 
     pub async fn conn(&self) -> Conn {
@@ -61,7 +63,7 @@ impl Shop {
     pub async fn run(&self, statements: &str) {
         let mut conn = self.conn().await;
         run(&mut conn, statements).await;
-        run(&mut conn, &format!("notify {}", orders::CHANNEL)).await;
+        run(&mut conn, &format!("notify {}; notify {}", orders::CHANNEL, orders::ENDED_CHANNEL)).await;
     }
 }
 

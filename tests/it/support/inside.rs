@@ -10,7 +10,7 @@ use shopd::http::idempotency::Settled;
 use shopd::messaging::Consumer;
 use shopd::messaging::log::{KafkaLog, PostgresLog, SharedLog};
 use shopd::money::Amount;
-use shopd::orders::{self, NewOrder, OnPayment, Orders, Origin, SweepRules, Sweeper};
+use shopd::orders::{self, Ends, NewOrder, OnPayment, Orders, Origin, SweepRules, Sweeper};
 use shopd::payments::{OnOrder, Payments};
 use shopd::relay::Relay;
 use shopd::shutdown::Shutdown;
@@ -36,6 +36,8 @@ pub struct Inside {
     urls: [String; 2],
     wakes: [Arc<Notify>; 2],
     accept: Orders,
+    /// Told by the consumer of results, of nobody else's.
+    pub ends: Ends,
 }
 
 /// Something that runs until it is stopped.
@@ -86,7 +88,8 @@ impl Inside {
         log.create_topics(&TOPICS, PARTITIONS).await.expect("topics");
         let wakes = [Arc::new(Notify::new()), Arc::new(Notify::new())];
         let accept = Orders::new(orders.clone(), Notifier::local([wakes[0].clone()]));
-        Self { orders, payments, log, config, urls, wakes, accept }
+        let ends = Ends::new(orders.clone(), false, Shutdown::new());
+        Self { orders, payments, log, config, urls, wakes, accept, ends }
     }
 
     /// For a process of `shopd` beside it.
@@ -159,7 +162,7 @@ impl Inside {
     }
 
     pub fn orders(&self) -> Part {
-        let handler = OnPayment::new(Notifier::local([]));
+        let handler = OnPayment::new(Notifier::local([]), self.ends.clone());
         let consumer =
             Consumer::new(self.orders.clone(), self.log.clone(), RESULTS, "orders".into(), self.config.consumer.clone(), handler);
         self.run(|stop| consumer.run(stop))
