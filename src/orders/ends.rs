@@ -20,10 +20,12 @@ use crate::telemetry::Incident;
 /// On which a replica says that it has ended orders.
 pub const ENDED_CHANNEL: &str = "shopd_order_end";
 
-/// Requests that wait at most.
+/// Orders that are waited for at most.
 const WAITING_MAX: usize = 20_000;
 /// What may have ended elsewhere is looked for so often, whether anybody says so or not.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Between two looks, or as long as the last one took.
+const LOOK_GAP: Duration = Duration::from_millis(2);
 /// After a word it is looked for so often, for so long: in a stream the words are 50 ms apart.
 const LOOK_INTERVAL: Duration = Duration::from_millis(6);
 const LOOK_FOR: Duration = Duration::from_millis(60);
@@ -47,6 +49,7 @@ struct Shared {
     started: AtomicBool,
     /// Somebody waits.
     work: Notify,
+    gauge: metrics::Gauge,
 }
 
 struct Waiting {
@@ -72,20 +75,23 @@ impl Expected {
         let (ends, until) = (self.ends.clone(), Instant::now() + within);
         let mut look_at = if is_new { until } else { Instant::now() };
         loop {
-            tokio::select! {
+            let look = async {
+                sleep_until(look_at).await;
+                ends.read(self.id).await
+            };
+            let found = tokio::select! {
                 biased;
                 // The sender is there as long as this is.
                 Ok(order) = self.ended.wait_for(Option::is_some) => return Ok(order.clone()),
                 () = ends.0.stop.stopped() => return ends.read(self.id).await,
-                () = sleep_until(look_at) => {}
-            }
-            let found = ends.read(self.id).await;
+                found = look => found,
+            };
             look_at = match &found {
                 _ if Instant::now() >= until => return found,
                 Ok(Some(order)) if !order.status.is_final() => until,
-                Ok(_) => return found,
                 // It may be back in time.
-                Err(_) => until.min(Instant::now() + RETRY_AFTER),
+                Err(DbError::Unavailable(_)) => until.min(Instant::now() + RETRY_AFTER),
+                _ => return found,
             };
         }
     }
@@ -98,6 +104,7 @@ impl Drop for Expected {
         those.get_mut().requests -= 1;
         if those.get().requests == 0 {
             those.remove();
+            self.ends.0.gauge.set(waiting.len() as f64);
         }
     }
 }
@@ -106,7 +113,8 @@ impl Ends {
     /// Until `stop`, which answers all who wait.
     pub fn new(db: Db, listens: bool, stop: Shutdown) -> Self {
         let (waiting, started, work) = (Mutex::default(), AtomicBool::new(false), Notify::new());
-        Self(Arc::new(Shared { db, listens, stop, waiting, started, work }))
+        let gauge = metrics::gauge!("shopd_orders_awaited");
+        Self(Arc::new(Shared { db, listens, stop, waiting, started, work, gauge }))
     }
 
     fn waiting(&self) -> MutexGuard<'_, HashMap<Uuid, Waiting>> {
@@ -124,8 +132,11 @@ impl Ends {
         drop(waiting);
         if !ids.is_empty() {
             let ends = self.clone();
-            // Where the database cannot be asked, they are looked for later.
-            self.0.db.runtime().spawn(async move { ends.look(&ids).await });
+            self.0.db.runtime().spawn(async move {
+                if let Err(error) = ends.look(&ids).await {
+                    tracing::debug!(%error, "orders that have ended were not read; they are looked for each second");
+                }
+            });
         }
     }
 
@@ -153,24 +164,42 @@ impl Ends {
     /// [`DbError::Unavailable`] where too many wait.
     pub fn expect(&self, id: Uuid) -> Result<Expected, DbError> {
         let mut waiting = self.waiting();
-        if waiting.len() >= WAITING_MAX {
+        if waiting.len() >= WAITING_MAX && !waiting.contains_key(&id) {
             return Err(DbError::Unavailable("too many wait for their order's end".into()));
         }
         let those = waiting.entry(id).or_insert_with(|| Waiting { requests: 0, ended: watch::Sender::default() });
         those.requests += 1;
         let ended = those.ended.subscribe();
+        self.0.gauge.set(waiting.len() as f64);
         drop(waiting);
         self.0.work.notify_one();
         if !self.0.started.swap(true, Ordering::Relaxed) {
+            self.0.db.runtime().spawn(self.clone().supervise());
+        }
+        Ok(Expected { ends: self.clone(), id, ended })
+    }
+
+    async fn supervise(self) {
+        while !self.0.stop.is_stopping() {
             let ends = self.clone();
-            self.0.db.runtime().spawn(async move {
+            let looking = tokio::spawn(async move {
                 tokio::select! {
                     () = ends.look_elsewhere() => {}
                     () = ends.0.stop.stopped() => {}
                 }
             });
+            if looking.await.is_err() {
+                tracing::error!("who looks for orders that ended elsewhere ended; it begins anew");
+                sleep(RETRY_AFTER).await;
+            }
         }
-        Ok(Expected { ends: self.clone(), id, ended })
+    }
+
+    /// Those that are waited for and have not been handed out.
+    fn open(&self) -> Vec<Uuid> {
+        let waiting = self.waiting();
+        let open = waiting.iter().filter(|(_, those)| those.ended.borrow().is_none());
+        open.map(|(id, _)| *id).collect()
     }
 
     /// Looks for what others ended, as long as somebody waits.
@@ -186,18 +215,22 @@ impl Ends {
             if self.0.listens {
                 Listener::start(self.0.db.clone(), ENDED_CHANNEL, heard.clone(), listening);
             }
-            let (mut looked, mut heard_at) = (Instant::now(), None::<Instant>);
+            let (mut looked, mut took, mut heard_at) = (Instant::now(), Duration::ZERO, None::<Instant>);
             loop {
+                sleep_until(looked + LOOK_GAP.max(took)).await;
                 let is_told = heard_at.is_some_and(|at| at.elapsed() < LOOK_FOR);
                 tokio::select! {
                     () = heard.notified() => heard_at = Some(Instant::now()),
                     () = sleep_until(looked + if is_told { LOOK_INTERVAL } else { POLL_INTERVAL }) => {}
                 }
-                let ids: Vec<Uuid> = self.waiting().keys().copied().collect();
-                if ids.is_empty() && timeout(LINGER, self.0.work.notified()).await.is_err() {
-                    break;
+                let ids = self.open();
+                if ids.is_empty() {
+                    if timeout(LINGER, self.0.work.notified()).await.is_err() {
+                        break;
+                    }
+                    continue;
                 }
-                looked = Instant::now();
+                let began = Instant::now();
                 match self.look(&ids).await {
                     Ok(()) => incident.recovered(),
                     Err(error) => {
@@ -205,6 +238,8 @@ impl Ends {
                         sleep(RETRY_AFTER).await;
                     }
                 }
+                looked = Instant::now();
+                took = looked - began;
             }
         }
     }

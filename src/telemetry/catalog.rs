@@ -126,6 +126,7 @@ pub const METRICS: &[Metric] = &[
         &["state"],
         "Spans `recorded`; of these `sent` to the collector, or `failed` to be; what is in neither was dropped, or is on its way",
     ),
+    metric("shopd_orders_awaited", Gauge, &[], "Orders whose end a request waits for (`Prefer: wait`)"),
     metric("shopd_live_streams", Gauge, &[], "Streams of events that clients hold open"),
     metric("shopd_live_dropped_total", Counter, &["reason"], "Streams that were ended because their client was too slow"),
     metric(

@@ -8,7 +8,9 @@ mod watch;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use chrono::{DateTime, TimeDelta, Utc};
 use nix::sys::signal::Signal;
 use shopd::db::Db;
 use shopd::shutdown::Shutdown;
@@ -126,6 +128,31 @@ async fn socket(base: &str, order: &str) -> Vec<String> {
             other => panic!("{other:?} after {told:?}"),
         }
     }
+}
+
+/// An answer may be so late after the order's end. A look each second alone is later in three of four.
+const SOON: TimeDelta = TimeDelta::milliseconds(250);
+const WAITS: usize = 24;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_at_one_replica_is_told_of_an_end_by_either() {
+    let stand = Stand::start().await;
+    let front = Client::new(stand.bases[0].clone());
+    let mut late = Vec::new();
+    for n in 0..WAITS {
+        front.account(&user(n), "10").await;
+        let order = format!(r#"{{"userId":"{}","amount":1}}"#, user(n));
+        let answer = front.send("POST", "/api/OrdersProxy", &[("Prefer", "wait=20")], Some(&order)).await.unwrap().expect(201);
+        assert_eq!(answer.json()["status"], "Finished");
+        let ended = answer.json()["updatedAt"].as_str().unwrap().parse::<DateTime<Utc>>().unwrap();
+        late.push(Utc::now() - ended);
+        tokio::time::sleep(Duration::from_millis(37 * (n % 7) as u64)).await;
+    }
+    // Each replica accepts half of them and ends those of half of the partitions: a quarter each way, two of them told directly.
+    let places = "select count(distinct owner) as n from consumer_offset where topic like '%payment-status-updates'";
+    assert_eq!(count(&stand.orders_db, places).await, 2, "both end orders");
+    let count = late.iter().filter(|late| **late > SOON).count();
+    assert!(count <= WAITS / 6, "{late:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

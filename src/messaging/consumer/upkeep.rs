@@ -86,6 +86,12 @@ impl<H: Handler> PgInbox<H> {
         // Before its fate is known: what is parked may be another by now.
         self.look_again(due.iter().map(|one| one.partition));
         let done = done.await?;
+        let applied = done.tried.iter().filter(|(_, fate)| matches!(fate, Fate::Applied)).map(|(letter, _)| &letter.delivery);
+        let applied = applied.filter_map(|delivery| {
+            let event = self.handler.decode(delivery).ok()?;
+            Some(Received { event, delivery: delivery.clone() })
+        });
+        self.handler.tell(&applied.collect::<Vec<_>>());
         self.handler.committed(due.len());
         self.gauges.lock().unwrap_or_else(PoisonError::into_inner).changed();
         tell(&self.topic, &done);

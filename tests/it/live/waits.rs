@@ -109,6 +109,8 @@ async fn where_nobody_waits_nobody_listens() {
     let one = shop.replica("unwaited").await;
     let listening = async || sessions(&shop, "unwaited", "listen shopd_order_end").await.0;
     assert_eq!(one.client.post("/api/Orders", r#"{"userId":"u","amount":1}"#).await.status, 201);
+    // It would be connected by then.
+    tokio::time::sleep(AT_ONCE).await;
     assert_eq!(listening().await, 0);
     let waits = [("Prefer", "wait=2")];
     let body = r#"{"userId":"u","amount":1}"#;
