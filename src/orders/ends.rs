@@ -52,6 +52,12 @@ struct Shared {
     gauge: metrics::Gauge,
 }
 
+impl Shared {
+    fn count(&self, waiting: usize) {
+        self.gauge.set(u32::try_from(waiting).unwrap_or(u32::MAX));
+    }
+}
+
 struct Waiting {
     requests: usize,
     /// As it ended.
@@ -104,7 +110,7 @@ impl Drop for Expected {
         those.get_mut().requests -= 1;
         if those.get().requests == 0 {
             those.remove();
-            self.ends.0.gauge.set(waiting.len() as f64);
+            self.ends.0.count(waiting.len());
         }
     }
 }
@@ -170,7 +176,7 @@ impl Ends {
         let those = waiting.entry(id).or_insert_with(|| Waiting { requests: 0, ended: watch::Sender::default() });
         those.requests += 1;
         let ended = those.ended.subscribe();
-        self.0.gauge.set(waiting.len() as f64);
+        self.0.count(waiting.len());
         drop(waiting);
         self.0.work.notify_one();
         if !self.0.started.swap(true, Ordering::Relaxed) {
