@@ -416,49 +416,6 @@ async fn a_websocket_tells_the_same_and_closes_normally_behind_the_last_state() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_that_prefers_to_wait_is_answered_with_the_orders_end() {
-    let shop = Shop::new().await;
-    let one = shop.replica("one").await;
-    let post = async |headers: &[(&str, &str)], n| {
-        let body = format!(r#"{{"orderId":"{}","userId":"u","amount":1,"description":"a book"}}"#, order(n));
-        one.client.send("POST", "/api/Orders", headers, Some(&body)).await.unwrap()
-    };
-    let waits = ("Prefer", "wait=10");
-    let only_waits = [waits];
-    let asked = Instant::now();
-    let (answer, ()) = tokio::join!(post(&only_waits, 1), async {
-        until("it is there", async || count(&shop.db, "select count(*) as n from orders").await == 1).await;
-        shop.run(&finish(1, 1)).await;
-    });
-    assert!(asked.elapsed() < Duration::from_secs(9), "no longer than needed");
-    assert_eq!((answer.status, answer.json()["status"].as_str()), (201, Some("Finished")));
-    assert_eq!(answer.headers["preference-applied"], "wait=10");
-    assert_eq!(answer.headers["location"], format!("/api/Orders/{}", order(1)));
-
-    // Replays: by id, and by key, whose stored answer is the order as it was.
-    let again = post(&[waits], 1).await;
-    assert_eq!((again.status, again.json()["status"].as_str()), (200, Some("Finished")));
-    assert_eq!((&*again.headers["idempotent-replayed"], &*again.headers["preference-applied"]), ("true", "wait=10"));
-    let keyed = post(&[("Idempotency-Key", "k")], 2).await;
-    assert_eq!((keyed.status, keyed.json()["status"].as_str()), (201, Some("New")));
-    assert!(!keyed.headers.contains_key("preference-applied"));
-    shop.run(&finish(2, 2)).await;
-    let replayed = post(&[("Idempotency-Key", "k"), waits], 2).await;
-    assert_eq!((replayed.status, replayed.json()["status"].as_str()), (201, Some("Finished")));
-    assert_eq!((&*replayed.headers["idempotent-replayed"], &*replayed.headers["preference-applied"]), ("true", "wait=10"));
-    let plain = post(&[("Idempotency-Key", "k")], 2).await;
-    assert_eq!(plain.json()["status"], "New", "what is stored stays as it was");
-
-    let asked = Instant::now();
-    let late = post(&[("Prefer", "wait=1")], 3).await;
-    assert_eq!((late.status, late.json()["status"].as_str()), (201, Some("New")), "it did not end in time");
-    assert!(asked.elapsed() >= Duration::from_secs(1));
-    let other_fields = r#"{"userId":"v","amount":1}"#.replace("{", &format!(r#"{{"orderId":"{}","#, order(3)));
-    let refused = one.client.send("POST", "/api/Orders", &[waits], Some(&other_fields)).await.unwrap();
-    assert_eq!(codes(&refused), (409, "order_conflict".into()));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_end_at_once_when_their_process_stops() {
     let shop = Shop::new().await;
     let (mut one, other) = (shop.replica("one").await, shop.replica("other").await);

@@ -5,13 +5,16 @@ use std::time::{Duration, Instant};
 use shopd::orders::{ENDED_CHANNEL, OrderStatus};
 
 use super::replica::{Replica, Shop, finish, order, run};
-use super::sessions;
+use super::{codes, sessions};
 use crate::support::books::count;
 use crate::support::inside::{Inside, until};
 
 const ORDERS: usize = 9;
 /// A look each second finds a third of them in this time.
 const AT_ONCE: Duration = Duration::from_millis(300);
+
+/// The statement of a session that hears of orders that others ended.
+const LISTENS: &str = "listen shopd_order_end";
 
 /// One order after the other is waited for and ended by another hand, and `word` is given of it; how long each answer took from there on, the
 /// median.
@@ -24,8 +27,6 @@ async fn answered_after(shop: &Shop, one: &Replica, first: usize, word: impl Asy
         let (answer, ended) = tokio::join!(one.client.send("POST", "/api/Orders", &headers, Some(&body)), async {
             until("it is there", async || count(&shop.db, "select count(*) as n from orders where status = 'New'").await == 1)
                 .await;
-            // It waits by then, and has looked.
-            tokio::time::sleep(Duration::from_millis(20 + 97 * (n - first) as u64)).await;
             run(&mut hand, &finish(n, n)).await;
             let ended = Instant::now();
             word(&order(n)).await;
@@ -38,6 +39,49 @@ async fn answered_after(shop: &Shop, one: &Replica, first: usize, word: impl Asy
     took.sort();
     assert!(took[ORDERS - 1] < Duration::from_secs(5), "{took:?}");
     took[ORDERS / 2]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_that_prefers_to_wait_is_answered_with_the_orders_end() {
+    let shop = Shop::new().await;
+    let one = shop.replica("one").await;
+    let post = async |headers: &[(&str, &str)], n| {
+        let body = format!(r#"{{"orderId":"{}","userId":"u","amount":1,"description":"a book"}}"#, order(n));
+        one.client.send("POST", "/api/Orders", headers, Some(&body)).await.unwrap()
+    };
+    let waits = ("Prefer", "wait=10");
+    let only_waits = [waits];
+    let asked = Instant::now();
+    let (answer, ()) = tokio::join!(post(&only_waits, 1), async {
+        until("it is there", async || count(&shop.db, "select count(*) as n from orders").await == 1).await;
+        shop.run(&finish(1, 1)).await;
+    });
+    assert!(asked.elapsed() < Duration::from_secs(9), "no longer than needed");
+    assert_eq!((answer.status, answer.json()["status"].as_str()), (201, Some("Finished")));
+    assert_eq!(answer.headers["preference-applied"], "wait=10");
+    assert_eq!(answer.headers["location"], format!("/api/Orders/{}", order(1)));
+
+    // Replays: by id, and by key, whose stored answer is the order as it was.
+    let again = post(&[waits], 1).await;
+    assert_eq!((again.status, again.json()["status"].as_str()), (200, Some("Finished")));
+    assert_eq!((&*again.headers["idempotent-replayed"], &*again.headers["preference-applied"]), ("true", "wait=10"));
+    let keyed = post(&[("Idempotency-Key", "k")], 2).await;
+    assert_eq!((keyed.status, keyed.json()["status"].as_str()), (201, Some("New")));
+    assert!(!keyed.headers.contains_key("preference-applied"));
+    shop.run(&finish(2, 2)).await;
+    let replayed = post(&[("Idempotency-Key", "k"), waits], 2).await;
+    assert_eq!((replayed.status, replayed.json()["status"].as_str()), (201, Some("Finished")));
+    assert_eq!((&*replayed.headers["idempotent-replayed"], &*replayed.headers["preference-applied"]), ("true", "wait=10"));
+    let plain = post(&[("Idempotency-Key", "k")], 2).await;
+    assert_eq!(plain.json()["status"], "New", "what is stored stays as it was");
+
+    let asked = Instant::now();
+    let late = post(&[("Prefer", "wait=1")], 3).await;
+    assert_eq!((late.status, late.json()["status"].as_str()), (201, Some("New")), "it did not end in time");
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+    let other_fields = r#"{"userId":"v","amount":1}"#.replace("{", &format!(r#"{{"orderId":"{}","#, order(3)));
+    let refused = one.client.send("POST", "/api/Orders", &[waits], Some(&other_fields)).await.unwrap();
+    assert_eq!(codes(&refused), (409, "order_conflict".into()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,8 +134,9 @@ async fn what_ends_between_two_words_of_a_stream_is_looked_for_without_one() {
         let (answer, ended) = tokio::join!(one.client.send("POST", "/api/Orders", &headers, Some(&body)), async {
             until("it is there", async || count(&shop.db, "select count(*) as n from orders where status = 'New'").await == 1)
                 .await;
-            tokio::time::sleep(Duration::from_millis(20 + 97 * n as u64)).await;
+            until("it listens", async || sessions(&shop, "one", LISTENS).await.0 == 1).await;
             run(&mut hand, &notify).await;
+            // Behind the look that the word causes, and before the next word of a stream, which does not come here.
             tokio::time::sleep(Duration::from_millis(25)).await;
             run(&mut hand, &finish(n, n)).await;
             Instant::now()
@@ -107,7 +152,7 @@ async fn what_ends_between_two_words_of_a_stream_is_looked_for_without_one() {
 async fn where_nobody_waits_nobody_listens() {
     let shop = Shop::new().await;
     let one = shop.replica("unwaited").await;
-    let listening = async || sessions(&shop, "unwaited", "listen shopd_order_end").await.0;
+    let listening = async || sessions(&shop, "unwaited", LISTENS).await.0;
     assert_eq!(one.client.post("/api/Orders", r#"{"userId":"u","amount":1}"#).await.status, 201);
     // It would be connected by then.
     tokio::time::sleep(AT_ONCE).await;
