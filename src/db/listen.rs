@@ -4,12 +4,13 @@
 //! the notifier sends its own, the first at once and then as far apart as [`Gap`] says: a notification costs the server as much as what it is
 //! about, and each of its listeners a wake-up. Who hears of a stream looks by itself as long as it lasts ([`Pace::looks_again`]).
 
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use diesel::sql_types::{Array, Text};
-use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::SimpleAsyncConnection;
 use futures::StreamExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -19,7 +20,6 @@ use crate::telemetry::Incident;
 
 use super::error::DbError;
 use super::pool::{Conn, Db};
-use super::sql::sql;
 
 /// Between two notifications of what comes alone.
 const GAP: Duration = Duration::from_millis(2);
@@ -83,44 +83,62 @@ pub struct Notifier {
     pending: Arc<Pending>,
     /// Wake the same process without the database between.
     local: Arc<[Arc<Notify>]>,
+    /// The statement that tells the others; empty where there are none.
+    statement: Arc<str>,
 }
 
 /// What other processes have not heard of.
-#[derive(Default)]
 struct Pending {
     rows: AtomicUsize,
     signal: Notify,
+    gap: Mutex<Gap>,
+}
+
+impl Pending {
+    fn new() -> Self {
+        Self { rows: AtomicUsize::new(0), signal: Notify::new(), gap: Mutex::new(Gap::from(Instant::now())) }
+    }
+
+    fn gap(&self) -> MutexGuard<'_, Gap> {
+        // It is whole at any time: nothing panics in the middle of a change of it.
+        self.gap.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Notifier {
     /// Each channel with who is signalled directly; other processes hear of all of them in one round trip.
     pub fn start(db: Db, channels: &[(&'static str, Arc<Notify>)], stop: Shutdown) -> Self {
-        let pending = Arc::new(Pending::default());
-        let those = pending.clone();
+        let names = channels.iter().map(|(channel, _)| *channel);
+        let (pending, statement) = (Arc::new(Pending::new()), statement(names, db.sender()));
+        let (those, text) = (pending.clone(), statement.clone());
         let runtime = db.runtime().clone();
-        let names: Vec<&'static str> = channels.iter().map(|(channel, _)| *channel).collect();
         runtime.spawn(async move {
-            let mut gap = Gap::from(Instant::now());
             loop {
                 tokio::select! {
                     () = those.signal.notified() => {}
                     () = stop.stopped() => return,
                 }
-                let (rows, now) = (those.rows.swap(0, Ordering::Relaxed), Instant::now());
-                let next = gap.after(rows, now);
+                let next = those.gap().next;
+                if next > Instant::now() {
+                    sleep_until(next).await;
+                }
+                let rows = those.rows.swap(0, Ordering::Relaxed);
+                if rows == 0 {
+                    continue;
+                }
+                those.gap().told(rows, Instant::now());
                 // A lost notification costs a listener its poll interval, no more; the next commit sends another.
                 if let Ok(mut conn) = db.get().await {
-                    let _ = notify(&mut conn, &names, db.sender()).await;
+                    let _ = conn.batch_execute(&text).await;
                 }
-                sleep_until(next).await;
             }
         });
-        Self { pending, local: channels.iter().map(|(_, local)| local.clone()).collect() }
+        Self { pending, local: channels.iter().map(|(_, local)| local.clone()).collect(), statement }
     }
 
     /// Wakes only this process.
     pub fn local(local: impl IntoIterator<Item = Arc<Notify>>) -> Self {
-        Self { pending: Arc::default(), local: local.into_iter().collect() }
+        Self { pending: Arc::new(Pending::new()), local: local.into_iter().collect(), statement: "".into() }
     }
 
     /// Call after a commit, with the number of rows that others look for.
@@ -129,6 +147,59 @@ impl Notifier {
         self.pending.rows.fetch_add(rows, Ordering::Relaxed);
         self.pending.signal.notify_one();
     }
+
+    /// Awaits `write`, one statement on `conn` that is a transaction by itself, and tells of its rows. Where nothing was told a moment ago
+    /// that goes out behind it on the same connection: the server notifies as soon as it has committed, and not when this process has heard
+    /// of that and has woken another session of it.
+    ///
+    /// # Errors
+    /// Those of `write`; others may have been told of nothing then.
+    pub async fn committing<T>(
+        &self,
+        mut conn: &Conn,
+        rows: usize,
+        write: impl Future<Output = Result<T, DbError>>,
+    ) -> Result<T, DbError> {
+        if !self.may_tell(rows) {
+            let done = write.await?;
+            self.committed(rows);
+            return Ok(done);
+        }
+        let (mut write, mut telling) = (pin!(write), pin!(conn.batch_execute(&self.statement)));
+        let mut told = false;
+        let done = poll_fn(|context| {
+            // In this order: so they are sent where the statement is a prepared one.
+            let done = write.as_mut().poll(context);
+            told = told || telling.as_mut().poll(context).is_ready();
+            done
+        })
+        .await?;
+        // It was answered no later than the write. So it may have been before it, as where that had to be prepared first, and must be
+        // repeated. What is behind it is not waited for.
+        if told {
+            self.committed(rows);
+        } else {
+            self.local.iter().for_each(|local| local.notify_one());
+        }
+        Ok(done)
+    }
+
+    /// Whether others may be told of so many rows now; counts them as told then.
+    fn may_tell(&self, rows: usize) -> bool {
+        let (mut gap, now) = (self.pending.gap(), Instant::now());
+        // Whoever waits for the end of the gap tells of these as well.
+        let may = !self.statement.is_empty() && gap.next <= now && self.pending.rows.load(Ordering::Relaxed) == 0;
+        if may {
+            gap.told(rows, now);
+        }
+        may
+    }
+}
+
+/// A notification is a transaction with a commit of its own: nobody has to wait for the disk for it.
+fn statement<'c>(channels: impl Iterator<Item = &'c str>, sender: &str) -> Arc<str> {
+    let each = channels.map(|channel| format!(", pg_notify('{channel}', '{sender}')")).collect::<String>();
+    if each.is_empty() { "".into() } else { format!("select set_config('synchronous_commit', 'off', true){each}").into() }
 }
 
 /// How long after a notification the next one may follow. By the rate of what they are about and not by its number: 200 a second come ten
@@ -138,15 +209,17 @@ struct Gap {
     began: Instant,
     rows: usize,
     gap: Duration,
+    /// When the next notification may follow.
+    next: Instant,
 }
 
 impl Gap {
     fn from(now: Instant) -> Self {
-        Self { began: now, rows: 0, gap: GAP }
+        Self { began: now, rows: 0, gap: GAP, next: now }
     }
 
-    /// When the next notification may follow after this one, which is about so many rows.
-    fn after(&mut self, rows: usize, now: Instant) -> Instant {
+    /// There is a notification now, which is about so many rows.
+    fn told(&mut self, rows: usize, now: Instant) {
         self.rows += rows;
         let counted = now - self.began;
         // In less time nothing can be said of a rate.
@@ -157,20 +230,10 @@ impl Gap {
                 (false, true) => GAP_BUSY,
                 (false, false) => GAP_STREAM,
             };
-            *self = Self { began: now, rows: 0, gap };
+            *self = Self { began: now, rows: 0, gap, next: now };
         }
-        now + self.gap
+        self.next = now + self.gap;
     }
-}
-
-/// A notification is a transaction with a commit of its own: nobody has to wait for the disk for it.
-async fn notify(conn: &mut Conn, channels: &[&str], sender: &str) -> Result<(), DbError> {
-    sql("select set_config('synchronous_commit', 'off', true), pg_notify(channel, $2) from unnest($1) channel")
-        .bind::<Array<Text>, _>(channels)
-        .bind::<Text, _>(sender)
-        .execute(conn)
-        .await?;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -185,13 +248,13 @@ mod tests {
         let start = Instant::now();
         let at = |ms: u64| start + Duration::from_millis(ms);
         let (mut waited, mut notifications) = (Vec::new(), 0);
-        let (mut told, mut gap, mut free) = (0, Gap::from(start), start);
+        let (mut told, mut gap) = (0, Gap::from(start));
         let (mut pace, mut heard, mut looked) =
             (Pace::new(FEW as usize, usize::MAX, Duration::ZERO, GAP_BUSY), false, None::<Instant>);
         for ms in 0..writes.last().map_or(0, |last| last + 1_000) {
             let (now, written) = (at(ms), writes.partition_point(|write| *write <= ms));
-            if written > told && now >= free {
-                free = gap.after(written - told, now);
+            if written > told && now >= gap.next {
+                gap.told(written - told, now);
                 (told, heard) = (written, true);
                 notifications += 1;
             }

@@ -24,4 +24,4 @@ pub use migrations::{Schema, migrate, missing, pending};
 pub use pace::Pace;
 pub use pool::{Conn, Db, Pooled, Retry, in_time};
 pub use snapshot::Snapshot;
-pub use sql::{Sql, sql};
+pub use sql::{Bind, Binds, Sql, sql};

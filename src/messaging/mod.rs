@@ -8,7 +8,7 @@ pub mod dead_letter;
 pub mod log;
 pub mod outbox;
 
-pub use consumer::{Consumer, Delivery, Handler, PgInbox, Position, Received, next_offsets};
+pub use consumer::{Consumer, Delivery, Fence, Handler, PgInbox, Position, Received, next_offsets};
 pub use dead_letter::{Keys, Poison, headers_from_json, is_copy, letters, shorten};
 pub use outbox::Message;
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::contracts::{Outcome, PaymentStatusUpdated};
 use crate::db::{Conn, DbError, Notifier};
-use crate::messaging::{Delivery, Handler, Keys, Poison, Received};
+use crate::messaging::{Delivery, Fence, Handler, Keys, Poison, Received};
 use async_trait::async_trait;
 
 use super::ends::Ends;
@@ -33,6 +33,11 @@ pub fn settle(results: &[Received<PaymentStatusUpdated>]) -> Vec<Ending> {
         })
     };
     results.iter().filter_map(ending).collect()
+}
+
+/// Repeats of orders that have ended, and orders of another producer that orders never had.
+fn count(endings: &[Ending], ended: usize) {
+    metrics::counter!("shopd_orders_results_without_effect_total").increment((endings.len() - ended) as u64);
 }
 
 /// The handler of `payment-status-updates`.
@@ -68,10 +73,28 @@ impl Handler for OnPayment {
         if endings.is_empty() {
             return Ok(());
         }
-        let ended = store::end(conn, &endings).await?;
-        // Repeats of orders that have ended, and orders of another producer that orders never had.
-        metrics::counter!("shopd_orders_results_without_effect_total").increment((endings.len() - ended) as u64);
+        count(&endings, store::end(conn, None, &endings).await?);
         Ok(())
+    }
+
+    /// Behind it on the same connection those orders are read that are waited for.
+    async fn apply_at_once(
+        &self,
+        conn: &Conn,
+        fence: &Fence<'_>,
+        batch: &[Received<PaymentStatusUpdated>],
+    ) -> Result<bool, DbError> {
+        let endings = settle(batch);
+        if endings.is_empty() {
+            return Ok(false);
+        }
+        let ended = async {
+            let ids = endings.iter().map(|ending| ending.order_id);
+            let (ended, ()) = tokio::join!(biased; store::end(conn, Some(fence), &endings), self.ends.look_on(conn, ids));
+            ended
+        };
+        count(&endings, self.notifier.committing(conn, batch.len(), ended).await?);
+        Ok(true)
     }
 
     fn tell(&self, batch: &[Received<PaymentStatusUpdated>]) {

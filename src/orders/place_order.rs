@@ -77,27 +77,34 @@ async fn place_together(
     caution: &Caution,
     batch: Arc<Vec<Placement>>,
 ) -> Result<Vec<Settled<Placing>>, DbError> {
-    let settled = if batch.iter().all(|placement| placement.key.is_none()) {
-        let conn = db.get().await?;
-        let placed = place_without_keys(&conn, caution, &batch.iter().collect::<Vec<_>>()).await?;
-        placed.into_iter().map(Settled::Done).collect()
-    } else {
-        place_with_keys(db, batch).await?
-    };
-    notifier.committed(settled.len());
-    Ok(settled)
+    if batch.iter().any(|placement| placement.key.is_some()) {
+        let settled = place_with_keys(db, batch).await?;
+        notifier.committed(settled.len());
+        return Ok(settled);
+    }
+    let conn = db.get().await?;
+    let placed = place_without_keys(&conn, notifier, caution, &batch.iter().collect::<Vec<_>>()).await?;
+    Ok(placed.into_iter().map(Settled::Done).collect())
 }
 
 /// Taken to be new, which costs a third of finding out which are; where one is not, nothing was written, and that is found out.
-async fn place_without_keys(conn: &Conn, caution: &Caution, placements: &[&Placement]) -> Result<Vec<Placing>, DbError> {
+async fn place_without_keys(
+    conn: &Conn,
+    notifier: &Notifier,
+    caution: &Caution,
+    placements: &[&Placement],
+) -> Result<Vec<Placing>, DbError> {
     if caution.allows() {
-        match store::insert(conn, &first_of_each(placements)).await {
+        let new = first_of_each(placements);
+        match notifier.committing(conn, placements.len(), store::insert(conn, &new)).await {
             Ok(()) => return answers(conn, placements, placements.iter().map(|placement| placement.order.id).collect()).await,
             Err(DbError::Duplicate(_)) => caution.begin(),
             Err(error) => return Err(error),
         }
     }
-    place(conn, placements).await
+    let placed = place(conn, placements).await?;
+    notifier.committed(placements.len());
+    Ok(placed)
 }
 
 async fn place_with_keys(db: &Db, batch: Arc<Vec<Placement>>) -> Result<Vec<Settled<Placing>>, DbError> {

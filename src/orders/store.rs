@@ -7,10 +7,10 @@ use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
 use crate::contracts::{Envelope, ORDER_PAYMENT_REQUESTS, PaymentRequested};
-use crate::db::{Conn, DbError, sql};
+use crate::db::{Binds, Conn, DbError, Sql, sql};
 use crate::http::idempotency::Keyed;
-use crate::messaging::Position;
 use crate::messaging::outbox::{Windows, in_segment};
+use crate::messaging::{Fence, Position};
 use crate::money::Amount;
 use crate::user_id::UserId;
 
@@ -225,10 +225,10 @@ pub async fn find(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<Order>, DbError> 
 }
 
 /// As [`find`], those that have ended. One that cannot be read holds up no other: whoever waits for it reads it by itself.
-pub async fn find_ended(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<Order>, DbError> {
+pub async fn find_ended(mut conn: &Conn, ids: &[Uuid]) -> Result<Vec<Order>, DbError> {
     let is_final = orders::status.eq_any([OrderStatus::Finished.as_str(), OrderStatus::Cancelled.as_str()]);
     let found = orders::table.filter(orders::id.eq_any(ids)).filter(is_final).select(OrderRow::as_select());
-    let rows: Vec<OrderRow> = found.load(conn).await?;
+    let rows: Vec<OrderRow> = found.load(&mut conn).await?;
     Ok(rows.into_iter().filter_map(|row| Order::try_from(row).ok()).collect())
 }
 
@@ -261,21 +261,18 @@ pub async fn list(conn: &mut Conn, which: ListOrders) -> Result<OrderPage, DbErr
     Ok(OrderPage { orders, next })
 }
 
-/// Ends the orders that have not ended (S5), each with its event; returns how many.
-pub async fn end(mut conn: &Conn, endings: &[Ending]) -> Result<usize, DbError> {
-    fn column<'e, T>(endings: &[&'e Ending], field: impl Fn(&'e Ending) -> T) -> Vec<T> {
-        endings.iter().copied().map(field).collect()
-    }
-    // By order: two replicas never wait for each other in a circle, and pages are found again. Here, because the server would make a copy of
-    // each row for that.
-    let mut endings: Vec<&Ending> = endings.iter().collect();
-    endings.sort_unstable_by_key(|ending| ending.order_id);
-    let endings = &*endings;
-    let ended = sql("with ending as (
+/// The statement of [`end`], alone or with the fence of its batch before it.
+macro_rules! end_statement {
+    ($fence:literal, $from_fence:literal) => {
+        concat!(
+            "with ",
+            $fence,
+            "ending as (
              select unnest($1) as order_id, unnest($2) as status, unnest($3) as failure_reason, unnest($4) as event_id,
                     unnest($5) as source, unnest($6) as sent_at, unnest($7) as partition, unnest($8) as log_offset,
-                    unnest($9) as published_at, unnest($10) as received_at, unnest($11) as traceparent
-         ), ended as (
+                    unnest($9) as published_at, unnest($10) as received_at, unnest($11) as traceparent",
+            $from_fence,
+            "), ended as (
              update orders o
                 set status = e.status, failure_reason = e.failure_reason, updated_at = greatest(o.created_at, clock_timestamp())
                from ending e
@@ -286,20 +283,45 @@ pub async fn end(mut conn: &Conn, endings: &[Ending]) -> Result<usize, DbError> 
                                   published_at, received_at, traceparent)
          select order_id, status, failure_reason, updated_at, event_id, source, $12, partition, log_offset, sent_at, published_at,
                 received_at, traceparent
-           from ended")
-    .bind::<Array<SqlUuid>, _>(column(endings, |e| e.order_id))
-    .bind::<Array<Text>, _>(column(endings, |e| e.status.as_str()))
-    .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.failure_reason.map(FailureReason::as_str)))
-    .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.envelope.event_id.as_deref()))
-    .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.envelope.source.as_deref()))
-    .bind::<Array<Nullable<Timestamptz>>, _>(column(endings, |e| e.envelope.time))
-    .bind::<Array<Integer>, _>(column(endings, |e| e.position.partition))
-    .bind::<Array<BigInt>, _>(column(endings, |e| e.position.offset))
-    .bind::<Array<Timestamptz>, _>(column(endings, |e| e.published_at))
-    .bind::<Array<Timestamptz>, _>(column(endings, |e| e.received_at))
-    .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.envelope.trace.map(|trace| trace.traceparent())))
-    .bind::<Text, _>(crate::contracts::PAYMENT_STATUS_UPDATES)
-    .execute(&mut conn)
-    .await?;
+           from ended"
+        )
+    };
+}
+
+/// Ends the orders that have not ended (S5), each with its event; returns how many. With a `fence` that is all of the transaction: it comes
+/// first, and where it holds nothing is written.
+pub async fn end(mut conn: &Conn, fence: Option<&Fence<'_>>, endings: &[Ending]) -> Result<usize, DbError> {
+    // By order: two replicas never wait for each other in a circle, and pages are found again. Here, because the server would make a copy of
+    // each row for that.
+    let mut endings: Vec<&Ending> = endings.iter().collect();
+    endings.sort_unstable_by_key(|ending| ending.order_id);
+    let ended = match fence {
+        None => with_columns(sql(end_statement!("", "")), &endings).execute(&mut conn).await?,
+        Some(fence) => {
+            let statement =
+                end_statement!("fence as materialized (select advance_offsets($13, $14, $15, $16, $17, $18)), ", " from fence");
+            fence.bind(with_columns(sql(statement), &endings)).execute(&mut conn).await?
+        }
+    };
     Ok(ended)
+}
+
+/// The first twelve binds of [`end_statement`].
+fn with_columns<'e>(statement: Sql, endings: &[&'e Ending]) -> Sql<impl Binds + Send + use<'e>> {
+    fn column<'e, T>(endings: &[&'e Ending], field: impl Fn(&'e Ending) -> T) -> Vec<T> {
+        endings.iter().copied().map(field).collect()
+    }
+    statement
+        .bind::<Array<SqlUuid>, _>(column(endings, |e| e.order_id))
+        .bind::<Array<Text>, _>(column(endings, |e| e.status.as_str()))
+        .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.failure_reason.map(FailureReason::as_str)))
+        .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.envelope.event_id.as_deref()))
+        .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.envelope.source.as_deref()))
+        .bind::<Array<Nullable<Timestamptz>>, _>(column(endings, |e| e.envelope.time))
+        .bind::<Array<Integer>, _>(column(endings, |e| e.position.partition))
+        .bind::<Array<BigInt>, _>(column(endings, |e| e.position.offset))
+        .bind::<Array<Timestamptz>, _>(column(endings, |e| e.published_at))
+        .bind::<Array<Timestamptz>, _>(column(endings, |e| e.received_at))
+        .bind::<Array<Nullable<Text>>, _>(column(endings, |e| e.envelope.trace.map(|trace| trace.traceparent())))
+        .bind::<Text, _>(crate::contracts::PAYMENT_STATUS_UPDATES)
 }

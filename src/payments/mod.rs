@@ -4,6 +4,7 @@
 //! through the outbox. Never imports orders.
 
 mod account;
+mod at_once;
 pub mod audit;
 mod decide;
 mod deposit;

@@ -9,11 +9,11 @@ use uuid::Uuid;
 
 use crate::contracts::{Outcome, PAYMENT_STATUS_UPDATES, PaymentRequested, PaymentStatusUpdated};
 use crate::db::{Conn, DbError, Notifier};
-use crate::messaging::{Delivery, Handler, Keys, Message, Poison, Received, outbox};
+use crate::messaging::{Delivery, Fence, Handler, Keys, Message, Poison, Received, outbox};
 
-use super::SOURCE;
 use super::decide::{Accounts, Decision, Held, Verdict, decide};
 use super::store::{self, Decided, Entry, Record};
+use super::{SOURCE, at_once};
 
 /// Decisions that are written by one statement a table.
 const PIECE: usize = 1_000;
@@ -66,6 +66,10 @@ impl Handler for OnOrder {
         moved.and(transferred)?;
         written.into_iter().collect::<Result<(), DbError>>()?;
         repeated
+    }
+
+    async fn apply_at_once(&self, conn: &Conn, fence: &Fence<'_>, batch: &[Received<PaymentRequested>]) -> Result<bool, DbError> {
+        at_once::apply(conn, &self.notifier, fence, batch).await
     }
 
     fn tell(&self, batch: &[Received<PaymentRequested>]) {

@@ -10,7 +10,7 @@ use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
 use crate::contracts::PaymentRequested;
-use crate::db::{Conn, DbError, sql};
+use crate::db::{Binds, Conn, DbError, Sql, sql};
 use crate::messaging::Received;
 use crate::money::Minor;
 use crate::user_id::UserId;
@@ -103,6 +103,8 @@ struct HeldRow {
     #[diesel(sql_type = BigInt)]
     balance: i64,
     #[diesel(sql_type = Timestamptz)]
+    updated_at: DateTime<Utc>,
+    #[diesel(sql_type = Timestamptz)]
     now: DateTime<Utc>,
 }
 
@@ -114,11 +116,36 @@ struct HeldRow {
 ///
 /// By `id + 0`, in whose order no index is: by one that is, a plan made over a few accounts reads all of them (ADR 5).
 pub async fn lock(mut conn: &Conn, users: &[&str]) -> Result<(Accounts, DateTime<Utc>), DbError> {
-    let rows: Vec<HeldRow> = sql("select id, user_id, balance, greatest(updated_at, clock_timestamp()) as now
+    let rows: Vec<HeldRow> = sql("select id, user_id, balance, updated_at, greatest(updated_at, clock_timestamp()) as now
            from (select id, user_id, balance, updated_at from account where user_id = any($1) order by id + 0 for update) held")
     .bind::<Array<Text>, _>(users)
     .load(&mut conn)
     .await?;
+    accounts(rows)
+}
+
+/// As [`lock`], of accounts that may move at any time; and how each stood, for who writes only where it still does.
+pub async fn look(mut conn: &Conn, users: &[&str]) -> Result<(Accounts, DateTime<Utc>, Vec<Stood>), DbError> {
+    let rows: Vec<HeldRow> = sql("select id, user_id, balance, updated_at, greatest(updated_at, clock_timestamp()) as now
+           from account where user_id = any($1)")
+    .bind::<Array<Text>, _>(users)
+    .load(&mut conn)
+    .await?;
+    let stood = rows.iter().map(|row| Stood { id: row.id, balance: row.balance, updated_at: row.updated_at }).collect();
+    let (accounts, now) = accounts(rows)?;
+    Ok((accounts, now, stood))
+}
+
+/// An account as it was seen.
+#[derive(Clone, Copy, Debug)]
+pub struct Stood {
+    pub id: i64,
+    /// Minor units.
+    pub balance: i64,
+    pub updated_at: DateTime<Utc>,
+}
+
+fn accounts(rows: Vec<HeldRow>) -> Result<(Accounts, DateTime<Utc>), DbError> {
     let now = rows.iter().map(|row| row.now).max().unwrap_or_else(Utc::now);
     let held = rows.into_iter().map(|row| {
         let user = UserId::new(row.user_id).map_err(|error| DbError::Defect(format!("account {}: {error}", row.id)))?;
@@ -177,20 +204,28 @@ pub async fn write_entries(mut conn: &Conn, entries: &[Entry], at: DateTime<Utc>
     if entries.is_empty() {
         return Ok(());
     }
+    let statement = sql("insert into transfer (account_id, from_account, to_account, amount, order_id, balance_after, created_at)
+         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), $7");
+    bind_entries(statement, entries, at).execute(&mut conn).await?;
+    Ok(())
+}
+
+/// The next seven binds: accounts, from, to, amounts, orders, balances, and the time.
+pub(super) fn bind_entries<B: Binds + Send>(
+    statement: Sql<B>,
+    entries: &[Entry],
+    at: DateTime<Utc>,
+) -> Sql<impl Binds + Send + use<B>> {
     let from = |e: &Entry| if e.order_id.is_some() { e.account_id } else { WORLD };
     let to = |e: &Entry| if e.order_id.is_some() { SHOP } else { e.account_id };
-    sql("insert into transfer (account_id, from_account, to_account, amount, order_id, balance_after, created_at)
-         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), $7")
-    .bind::<Array<BigInt>, _>(entries.iter().map(|e| e.account_id).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(entries.iter().map(from).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(entries.iter().map(to).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(entries.iter().map(|e| e.amount).collect::<Vec<_>>())
-    .bind::<Array<Nullable<SqlUuid>>, _>(entries.iter().map(|e| e.order_id).collect::<Vec<_>>())
-    .bind::<Array<BigInt>, _>(entries.iter().map(|e| e.balance_after).collect::<Vec<_>>())
-    .bind::<Timestamptz, _>(at)
-    .execute(&mut conn)
-    .await?;
-    Ok(())
+    statement
+        .bind::<Array<BigInt>, _>(entries.iter().map(|e| e.account_id).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(entries.iter().map(from).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(entries.iter().map(to).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(entries.iter().map(|e| e.amount).collect::<Vec<_>>())
+        .bind::<Array<Nullable<SqlUuid>>, _>(entries.iter().map(|e| e.order_id).collect::<Vec<_>>())
+        .bind::<Array<BigInt>, _>(entries.iter().map(|e| e.balance_after).collect::<Vec<_>>())
+        .bind::<Timestamptz, _>(at)
 }
 
 /// A decision with its request, as it is written.
@@ -211,36 +246,46 @@ impl Record<'_> {
     }
 }
 
-/// Writes the decisions, by order id, with where their requests came from. They are sorted here: the server would make a copy of each row
-/// for that (0.25 of 2.1 us).
+/// Writes the decisions, by order id, with where their requests came from.
 pub async fn write_payments(mut conn: &Conn, records: &[Record<'_>], topic: &str, at: DateTime<Utc>) -> Result<(), DbError> {
+    let statement =
+        sql("insert into payment (order_id, user_id, amount, status, failure_reason, result_event_id, event_id, source, topic,
+                              partition, log_offset, sent_at, published_at, received_at, traceparent, decided_at)
+         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), $9,
+                unnest($10), unnest($11), unnest($12), unnest($13), unnest($14), unnest($15), $16");
+    bind_payments(statement, records, topic, at).execute(&mut conn).await?;
+    Ok(())
+}
+
+/// The next sixteen binds: the columns of `payment` in the order in which [`write_payments`] names them, by order id. They are sorted here: the
+/// server would make a copy of each row for that (0.25 of 2.1 us).
+pub(super) fn bind_payments<'r, B: Binds + Send>(
+    statement: Sql<B>,
+    records: &'r [Record<'r>],
+    topic: &'r str,
+    at: DateTime<Utc>,
+) -> Sql<impl Binds + Send + use<'r, B>> {
     fn column<'r, T>(records: &[&'r Record<'r>], field: impl Fn(&'r Record<'r>) -> T) -> Vec<T> {
         records.iter().copied().map(field).collect()
     }
     let mut records: Vec<&Record> = records.iter().collect();
     records.sort_unstable_by_key(|record| record.request.event.order_id);
     let records = &*records;
-    sql("insert into payment (order_id, user_id, amount, status, failure_reason, result_event_id, event_id, source, topic,
-                              partition, log_offset, sent_at, published_at, received_at, traceparent, decided_at)
-         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6), unnest($7), unnest($8), $9,
-                unnest($10), unnest($11), unnest($12), unnest($13), unnest($14), unnest($15), $16")
-    .bind::<Array<SqlUuid>, _>(column(records, |r| r.request.event.order_id))
-    .bind::<Array<Text>, _>(column(records, |r| r.request.event.user_id.as_str()))
-    .bind::<Array<BigInt>, _>(column(records, |r| r.request.event.amount.minor()))
-    .bind::<Array<Text>, _>(column(records, |r| r.status))
-    .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.failure_reason))
-    .bind::<Array<SqlUuid>, _>(column(records, |r| r.result_event_id))
-    .bind::<Array<Text>, _>(column(records, |r| r.event_id()))
-    .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.request.delivery.envelope.source.as_deref()))
-    .bind::<Text, _>(topic)
-    .bind::<Array<Integer>, _>(column(records, |r| r.request.delivery.position.partition))
-    .bind::<Array<BigInt>, _>(column(records, |r| r.request.delivery.position.offset))
-    .bind::<Array<Nullable<Timestamptz>>, _>(column(records, |r| r.request.delivery.envelope.time))
-    .bind::<Array<Timestamptz>, _>(column(records, |r| r.request.delivery.published_at))
-    .bind::<Array<Timestamptz>, _>(column(records, |r| r.request.delivery.received_at))
-    .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.request.delivery.envelope.trace.map(|trace| trace.traceparent())))
-    .bind::<Timestamptz, _>(at)
-    .execute(&mut conn)
-    .await?;
-    Ok(())
+    statement
+        .bind::<Array<SqlUuid>, _>(column(records, |r| r.request.event.order_id))
+        .bind::<Array<Text>, _>(column(records, |r| r.request.event.user_id.as_str()))
+        .bind::<Array<BigInt>, _>(column(records, |r| r.request.event.amount.minor()))
+        .bind::<Array<Text>, _>(column(records, |r| r.status))
+        .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.failure_reason))
+        .bind::<Array<SqlUuid>, _>(column(records, |r| r.result_event_id))
+        .bind::<Array<Text>, _>(column(records, |r| r.event_id()))
+        .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.request.delivery.envelope.source.as_deref()))
+        .bind::<Text, _>(topic)
+        .bind::<Array<Integer>, _>(column(records, |r| r.request.delivery.position.partition))
+        .bind::<Array<BigInt>, _>(column(records, |r| r.request.delivery.position.offset))
+        .bind::<Array<Nullable<Timestamptz>>, _>(column(records, |r| r.request.delivery.envelope.time))
+        .bind::<Array<Timestamptz>, _>(column(records, |r| r.request.delivery.published_at))
+        .bind::<Array<Timestamptz>, _>(column(records, |r| r.request.delivery.received_at))
+        .bind::<Array<Nullable<Text>>, _>(column(records, |r| r.request.delivery.envelope.trace.map(|trace| trace.traceparent())))
+        .bind::<Timestamptz, _>(at)
 }

@@ -39,7 +39,7 @@ pub use batch::Batch;
 pub use delivery::{Delivery, Position, Received};
 pub use inbox::{Committed, Inbox, Upkeep};
 pub use keeper::share;
-pub use offsets::{Move, Owned, Standing, next_offsets};
+pub use offsets::{Fence, Move, Owned, Standing, next_offsets};
 pub use postgres::{Handler, PgInbox};
 
 use fetcher::{backoff, count, fetch, pause};

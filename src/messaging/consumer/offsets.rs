@@ -9,7 +9,7 @@ use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
-use crate::db::{Conn, Db, DbError, sql};
+use crate::db::{Bind, Conn, Db, DbError, Sql, sql};
 
 use super::super::dead_letter::CHANNEL;
 
@@ -171,19 +171,45 @@ pub async fn leave(db: &Db, topic: &str, owner: &str) -> Result<(), DbError> {
     Ok(())
 }
 
-/// Moves the offsets of a batch in its own transaction, and renews their leases with them.
-///
-/// # Errors
-/// [`DbError::Fenced`] where one did not stand where the batch began, or the epoch is another's; nothing commits then.
-pub async fn advance(mut conn: &Conn, topic: &str, moves: &[Move], lease: Duration) -> Result<(), DbError> {
-    sql("select advance_offsets($1, $2, $3, $4, $5, $6)")
-        .bind::<Text, _>(topic)
-        .bind::<Array<Integer>, _>(moves.iter().map(|m| m.partition).collect::<Vec<_>>())
-        .bind::<Array<BigInt>, _>(moves.iter().map(|m| m.from).collect::<Vec<_>>())
-        .bind::<Array<BigInt>, _>(moves.iter().map(|m| m.to).collect::<Vec<_>>())
-        .bind::<Array<BigInt>, _>(moves.iter().map(|m| m.epoch).collect::<Vec<_>>())
-        .bind::<BigInt, _>(lease.as_millis() as i64)
-        .execute(&mut conn)
-        .await?;
-    Ok(())
+/// Moves the offsets of a batch and renews their leases, in the transaction of its effect: nothing commits under a lease that is lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Fence<'b> {
+    pub(super) topic: &'b str,
+    pub(super) moves: &'b [Move],
+    pub(super) lease: Duration,
+}
+
+/// What [`Fence::bind`] binds: topic, partitions, offsets before and after, epochs, and the lease in milliseconds.
+pub type Fenced<'b, B> = (
+    (
+        (
+            (((B, Bind<Text, &'b str>), Bind<Array<Integer>, Vec<i32>>), Bind<Array<BigInt>, Vec<i64>>),
+            Bind<Array<BigInt>, Vec<i64>>,
+        ),
+        Bind<Array<BigInt>, Vec<i64>>,
+    ),
+    Bind<BigInt, i64>,
+);
+
+impl<'b> Fence<'b> {
+    /// The next six binds, which are to be the arguments of `advance_offsets`.
+    pub fn bind<B>(&self, statement: Sql<B>) -> Sql<Fenced<'b, B>> {
+        let column = |field: fn(&Move) -> i64| self.moves.iter().map(field).collect::<Vec<_>>();
+        statement
+            .bind(self.topic)
+            .bind(self.moves.iter().map(|m| m.partition).collect())
+            .bind(column(|m| m.from))
+            .bind(column(|m| m.to))
+            .bind(column(|m| m.epoch))
+            .bind(self.lease.as_millis() as i64)
+    }
+
+    /// By itself.
+    ///
+    /// # Errors
+    /// [`DbError::Fenced`] where one did not stand where the batch began, or the epoch is another's; nothing commits then.
+    pub async fn advance(&self, mut conn: &Conn) -> Result<(), DbError> {
+        self.bind(sql("select advance_offsets($1, $2, $3, $4, $5, $6)")).execute(&mut conn).await?;
+        Ok(())
+    }
 }

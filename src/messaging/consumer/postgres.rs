@@ -10,7 +10,7 @@ use rand::RngExt;
 use tokio::sync::Notify;
 
 use crate::config::ConsumerConfig;
-use crate::db::{Conn, Db, DbError, Listener};
+use crate::db::{Conn, Db, DbError, Listener, Retry};
 use crate::faults;
 use crate::shutdown::Shutdown;
 use crate::telemetry::Tracer;
@@ -20,7 +20,7 @@ use super::batch::Batch;
 use super::delivery::{Delivery, Position, Received};
 use super::inbox::{Committed, Inbox, Upkeep};
 use super::isolate::{Outcome, isolate, keeps_failing};
-use super::offsets::{self, Move, Owned, Standing};
+use super::offsets::{self, Fence, Move, Owned, Standing};
 use super::queue::{Admission, Queues};
 use super::traced;
 use super::upkeep::Gauges;
@@ -45,6 +45,16 @@ pub trait Handler: Send + Sync + 'static {
     /// record twice.
     /// Its statements may be sent without waiting for each other: those of a transaction that failed fail too, the first one says why.
     async fn apply(&self, conn: &Conn, batch: &[Received<Self::Event>]) -> Result<(), DbError>;
+
+    /// As [`Handler::apply`], for records in whose partitions nothing is parked, and with the fence: all that is written is one statement,
+    /// a transaction by itself, so there is no BEGIN and no COMMIT to wait for. Tells others itself: [`Handler::committed`] is not called
+    /// then. `false` where nothing was done, because this batch is not worth it.
+    ///
+    /// # Errors
+    /// [`DbError::Fenced`] as any batch. Where a record is refused, or a race is lost, the batch is applied in a transaction instead.
+    async fn apply_at_once(&self, _conn: &Conn, _fence: &Fence<'_>, _batch: &[Received<Self::Event>]) -> Result<bool, DbError> {
+        Ok(false)
+    }
 
     /// After the commit of these: to say so in the log, at `debug`, and to who waits for one of them in this process.
     fn tell(&self, _batch: &[Received<Self::Event>]) {}
@@ -130,13 +140,30 @@ impl<H: Handler> PgInbox<H> {
         }
     }
 
+    /// Nothing is parked in its partitions.
+    fn is_clear(&self, batch: &Batch<H::Event>) -> bool {
+        let clear = self.clear();
+        batch.moves.iter().all(|m| clear.get(&m.partition) == Some(&m.epoch))
+    }
+
+    /// Whether the batch was applied by one statement; `false` where nothing was done.
+    async fn at_once(&self, batch: &Batch<H::Event>) -> Result<bool, DbError> {
+        if batch.received.is_empty() || !batch.poisoned.is_empty() || !self.is_clear(batch) {
+            return Ok(false);
+        }
+        let fence = Fence { topic: &self.topic, moves: &batch.moves, lease: self.lease };
+        match self.handler.apply_at_once(&*self.db.get().await?, &fence, &batch.received).await {
+            Err(error) if keeps_failing(&error) || error.lost_a_race() => Ok(false),
+            applied => applied,
+        }
+    }
+
     async fn attempt(&self, batch: &Arc<Batch<H::Event>>, isolating: bool) -> Result<Written, DbError> {
-        let is_clear = |m: &Move| self.clear().get(&m.partition) == Some(&m.epoch);
-        let looks = isolating || !batch.moves.iter().all(is_clear);
         if isolating {
             // Also where the fate of its commit stays unknown.
             self.look_again(batch.moves.iter().map(|m| m.partition));
         }
+        let looks = isolating || !self.is_clear(batch);
         let (topic, handler, batch, lease, limits) =
             (self.topic.clone(), self.handler.clone(), batch.clone(), self.lease, self.limits);
         let written = self.db.transaction(move |conn| {
@@ -191,6 +218,7 @@ struct How {
 }
 
 /// What a batch's transaction wrote beside its effect.
+#[derive(Default)]
 pub(super) struct Written {
     /// Partitions in which something is parked.
     occupied: HashSet<i32>,
@@ -210,6 +238,7 @@ async fn write<H: Handler>(
     batch: &Batch<H::Event>,
     how: How,
 ) -> Result<Written, DbError> {
+    let fence = Fence { topic, moves: &batch.moves, lease: how.lease };
     let keys: Vec<Keys> = if how.looks { batch.received.iter().map(|one| handler.keys(&one.event)).collect() } else { Vec::new() };
     let (mut queues, mut occupied) = (Queues::default(), HashSet::new());
     if how.looks {
@@ -220,7 +249,7 @@ async fn write<H: Handler>(
         // One after the other on the server, without waiting between: what is found is found under the fence.
         let (fenced, heads) = tokio::join!(
             biased;
-            offsets::advance(shared, topic, &batch.moves, how.lease),
+            fence.advance(shared),
             dead_letter::heads(shared, topic, &partitions, &ordering),
         );
         fenced?;
@@ -245,7 +274,7 @@ async fn write<H: Handler>(
         // In one round trip with what the effect begins with; where the fence holds, all of that fails with it.
         let shared = &*conn;
         let effect = async { if batch.received.is_empty() { Ok(()) } else { handler.apply(shared, &batch.received).await } };
-        let (fenced, applied) = tokio::join!(biased; offsets::advance(shared, topic, &batch.moves, how.lease), effect);
+        let (fenced, applied) = tokio::join!(biased; fence.advance(shared), effect);
         fenced.and(applied)?;
         Vec::new()
     } else if queues.is_empty() {
@@ -280,7 +309,7 @@ async fn write<H: Handler>(
         .filter_map(|m| queues.stops().get(&m.partition).map(|stop| Move { from: m.to, to: *stop, ..m.clone() }))
         .collect();
     if !back.is_empty() {
-        offsets::advance(conn, topic, &back, how.lease).await?;
+        Fence { moves: &back, ..fence }.advance(conn).await?;
     }
     let letters =
         letters.iter().map(|letter| (letter.state(), letter.position().clone(), letter.reason().unwrap_or("").to_owned()));
@@ -359,14 +388,17 @@ impl<H: Handler> Inbox for PgInbox<H> {
     async fn commit(&self, batch: &Arc<Batch<H::Event>>) -> Result<Committed, DbError> {
         faults::point!("consumer.before_commit")?;
         let applying = SystemTime::now();
-        let written = match self.attempt(batch, false).await {
+        let at_once = self.at_once(batch).await?;
+        let written = match if at_once { Ok(Written::default()) } else { self.attempt(batch, false).await } {
             Err(error) if keeps_failing(&error) && !batch.received.is_empty() => self.attempt(batch, true).await?,
             written => written?,
         };
         faults::point!("consumer.after_commit")?;
         self.note(batch, &written);
         self.handler.tell(&batch.received);
-        self.handler.committed(batch.received.len());
+        if !at_once {
+            self.handler.committed(batch.received.len());
+        }
         traced::record_batch(self.tracer, &*self.handler, batch, &written, applying);
         let stopped = batch.moves.iter().filter_map(|m| {
             let next_offset = *written.stops.get(&m.partition)?;

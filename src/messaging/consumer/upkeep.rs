@@ -15,7 +15,7 @@ use super::super::dead_letter::{self, Fate, Keys, Row, Stored};
 use super::delivery::Received;
 use super::inbox::Upkeep;
 use super::isolate::{Outcome, isolate};
-use super::offsets::{self, Move, Owned};
+use super::offsets::{Fence, Move, Owned};
 use super::postgres::{Handler, Limits, PgInbox};
 use super::queue::{Line, Queues};
 use super::traced;
@@ -224,7 +224,7 @@ async fn fence(conn: &mut Conn, topic: &str, due: &[Owned], lease: Duration) -> 
         let at = at.get(&one.partition).copied().unwrap_or(one.next_offset);
         Move { partition: one.partition, from: at, to: at, epoch: one.epoch }
     };
-    offsets::advance(conn, topic, &due.iter().map(still).collect::<Vec<_>>(), lease).await
+    Fence { topic, moves: &due.iter().map(still).collect::<Vec<_>>(), lease }.advance(conn).await
 }
 
 fn line_of(row: &Row) -> Option<Line> {

@@ -28,7 +28,7 @@ use diesel_async::RunQueryDsl;
 use futures::future::join_all;
 use uuid::Uuid;
 
-use crate::db::{Conn, DbError, sql};
+use crate::db::{Binds, Conn, DbError, Sql, sql};
 
 pub use crate::db::Snapshot;
 pub use cursor::{Cursor, Look};
@@ -108,30 +108,42 @@ pub async fn append(conn: &Conn, messages: &[Message]) -> Result<(), DbError> {
 
 /// The first one's topic, type and source are those of all.
 async fn append_alike(mut conn: &Conn, messages: &[Message]) -> Result<(), DbError> {
-    fn column<'m, T>(messages: &'m [Message], field: impl Fn(&'m Message) -> T) -> Vec<T> {
-        messages.iter().map(field).collect()
+    if messages.is_empty() {
+        return Ok(());
     }
-    let Some(Message { topic, kind, source, .. }) = messages.first() else { return Ok(()) };
-    let rows = Windows::of(messages.iter().map(Message::bytes));
-    sql(in_segment!(
-        "insert into ",
-        " (event_id, topic, key, event_type, source, traceparent, request_id, created_at,
-           event_ids, keys, payloads, traceparents, request_ids, created_ats)
-         select $1[f], $2, '', $5, $6, '', '', $9[f], $1[f:t], $3[f:t], $4[f:t], $7[f:t], $8[f:t], $9[f:t]
-           from (select unnest($10) as f, unnest($11) as t) one"
-    ))
-    .bind::<Array<SqlUuid>, _>(column(messages, |m| m.event_id))
-    .bind::<Text, _>(*topic)
-    .bind::<Array<Text>, _>(column(messages, |m| m.key.as_str()))
-    .bind::<Array<Binary>, _>(column(messages, |m| m.payload.as_slice()))
-    .bind::<Text, _>(*kind)
-    .bind::<Text, _>(*source)
-    .bind::<Array<Text>, _>(column(messages, |m| m.traceparent.as_str()))
-    .bind::<Array<Text>, _>(column(messages, |m| m.request_id.as_str()))
-    .bind::<Array<Timestamptz>, _>(column(messages, |m| m.created_at))
-    .bind::<Array<Integer>, _>(rows.from)
-    .bind::<Array<Integer>, _>(rows.to)
+    bind_alike(
+        sql(in_segment!(
+            "insert into ",
+            " (event_id, topic, key, event_type, source, traceparent, request_id, created_at,
+               event_ids, keys, payloads, traceparents, request_ids, created_ats)
+             select $1[f], $2, '', $5, $6, '', '', $9[f], $1[f:t], $3[f:t], $4[f:t], $7[f:t], $8[f:t], $9[f:t]
+               from (select unnest($10) as f, unnest($11) as t) one"
+        )),
+        messages,
+    )
     .execute(&mut conn)
     .await?;
     Ok(())
+}
+
+/// The next eleven binds of a statement that writes these messages: event ids, topic, keys, payloads, type, source, trace contexts, request ids,
+/// times, and where each row's messages begin and end. The first one's topic, type and source are those of all.
+pub(crate) fn bind_alike<'m, B: Binds + Send>(statement: Sql<B>, messages: &'m [Message]) -> Sql<impl Binds + Send + use<'m, B>> {
+    fn column<'m, T>(messages: &'m [Message], field: impl Fn(&'m Message) -> T) -> Vec<T> {
+        messages.iter().map(field).collect()
+    }
+    let (topic, kind, source) = messages.first().map(|m| (m.topic, m.kind, m.source)).unwrap_or_default();
+    let rows = Windows::of(messages.iter().map(Message::bytes));
+    statement
+        .bind::<Array<SqlUuid>, _>(column(messages, |m| m.event_id))
+        .bind::<Text, _>(topic)
+        .bind::<Array<Text>, _>(column(messages, |m| m.key.as_str()))
+        .bind::<Array<Binary>, _>(column(messages, |m| m.payload.as_slice()))
+        .bind::<Text, _>(kind)
+        .bind::<Text, _>(source)
+        .bind::<Array<Text>, _>(column(messages, |m| m.traceparent.as_str()))
+        .bind::<Array<Text>, _>(column(messages, |m| m.request_id.as_str()))
+        .bind::<Array<Timestamptz>, _>(column(messages, |m| m.created_at))
+        .bind::<Array<Integer>, _>(rows.from)
+        .bind::<Array<Integer>, _>(rows.to)
 }

@@ -1,0 +1,1 @@
+drop function expect_unchanged(bigint, int);
