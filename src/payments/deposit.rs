@@ -13,6 +13,7 @@ use crate::user_id::UserId;
 use super::Deposited;
 use super::account::{Account, DepositError};
 use super::decide::{Accounts, Held};
+use super::known::Known;
 use super::store::{self, Entry};
 
 /// A deposit on its way into the database.
@@ -25,13 +26,15 @@ pub struct Deposit {
 
 pub type Deposits = GroupCommit<Deposit, Settled<Deposited>>;
 
-/// Starts the committer of `db`'s deposits.
-pub fn deposits(db: Db) -> Deposits {
+/// Starts the committer of `db`'s deposits; what is `known` of their accounts is not true any more.
+pub fn deposits(db: Db, known: Known) -> Deposits {
     let runtime = db.runtime().clone();
     GroupCommit::start(&runtime, "deposits", move |batch: Vec<Deposit>| {
-        let db = db.clone();
+        let (db, known) = (db.clone(), known.clone());
         async move {
+            let users: Vec<UserId> = batch.iter().map(|deposit| deposit.user.clone()).collect();
             let settled = each_for_itself(batch, |batch| deposit_together(&db, batch)).await;
+            known.forget(&users);
             settled.into_iter().map(|settled| settled.unwrap_or_else(Settled::from)).collect()
         }
         .boxed()

@@ -10,6 +10,7 @@ mod decide;
 mod deposit;
 mod document;
 mod dto;
+mod known;
 mod on_order;
 mod open;
 mod routes;
@@ -19,6 +20,7 @@ mod timeline;
 
 pub use account::{Account, DepositError, OpenError, Transaction, TransactionKind};
 pub use document::document;
+pub use known::Known;
 pub use on_order::OnOrder;
 pub use routes::routes;
 
@@ -46,6 +48,7 @@ pub struct Payments {
     db: Db,
     openings: open::Openings,
     deposits: deposit::Deposits,
+    known: Known,
 }
 
 pub type Opened = Result<Account, OpenError>;
@@ -63,7 +66,13 @@ pub struct TransactionPage {
 
 impl Payments {
     pub fn new(db: Db) -> Self {
-        Self { openings: open::openings(db.clone()), deposits: deposit::deposits(db.clone()), db }
+        let known = Known::default();
+        Self { openings: open::openings(db.clone()), deposits: deposit::deposits(db.clone(), known.clone()), db, known }
+    }
+
+    /// What this process knows of accounts.
+    pub fn known(&self) -> Known {
+        self.known.clone()
     }
 
     /// Opens the user's one account (S10), with nothing in it; under `key` once, and answered alike ever after.

@@ -10,10 +10,13 @@ use uuid::Uuid;
 use crate::contracts::{Outcome, PAYMENT_STATUS_UPDATES, PaymentRequested, PaymentStatusUpdated};
 use crate::db::{Conn, DbError, Notifier};
 use crate::messaging::{Delivery, Fence, Handler, Keys, Message, Poison, Received, outbox};
+use crate::user_id::UserId;
 
+use super::SOURCE;
+use super::at_once;
 use super::decide::{Accounts, Decision, Held, Verdict, decide};
+use super::known::Known;
 use super::store::{self, Decided, Entry, Record};
-use super::{SOURCE, at_once};
 
 /// Decisions that are written by one statement a table.
 const PIECE: usize = 1_000;
@@ -21,12 +24,13 @@ const PIECE: usize = 1_000;
 /// The handler of `order-payment-requests`.
 pub struct OnOrder {
     notifier: Notifier,
+    known: Known,
 }
 
 impl OnOrder {
-    /// `notifier` is told after every batch: its results wait in the outbox.
-    pub fn new(notifier: Notifier) -> Self {
-        Self { notifier }
+    /// `notifier` is told after every batch: its results wait in the outbox. `known` is what this process knows of accounts.
+    pub fn new(notifier: Notifier, known: Known) -> Self {
+        Self { notifier, known }
     }
 }
 
@@ -47,8 +51,9 @@ impl Handler for OnOrder {
     /// Two round trips: what is known, with the accounts locked; then all that was decided.
     async fn apply(&self, conn: &Conn, batch: &[Received<PaymentRequested>]) -> Result<(), DbError> {
         let orders: Vec<Uuid> = batch.iter().map(|request| request.event.order_id).collect();
-        let users: HashSet<&str> = batch.iter().map(|request| request.event.user_id.as_str()).collect();
-        let users: Vec<&str> = users.into_iter().collect();
+        let users: HashSet<&UserId> = batch.iter().map(|request| &request.event.user_id).collect();
+        self.known.forget(users.iter().copied());
+        let users: Vec<&str> = users.into_iter().map(UserId::as_str).collect();
         let (decided, locked) = tokio::join!(biased; store::decided(conn, &orders), store::lock(conn, &users));
         let (decided, (mut accounts, at)) = (decided?, locked?);
 
@@ -69,7 +74,7 @@ impl Handler for OnOrder {
     }
 
     async fn apply_at_once(&self, conn: &Conn, fence: &Fence<'_>, batch: &[Received<PaymentRequested>]) -> Result<bool, DbError> {
-        at_once::apply(conn, &self.notifier, fence, batch).await
+        at_once::apply(conn, &self.notifier, &self.known, fence, batch).await
     }
 
     fn tell(&self, batch: &[Received<PaymentRequested>]) {

@@ -5,6 +5,7 @@ diesel::table! {
         id -> BigInt,
         user_id -> Text,
         balance -> BigInt,
+        updated_at -> Timestamptz,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::user_id::UserId;
 use super::TransactionPage;
 use super::account::{Account, Transaction, TransactionKind};
 use super::decide::{Accounts, Held};
+use super::known::Stood;
 use super::schema::{account, payment, transfer};
 
 /// The world that deposits come from, and the shop that payments go to; see the migration.
@@ -103,8 +104,6 @@ struct HeldRow {
     #[diesel(sql_type = BigInt)]
     balance: i64,
     #[diesel(sql_type = Timestamptz)]
-    updated_at: DateTime<Utc>,
-    #[diesel(sql_type = Timestamptz)]
     now: DateTime<Utc>,
 }
 
@@ -116,42 +115,29 @@ struct HeldRow {
 ///
 /// By `id + 0`, in whose order no index is: by one that is, a plan made over a few accounts reads all of them (ADR 5).
 pub async fn lock(mut conn: &Conn, users: &[&str]) -> Result<(Accounts, DateTime<Utc>), DbError> {
-    let rows: Vec<HeldRow> = sql("select id, user_id, balance, updated_at, greatest(updated_at, clock_timestamp()) as now
+    let rows: Vec<HeldRow> = sql("select id, user_id, balance, greatest(updated_at, clock_timestamp()) as now
            from (select id, user_id, balance, updated_at from account where user_id = any($1) order by id + 0 for update) held")
     .bind::<Array<Text>, _>(users)
     .load(&mut conn)
     .await?;
-    accounts(rows)
-}
-
-/// As [`lock`], of accounts that may move at any time; and how each stood, for who writes only where it still does.
-pub async fn look(mut conn: &Conn, users: &[&str]) -> Result<(Accounts, DateTime<Utc>, Vec<Stood>), DbError> {
-    let rows: Vec<HeldRow> = sql("select id, user_id, balance, updated_at, greatest(updated_at, clock_timestamp()) as now
-           from account where user_id = any($1)")
-    .bind::<Array<Text>, _>(users)
-    .load(&mut conn)
-    .await?;
-    let stood = rows.iter().map(|row| Stood { id: row.id, balance: row.balance, updated_at: row.updated_at }).collect();
-    let (accounts, now) = accounts(rows)?;
-    Ok((accounts, now, stood))
-}
-
-/// An account as it was seen.
-#[derive(Clone, Copy, Debug)]
-pub struct Stood {
-    pub id: i64,
-    /// Minor units.
-    pub balance: i64,
-    pub updated_at: DateTime<Utc>,
-}
-
-fn accounts(rows: Vec<HeldRow>) -> Result<(Accounts, DateTime<Utc>), DbError> {
     let now = rows.iter().map(|row| row.now).max().unwrap_or_else(Utc::now);
-    let held = rows.into_iter().map(|row| {
-        let user = UserId::new(row.user_id).map_err(|error| DbError::Defect(format!("account {}: {error}", row.id)))?;
-        Ok((user, Held { id: row.id, balance: row.balance }))
-    });
+    let held = rows.into_iter().map(|row| Ok((user_id(row.id, row.user_id)?, Held { id: row.id, balance: row.balance })));
     Ok((held.collect::<Result<_, DbError>>()?, now))
+}
+
+/// How these users' accounts stand; they may move at any time.
+pub async fn look(mut conn: &Conn, users: &[&str]) -> Result<Vec<(UserId, Stood)>, DbError> {
+    let rows: Vec<(i64, String, i64, DateTime<Utc>)> = account::table
+        .filter(account::user_id.eq_any(users))
+        .select((account::id, account::user_id, account::balance, account::updated_at))
+        .load(&mut conn)
+        .await?;
+    let stood = rows.into_iter().map(|(id, user, balance, updated_at)| Ok((user_id(id, user)?, Stood { id, balance, updated_at })));
+    stood.collect()
+}
+
+fn user_id(account: i64, name: String) -> Result<UserId, DbError> {
+    UserId::new(name).map_err(|error| DbError::Defect(format!("account {account}: {error}")))
 }
 
 /// A decision that was taken before.

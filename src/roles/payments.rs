@@ -25,9 +25,11 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let notifier = Notifier::start(db.clone(), &[(outbox::CHANNEL, Arc::new(Notify::new()))], stop.clone());
     let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
     let depth = outbox::watch_depth(db.clone(), "payments", stop.clone());
-    let (bound, readiness) = bind(port, &config, Payments::new(db), super::share(&config, DRAIN_ALONE))?;
+    let payments = Payments::new(db);
+    let known = payments.known();
+    let (bound, readiness) = bind(port, &config, payments, super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("payments", readiness, stop.clone()));
-    let consumer = consumer(&config, batches, log, super::owner("payments"), notifier);
+    let consumer = consumer(&config, batches, log, super::owner("payments"), OnOrder::new(notifier, known));
     let consumed = consumer.run(stop.clone());
     let worker = async move {
         tokio::join!(consumed, keys, depth);
@@ -55,7 +57,7 @@ pub(super) fn consumer(
     batches: Db,
     log: SharedLog,
     owner: String,
-    notifier: Notifier,
+    handler: OnOrder,
 ) -> Consumer<PgInbox<OnOrder>> {
-    Consumer::new(batches, log, ORDER_PAYMENT_REQUESTS, owner, config.consumer.clone(), OnOrder::new(notifier))
+    Consumer::new(batches, log, ORDER_PAYMENT_REQUESTS, owner, config.consumer.clone(), handler)
 }

@@ -12,7 +12,7 @@ use shopd::messaging::consumer::{Batch, Inbox, Move, Owned};
 use shopd::messaging::log::partitioner::partition_of;
 use shopd::messaging::{Delivery, PgInbox, Position, Received};
 use shopd::money::Amount;
-use shopd::payments::OnOrder;
+use shopd::payments::{Known, OnOrder};
 use shopd::trace::TraceContext;
 use shopd::user_id::UserId;
 use uuid::Uuid;
@@ -29,7 +29,7 @@ pub async fn decisions(bench: &Bench, count: usize, accounts: usize) -> Result<R
     bench.servers.checkpoint().await?;
 
     let config = Config::default();
-    let handler = OnOrder::new(Notifier::local([]));
+    let handler = OnOrder::new(Notifier::local([]), Known::default());
     let inbox = PgInbox::new(shop.batches_of_payments()?, ORDER_PAYMENT_REQUESTS, "bench".into(), &config.consumer, handler);
     inbox.ensure(config.kafka.partitions).await?;
     let mut owned = inbox.acquire(config.kafka.partitions, config.kafka.partitions as usize).await?;

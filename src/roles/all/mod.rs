@@ -23,7 +23,7 @@ use crate::http::{Bound, Port, Readiness, ServeError};
 use crate::messaging::log::SharedLog;
 use crate::messaging::outbox;
 use crate::orders::{CHANNEL, ENDED_CHANNEL, Ends, Live, Orders};
-use crate::payments::Payments;
+use crate::payments::{OnOrder, Payments};
 use crate::shutdown::Shutdown;
 use crate::telemetry::{Incident, SharedIncident};
 
@@ -138,7 +138,9 @@ async fn run_roles(
     };
     let public = reachable(ports.gateway.local_addr);
     let (orders_bound, _) = orders::bind(ports.orders, config, orders, behind)?;
-    let (payments_bound, _) = payments::bind(ports.payments, config, Payments::new(payments_db.clone()), behind)?;
+    let payments_door = Payments::new(payments_db.clone());
+    let known = payments_door.known();
+    let (payments_bound, _) = payments::bind(ports.payments, config, payments_door, behind)?;
     let (relay_bound, relay_ready) = relay::bind(ports.relay, config, orders_db.clone(), payments_db.clone(), log.clone(), behind)?;
     let public_port = Gateway::new(&gateway_config, stop.clone())?;
     let (gateway_bound, gateway_ready) = gateway::bind(ports.gateway, config, &public_port, super::share(config, 40))?;
@@ -149,9 +151,9 @@ async fn run_roles(
         orders::consumer(config, stores.orders.batches.clone(), log.clone(), owner.clone(), ended, ends).run(services.clone()),
     );
     workers.spawn(crate::orders::run_sweeper(sweeper, services.clone()));
-    let results = notifier(payments_db, &[(outbox::CHANNEL, payments_wake.clone())]);
+    let decides = OnOrder::new(notifier(payments_db, &[(outbox::CHANNEL, payments_wake.clone())]), known);
     workers.spawn(
-        payments::consumer(config, stores.payments.batches.clone(), log.clone(), owner.clone(), results).run(services.clone()),
+        payments::consumer(config, stores.payments.batches.clone(), log.clone(), owner.clone(), decides).run(services.clone()),
     );
     let relay = |db: &Db, name, wake| relay::relay(config, db.clone(), log.clone(), name, owner.clone(), wake);
     workers.spawn(relay(orders_db, "orders", orders_wake).run(services.clone()));

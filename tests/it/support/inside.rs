@@ -11,7 +11,7 @@ use shopd::messaging::Consumer;
 use shopd::messaging::log::{KafkaLog, PostgresLog, SharedLog};
 use shopd::money::Amount;
 use shopd::orders::{self, Ends, NewOrder, OnPayment, Orders, Origin, SweepRules, Sweeper};
-use shopd::payments::{OnOrder, Payments};
+use shopd::payments::{Known, OnOrder, Payments};
 use shopd::relay::Relay;
 use shopd::shutdown::Shutdown;
 use shopd::trace::TraceContext;
@@ -149,7 +149,7 @@ impl Inside {
     }
 
     pub fn payments(&self) -> Part {
-        let handler = OnOrder::new(Notifier::local([self.wakes[1].clone()]));
+        let handler = OnOrder::new(Notifier::local([self.wakes[1].clone()]), Known::default());
         let consumer = Consumer::new(
             self.payments.clone(),
             self.log.clone(),
