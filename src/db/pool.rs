@@ -1,5 +1,6 @@
 //! One bounded pool of connections to one database, and the one transaction function.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncC
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio_postgres::AsyncMessage;
 use uuid::Uuid;
 
 use crate::config::{DatabaseConfig, PostgresTarget, Secret};
@@ -142,12 +145,23 @@ impl Db {
     }
 
     /// A connection of its own to be spoken to directly: several statements may be on their way at once, and rows are read where they lie.
-    pub async fn session(&self) -> Result<tokio_postgres::Client, DbError> {
+    /// `wake` is signalled for every notification of others' on a channel that it listens to, and when it ends.
+    pub async fn session(&self, wake: Arc<Notify>) -> Result<tokio_postgres::Client, DbError> {
         self.settings
             .in_time(async {
-                let (client, connection) = self.settings.door.open(&self.settings.config).await?;
+                let (client, mut connection) = self.settings.door.open(&self.settings.config).await?;
+                let own = self.sender.clone();
                 // Ends with the client. What ends it otherwise, the client's next statement says.
-                self.runtime.spawn(connection);
+                self.runtime.spawn(async move {
+                    while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+                        if let AsyncMessage::Notification(notification) = message
+                            && notification.payload() != &*own
+                        {
+                            wake.notify_one();
+                        }
+                    }
+                    wake.notify_one();
+                });
                 Ok(client)
             })
             .await

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::order::Order;
 use super::store;
-use crate::db::{self, Conn, Db, DbError, Listener};
+use crate::db::{self, Db, DbError, Listener};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
@@ -130,31 +130,23 @@ impl Ends {
 
     /// These may have ended: those that are waited for are read at once, for all who wait.
     pub fn tell(&self, ids: impl IntoIterator<Item = Uuid>) {
-        let ids = self.waited_for(ids);
+        let ids = self.awaited(ids);
         if !ids.is_empty() {
             let ends = self.clone();
             self.0.db.runtime().spawn(async move {
-                let looked = db::in_time(async { ends.look(&mut *ends.0.db.get().await?, &ids).await }).await;
-                if let Err(error) = looked {
+                if let Err(error) = ends.look(&ids).await {
                     tracing::debug!(%error, "orders that have ended were not read; they are looked for each second");
                 }
             });
         }
     }
 
-    /// As [`Ends::tell`], read on this connection, and in the same round trip where these are being ended on it. It may be too early or fail:
-    /// they are to be told of all the same.
-    pub async fn look_on(&self, conn: &Conn, ids: impl IntoIterator<Item = Uuid>) {
-        let ids = self.waited_for(ids);
-        if !ids.is_empty()
-            && let Err(error) = self.look(conn, &ids).await
-        {
-            tracing::debug!(%error, "orders that are just ending were not read");
-        }
+    /// Somebody waits for one of these who was not answered.
+    pub fn is_awaited(&self, ids: impl IntoIterator<Item = Uuid>) -> bool {
+        !self.awaited(ids).is_empty()
     }
 
-    /// Those of them that somebody waits for who was not answered.
-    fn waited_for(&self, ids: impl IntoIterator<Item = Uuid>) -> Vec<Uuid> {
+    fn awaited(&self, ids: impl IntoIterator<Item = Uuid>) -> Vec<Uuid> {
         let waiting = self.waiting();
         if waiting.is_empty() {
             return Vec::new();
@@ -163,16 +155,20 @@ impl Ends {
         ids.into_iter().filter(is_open).collect()
     }
 
-    /// Hands out those that have ended.
-    async fn look(&self, conn: &Conn, ids: &[Uuid]) -> Result<(), DbError> {
-        for some in ids.chunks(ORDERS_MAX) {
-            let ended = store::find_ended(conn, some).await?;
-            let waiting = self.waiting();
-            for order in ended {
-                if let Some(those) = waiting.get(&order.id) {
-                    those.ended.send_replace(Some(order));
-                }
+    /// These have ended: for who waits for one of them.
+    pub fn hand_out(&self, ended: impl IntoIterator<Item = Order>) {
+        let waiting = self.waiting();
+        for order in ended {
+            if let Some(those) = waiting.get(&order.id) {
+                those.ended.send_replace(Some(order));
             }
+        }
+    }
+
+    /// Hands out those that have ended.
+    async fn look(&self, ids: &[Uuid]) -> Result<(), DbError> {
+        for some in ids.chunks(ORDERS_MAX) {
+            self.hand_out(db::in_time(async { store::find_ended(&mut *self.0.db.get().await?, some).await }).await?);
         }
         Ok(())
     }
@@ -254,7 +250,7 @@ impl Ends {
                     continue;
                 }
                 let began = Instant::now();
-                match db::in_time(async { self.look(&mut *self.0.db.get().await?, &ids).await }).await {
+                match self.look(&ids).await {
                     Ok(()) => incident.recovered(),
                     Err(error) => {
                         incident.failed(&error);

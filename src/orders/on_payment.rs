@@ -40,6 +40,9 @@ fn count(endings: &[Ending], ended: usize) {
     metrics::counter!("shopd_orders_results_without_effect_total").increment((endings.len() - ended) as u64);
 }
 
+/// Of so many at most all come back where one is waited for; of more those are read.
+const RETURNED_MAX: usize = 64;
+
 /// The handler of `payment-status-updates`.
 pub struct OnPayment {
     notifier: Notifier,
@@ -73,11 +76,11 @@ impl Handler for OnPayment {
         if endings.is_empty() {
             return Ok(());
         }
-        count(&endings, store::end(conn, None, &endings).await?);
+        count(&endings, store::end(conn, &endings).await?);
         Ok(())
     }
 
-    /// Behind it on the same connection those orders are read that are waited for.
+    /// Where one of them is waited for, the orders come back as they ended: who waits is not kept waiting for another round trip.
     async fn apply_at_once(
         &self,
         conn: &Conn,
@@ -88,12 +91,15 @@ impl Handler for OnPayment {
         if endings.is_empty() {
             return Ok(false);
         }
-        let ended = async {
-            let ids = endings.iter().map(|ending| ending.order_id);
-            let (ended, ()) = tokio::join!(biased; store::end(conn, Some(fence), &endings), self.ends.look_on(conn, ids));
+        let returned = endings.len() <= RETURNED_MAX && self.ends.is_awaited(endings.iter().map(|ending| ending.order_id));
+        let ended = if returned {
+            let (ended, orders) = self.notifier.committing(conn, batch.len(), store::end_and_return(conn, fence, &endings)).await?;
+            self.ends.hand_out(orders);
             ended
+        } else {
+            self.notifier.committing(conn, batch.len(), store::end_at_once(conn, fence, &endings)).await?
         };
-        count(&endings, self.notifier.committing(conn, batch.len(), ended).await?);
+        count(&endings, ended);
         Ok(true)
     }
 

@@ -41,7 +41,7 @@ pub struct Ending {
     pub received_at: DateTime<Utc>,
 }
 
-#[derive(Queryable, Selectable)]
+#[derive(Queryable, Selectable, QueryableByName)]
 #[diesel(table_name = orders, check_for_backend(diesel::pg::Pg))]
 struct OrderRow {
     id: Uuid,
@@ -225,10 +225,10 @@ pub async fn find(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<Order>, DbError> 
 }
 
 /// As [`find`], those that have ended. One that cannot be read holds up no other: whoever waits for it reads it by itself.
-pub async fn find_ended(mut conn: &Conn, ids: &[Uuid]) -> Result<Vec<Order>, DbError> {
+pub async fn find_ended(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<Order>, DbError> {
     let is_final = orders::status.eq_any([OrderStatus::Finished.as_str(), OrderStatus::Cancelled.as_str()]);
     let found = orders::table.filter(orders::id.eq_any(ids)).filter(is_final).select(OrderRow::as_select());
-    let rows: Vec<OrderRow> = found.load(&mut conn).await?;
+    let rows: Vec<OrderRow> = found.load(conn).await?;
     Ok(rows.into_iter().filter_map(|row| Order::try_from(row).ok()).collect())
 }
 
@@ -261,9 +261,9 @@ pub async fn list(conn: &mut Conn, which: ListOrders) -> Result<OrderPage, DbErr
     Ok(OrderPage { orders, next })
 }
 
-/// The statement of [`end`], alone or with the fence of its batch before it.
+/// The statement of [`end`], alone or with the fence of its batch before it, and with what it says of the orders that it ended.
 macro_rules! end_statement {
-    ($fence:literal, $from_fence:literal) => {
+    ($fence:literal, $from_fence:literal, $returning:literal, $event:literal, $found:literal) => {
         concat!(
             "with ",
             $fence,
@@ -277,40 +277,63 @@ macro_rules! end_statement {
                 set status = e.status, failure_reason = e.failure_reason, updated_at = greatest(o.created_at, clock_timestamp())
                from ending e
               where o.id = any(array[e.order_id]) and o.status in ('New', 'Processing')
-          returning o.updated_at, e.*
-         )
-         insert into order_event (order_id, status, failure_reason, at, event_id, source, topic, partition, log_offset, sent_at,
+          returning o.updated_at, e.*",
+            $returning,
+            ")",
+            $event,
+            " insert into order_event (order_id, status, failure_reason, at, event_id, source, topic, partition, log_offset, sent_at,
                                   published_at, received_at, traceparent)
          select order_id, status, failure_reason, updated_at, event_id, source, $12, partition, log_offset, sent_at, published_at,
                 received_at, traceparent
-           from ended"
+           from ended",
+            $found
         )
     };
 }
 
-/// Ends the orders that have not ended (S5), each with its event; returns how many. With a `fence` that is all of the transaction: it comes
-/// first, and where it holds nothing is written.
-pub async fn end(mut conn: &Conn, fence: Option<&Fence<'_>>, endings: &[Ending]) -> Result<usize, DbError> {
-    // By order: two replicas never wait for each other in a circle, and pages are found again. Here, because the server would make a copy of
-    // each row for that.
-    let mut endings: Vec<&Ending> = endings.iter().collect();
-    endings.sort_unstable_by_key(|ending| ending.order_id);
-    let ended = match fence {
-        None => with_columns(sql(end_statement!("", "")), &endings).execute(&mut conn).await?,
-        Some(fence) => {
-            let statement =
-                end_statement!("fence as materialized (select advance_offsets($13, $14, $15, $16, $17, $18)), ", " from fence");
-            fence.bind(with_columns(sql(statement), &endings)).execute(&mut conn).await?
-        }
+/// A batch's fence before the rest: it comes first, and where it holds nothing is written.
+macro_rules! fenced_end_statement {
+    ($returning:literal, $event:literal, $found:literal) => {
+        end_statement!(
+            "fence as materialized (select advance_offsets($13, $14, $15, $16, $17, $18)), ",
+            " from fence",
+            $returning,
+            $event,
+            $found
+        )
     };
-    Ok(ended)
 }
 
-/// The first twelve binds of [`end_statement`].
-fn with_columns<'e>(statement: Sql, endings: &[&'e Ending]) -> Sql<impl Binds + Send + use<'e>> {
+/// Ends the orders that have not ended (S5), each with its event; returns how many.
+pub async fn end(mut conn: &Conn, endings: &[Ending]) -> Result<usize, DbError> {
+    Ok(with_columns(sql(end_statement!("", "", "", "", "")), endings).execute(&mut conn).await?)
+}
+
+/// As [`end`], and moves the batch's offsets: one statement, a transaction by itself.
+pub async fn end_at_once(mut conn: &Conn, fence: &Fence<'_>, endings: &[Ending]) -> Result<usize, DbError> {
+    Ok(fence.bind(with_columns(sql(fenced_end_statement!("", "", "")), endings)).execute(&mut conn).await?)
+}
+
+/// As [`end_at_once`], and returns the orders that it ended beside their number. One that cannot be read is left out: it has ended all the same.
+pub async fn end_and_return(mut conn: &Conn, fence: &Fence<'_>, endings: &[Ending]) -> Result<(usize, Vec<Order>), DbError> {
+    let statement = fenced_end_statement!(
+        ", o.user_id, o.amount, o.description, o.created_at",
+        ", event as (",
+        ") select order_id as id, user_id, amount, description, status, failure_reason, created_at, updated_at from ended"
+    );
+    let rows: Vec<OrderRow> = fence.bind(with_columns(sql(statement), endings)).load(&mut conn).await?;
+    Ok((rows.len(), rows.into_iter().filter_map(|row| Order::try_from(row).ok()).collect()))
+}
+
+/// The first twelve binds of [`end_statement`]. By order: two replicas never wait for each other in a circle, and pages are found again. Here,
+/// because the server would make a copy of each row for that.
+fn with_columns(statement: Sql, endings: &[Ending]) -> Sql<impl Binds + Send + use<'_>> {
     fn column<'e, T>(endings: &[&'e Ending], field: impl Fn(&'e Ending) -> T) -> Vec<T> {
         endings.iter().copied().map(field).collect()
     }
+    let mut endings: Vec<&Ending> = endings.iter().collect();
+    endings.sort_unstable_by_key(|ending| ending.order_id);
+    let endings = &*endings;
     statement
         .bind::<Array<SqlUuid>, _>(column(endings, |e| e.order_id))
         .bind::<Array<Text>, _>(column(endings, |e| e.status.as_str()))

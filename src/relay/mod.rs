@@ -52,7 +52,6 @@ pub struct Relay<S = Db> {
 impl<S: Source> Relay<S> {
     /// Runs until `stop`; finishes the page in hand and gives the outbox back. Where another relay has it, stands by.
     pub async fn run(self, stop: Shutdown) {
-        self.db.listen(self.wake.clone(), stop.clone());
         let mut incident = Incident::new("relaying");
         // From the beginning: the first one would go unnoticed by who watches for an increase.
         for topic in TOPICS {
@@ -61,9 +60,12 @@ impl<S: Source> Relay<S> {
         // A standby says so, too: else nobody would see that there are only standbys.
         let epoch = metrics::gauge!("shopd_relay_lease_epoch", "outbox" => self.name);
         epoch.set(0.0);
+        // As long as another has the outbox. Who has it hears of rows over its own session.
+        let mut standing_by = None;
         while !stop.is_stopping() {
-            match Reader::acquire(&self.db, &self.owner, self.config.lease).await {
+            match Reader::acquire(&self.db, &self.owner, self.config.lease, &self.wake).await {
                 Ok(Some(mut reader)) => {
+                    standing_by = None;
                     incident.recovered();
                     tracing::info!(outbox = self.name, "relaying");
                     epoch.set(reader.epoch() as f64);
@@ -75,7 +77,13 @@ impl<S: Source> Relay<S> {
                         tracing::info!(outbox = self.name, %error, "lease not given back; it expires by itself");
                     }
                 }
-                Ok(None) => {}
+                Ok(None) => {
+                    standing_by.get_or_insert_with(|| {
+                        let listening = Shutdown::new();
+                        self.db.listen(self.wake.clone(), listening.clone());
+                        listening.at_drop()
+                    });
+                }
                 Err(error) => incident.failed(&format_args!("{}: {error}", self.name)),
             }
             let woken = async {

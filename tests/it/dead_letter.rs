@@ -176,7 +176,8 @@ impl Bench {
 
     /// Everything that waits in the outbox goes out.
     async fn relay(&self) {
-        let mut reader = Reader::acquire(&self.db, "relay", Duration::from_secs(5)).await.unwrap().expect("a free outbox");
+        let mut reader =
+            Reader::acquire(&self.db, "relay", Duration::from_secs(5), &Arc::default()).await.unwrap().expect("a free outbox");
         while let shopd::relay::Step::Published(_) = publish_batch(&mut reader, &*self.log, 100, 1, &Shutdown::new()).await.unwrap()
         {
         }

@@ -61,7 +61,7 @@ async fn ask(url: &str) -> Result<(), String> {
     let config = Config::default().database;
     let db = Db::new(&Secret::new(url), "test", &config).map_err(|error| error.to_string())?;
     let pinged = db.ping(AT_ONCE).await.map_err(|error| error.to_string());
-    let session = db.session().await;
+    let session = db.session(std::sync::Arc::default()).await;
     assert_eq!(session.is_ok(), pinged.is_ok(), "both kinds of connections: {pinged:?}");
     let dedicated = db.dedicated().await;
     assert_eq!(dedicated.is_ok(), pinged.is_ok(), "all kinds of connections: {pinged:?}");

@@ -33,7 +33,7 @@ impl Source for ProcessOutbox {
         self.db.listen(wake);
     }
 
-    async fn claim(&self, owner: &str, lease: Duration) -> Result<Option<Claim<ProcessSession>>, DbError> {
+    async fn claim(&self, owner: &str, lease: Duration, wake: &Arc<Notify>) -> Result<Option<Claim<ProcessSession>>, DbError> {
         let now = self.db.world.now_ms();
         let owner = owner.to_owned();
         let claimed = self
@@ -54,6 +54,7 @@ impl Source for ProcessOutbox {
             .await?;
         let Some((cursor, epoch)) = claimed else { return Ok(None) };
         let incarnation = self.db.statement(&self.process, |_| Ok(())).await.map(|()| self.db.incarnation())?;
+        self.db.listen(wake.clone());
         self.db.world.tell(self.process.number(), "outbox claimed", [epoch, 0, 0]);
         Ok(Some(Claim { session: ProcessSession { outbox: self.clone(), incarnation }, cursor, epoch }))
     }

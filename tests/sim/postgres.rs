@@ -107,9 +107,12 @@ impl Postgres {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// LISTEN on the outbox.
+    /// LISTEN on the outbox; once is enough.
     pub fn listen(&self, wake: Arc<Notify>) {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(wake);
+        let mut listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        if !listeners.iter().any(|known| Arc::ptr_eq(known, &wake)) {
+            listeners.push(wake);
+        }
     }
 
     /// NOTIFY.

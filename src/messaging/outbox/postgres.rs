@@ -60,7 +60,7 @@ impl Source for Db {
         Listener::start(self.clone(), CHANNEL, wake, stop);
     }
 
-    async fn claim(&self, owner: &str, lease: Duration) -> Result<Option<Claim<PgSession>>, DbError> {
+    async fn claim(&self, owner: &str, lease: Duration, wake: &Arc<Notify>) -> Result<Option<Claim<PgSession>>, DbError> {
         // One statement: a standby that is frozen while it asks must not hold the row.
         let claimed: Option<Claimed> = sql("update outbox_cursor
                 set owner = $1, epoch = epoch + 1, lease_until = clock_timestamp() + $2 * interval '1 millisecond'
@@ -80,7 +80,7 @@ impl Source for Db {
         let after = (row.after_xid, row.after_id);
         let look = row.look.map(|snapshot| Look { snapshot, late: row.late, after });
         let cursor = Cursor { snapshot: row.snapshot, look };
-        let session = PgSession::open(self).await?;
+        let session = PgSession::open(self, wake.clone()).await?;
         Ok(Some(Claim { session, cursor, epoch: row.epoch }))
     }
 

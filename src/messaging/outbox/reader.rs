@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Either, MaybeDone, maybe_done, select};
+use tokio::sync::Notify;
 
 use crate::db::types::Xid;
 use crate::db::{Db, DbError};
@@ -52,13 +53,14 @@ pub struct Reader<S: Source = Db> {
 }
 
 impl<S: Source> Reader<S> {
-    /// Takes the outbox where it is free, expired, or `owner`'s already; `None` where another relay has it.
+    /// Takes the outbox where it is free, expired, or `owner`'s already; `None` where another relay has it. From then on `wake` is signalled
+    /// when other processes have written.
     ///
     /// Transaction ids do not survive dump and restore: where the cluster is another one, the rows are stamped anew and the
     /// cursor begins again, before anything is read. Consumers know repeats, so publishing some again is harmless.
-    pub async fn acquire(db: &S, owner: &str, lease: Duration) -> Result<Option<Self>, DbError> {
+    pub async fn acquire(db: &S, owner: &str, lease: Duration, wake: &Arc<Notify>) -> Result<Option<Self>, DbError> {
         faults::point!("outbox.before_acquire")?;
-        let Some(Claim { session, cursor, epoch }) = db.claim(owner, lease).await? else { return Ok(None) };
+        let Some(Claim { session, cursor, epoch }) = db.claim(owner, lease, wake).await? else { return Ok(None) };
         faults::point!("outbox.after_acquire")?;
         Ok(Some(Self {
             db: db.clone(),

@@ -1,12 +1,14 @@
 //! The reader's session in Postgres: statements prepared once, those that do not need one another on their way together.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryFutureExt};
+use tokio::sync::Notify;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row, Statement};
 use uuid::Uuid;
@@ -14,6 +16,7 @@ use uuid::Uuid;
 use crate::db::types::Xid;
 use crate::db::{Db, DbError, Snapshot};
 
+use super::CHANNEL;
 use super::cursor::{Cursor, Look};
 use super::row::{Columns, Maker};
 use super::source::{Looked, Rows, Session};
@@ -71,9 +74,11 @@ pub struct PgSession {
 }
 
 impl PgSession {
-    pub(super) async fn open(db: &Db) -> Result<Self, DbError> {
-        let client = db.session().await?;
+    pub(super) async fn open(db: &Db, wake: Arc<Notify>) -> Result<Self, DbError> {
+        let client = db.session(wake).await?;
         client.batch_execute(SETTINGS).await?;
+        // On this one: the server process that hears of a row has just run when it is asked for it.
+        client.batch_execute(&format!("listen {CHANNEL}")).await?;
         let (snapshot, younger, late_now, late, fresh, save) = tokio::try_join!(
             client.prepare(SNAPSHOT),
             client.prepare(YOUNGER),

@@ -65,11 +65,12 @@ pub struct Claim<S> {
 pub trait Source: Clone + Send + Sync + 'static {
     type Session: Session;
 
-    /// Signals `wake` until `stop` when other processes have written.
+    /// Signals `wake` until `stop` when other processes have written, or gave the outbox back.
     fn listen(&self, wake: Arc<Notify>, stop: Shutdown);
 
-    /// Takes the outbox under a new epoch where it is free, expired, or `owner`'s already.
-    async fn claim(&self, owner: &str, lease: Duration) -> Result<Option<Claim<Self::Session>>, DbError>;
+    /// Takes the outbox under a new epoch where it is free, expired, or `owner`'s already. Its session signals `wake` when other processes have
+    /// written, as long as it lives.
+    async fn claim(&self, owner: &str, lease: Duration, wake: &Arc<Notify>) -> Result<Option<Claim<Self::Session>>, DbError>;
 
     /// Gives it back, if `epoch` still is `owner`'s, and wakes every listener.
     async fn release(&self, owner: &str, epoch: i64) -> Result<(), DbError>;

@@ -74,7 +74,10 @@ async fn a_topic_for_dead_letters_that_refuses_them_holds_nothing_else_up() {
     let before = records(&bench).await;
     outbox::append(&bench.db.get().await.unwrap(), &[message]).await.unwrap();
     let log: SharedLog = Arc::new(Refusing(bench.log.clone()));
-    let mut reader = Reader::acquire(&bench.db, "relay", std::time::Duration::from_secs(5)).await.unwrap().expect("a free outbox");
+    let mut reader = Reader::acquire(&bench.db, "relay", std::time::Duration::from_secs(5), &Arc::default())
+        .await
+        .unwrap()
+        .expect("a free outbox");
     // One row a page: the copy's page comes first, and the other's after it all the same.
     let since = std::time::Instant::now();
     for _ in 0..2 {
