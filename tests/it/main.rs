@@ -1,6 +1,7 @@
 //! The integration tests: one binary, so that they share one database server and one broker.
 
 mod architecture;
+mod at_once;
 mod audit;
 mod brokers;
 mod command_line;

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use shopd::config::Secret;
-use shopd::db::{Db, Listener, Notifier};
+use shopd::db::{Db, DbError, Listener, Notifier, sql};
 use shopd::shutdown::Shutdown;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
+use crate::support::books::count;
 use crate::support::postgres;
 
 const CHANNEL: &str = "shopd_test";
@@ -73,5 +75,61 @@ async fn of_a_stream_of_commits_others_hear_every_fifty_milliseconds_and_of_the_
     assert!(heard <= elapsed_ms / 50 * 3 / 2 + 20, "{heard} in {elapsed_ms} ms, one each 50 ms");
     notifier.committed(1);
     assert!(is_woken(&elsewhere, PATIENCE).await, "of the last ones");
+    stop.stop();
+}
+
+/// A table that nobody knows.
+const WRITTEN: &str = "select count(*) as n from written";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_is_told_of_behind_its_commit_on_its_own_connection() {
+    let url = postgres::database("wakes").await;
+    let (here, there, stop) = (process(&url), process(&url), Shutdown::new());
+    let mut conn = here.dedicated().await.unwrap();
+    conn.batch_execute("create table written (n int)").await.unwrap();
+    let elsewhere = listen(&there, &stop).await;
+    let direct = Arc::new(Notify::new());
+    let notifier = Notifier::start(here.clone(), &[(CHANNEL, direct.clone())], stop.clone());
+    for n in 1..6 {
+        tokio::time::sleep(Duration::from_millis(10)).await; // Longer than two notifications are apart at the most.
+        let mut shared = &conn;
+        let write = async { Ok(sql("insert into written values (1)").execute(&mut shared).await?) };
+        assert_eq!(notifier.committing(&conn, 1, write).await.unwrap(), 1);
+        assert!(is_woken(&direct, Duration::ZERO).await, "at once");
+        assert!(is_woken(&elsewhere, PATIENCE).await, "by the database");
+        assert_eq!(count(&there, WRITTEN).await, n);
+    }
+    // One was prepared first, and told of once more; all others went that way, and no session of the pool was needed for them.
+    let told = "select count(*) as n from pg_stat_activity where datname = current_database() and query like 'select set_config%'";
+    let since = Instant::now();
+    while count(&there, told).await < 1 {
+        assert!(since.elapsed() < PATIENCE);
+    }
+    assert!(count(&there, told).await <= 2);
+    // What fails is not told of in this process, and is no harm elsewhere.
+    let fails = async { Err::<(), _>(DbError::Unavailable("on purpose".into())) };
+    assert!(notifier.committing(&conn, 1, fails).await.is_err());
+    assert!(!is_woken(&direct, Duration::ZERO).await);
+    stop.stop();
+}
+
+/// The statement is prepared while the notification is on its way already: whoever hears that one finds nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_statement_that_is_overtaken_by_its_notification_is_told_of_again() {
+    let url = postgres::database("wakes").await;
+    let (here, there, stop) = (process(&url), process(&url), Shutdown::new());
+    let mut conn = here.dedicated().await.unwrap();
+    conn.batch_execute("create table written (n int)").await.unwrap();
+    let elsewhere = listen(&there, &stop).await;
+    let notifier = Notifier::start(here.clone(), &[(CHANNEL, Arc::new(Notify::new()))], stop.clone());
+    let mut shared = &conn;
+    let slow = async { Ok(sql("insert into written select 1 from pg_sleep(0.3)").execute(&mut shared).await?) };
+    let (written, early) = tokio::join!(notifier.committing(&conn, 1, slow), async {
+        assert!(is_woken(&elsewhere, PATIENCE).await);
+        count(&there, WRITTEN).await
+    });
+    assert_eq!((written.unwrap(), early), (1, 0), "it was overtaken");
+    assert!(is_woken(&elsewhere, PATIENCE).await, "and again");
+    assert_eq!(count(&there, WRITTEN).await, 1);
     stop.stop();
 }

@@ -174,9 +174,9 @@ pub async fn leave(db: &Db, topic: &str, owner: &str) -> Result<(), DbError> {
 /// Moves the offsets of a batch and renews their leases, in the transaction of its effect: nothing commits under a lease that is lost.
 #[derive(Clone, Copy, Debug)]
 pub struct Fence<'b> {
-    pub(super) topic: &'b str,
-    pub(super) moves: &'b [Move],
-    pub(super) lease: Duration,
+    pub topic: &'b str,
+    pub moves: &'b [Move],
+    pub lease: Duration,
 }
 
 /// What [`Fence::bind`] binds: topic, partitions, offsets before and after, epochs, and the lease in milliseconds.
