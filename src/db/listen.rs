@@ -83,7 +83,7 @@ pub struct Notifier {
     pending: Arc<Pending>,
     /// Wake the same process without the database between.
     local: Arc<[Arc<Notify>]>,
-    /// The statement that tells the others; empty where there are none.
+    /// The statement that tells the others behind another one; empty where there are none.
     statement: Arc<str>,
 }
 
@@ -109,8 +109,10 @@ impl Notifier {
     /// Each channel with who is signalled directly; other processes hear of all of them in one round trip.
     pub fn start(db: Db, channels: &[(&'static str, Arc<Notify>)], stop: Shutdown) -> Self {
         let names = channels.iter().map(|(channel, _)| *channel);
-        let (pending, statement) = (Arc::new(Pending::new()), statement(names, db.sender()));
-        let (those, text) = (pending.clone(), statement.clone());
+        let (pending, text) = (Arc::new(Pending::new()), statement(names, db.sender()));
+        // All that notify commit one after the other. Whoever uses a connection next must not wait for long where one of them stands still.
+        let statement = format!("set local lock_timeout = '50ms'; {text}").into();
+        let those = pending.clone();
         let runtime = db.runtime().clone();
         runtime.spawn(async move {
             loop {
@@ -123,9 +125,6 @@ impl Notifier {
                     sleep_until(next).await;
                 }
                 let rows = those.rows.swap(0, Ordering::Relaxed);
-                if rows == 0 {
-                    continue;
-                }
                 those.gap().told(rows, Instant::now());
                 // A lost notification costs a listener its poll interval, no more; the next commit sends another.
                 if let Ok(mut conn) = db.get().await {
@@ -143,9 +142,14 @@ impl Notifier {
 
     /// Call after a commit, with the number of rows that others look for.
     pub fn committed(&self, rows: usize) {
-        self.local.iter().for_each(|local| local.notify_one());
+        self.wake();
         self.pending.rows.fetch_add(rows, Ordering::Relaxed);
         self.pending.signal.notify_one();
+    }
+
+    /// This process.
+    fn wake(&self) {
+        self.local.iter().for_each(|local| local.notify_one());
     }
 
     /// Awaits `write`, one statement on `conn` that is a transaction by itself, and tells of its rows. Where nothing was told a moment ago
@@ -174,12 +178,11 @@ impl Notifier {
             done
         })
         .await?;
+        self.wake();
         // It was answered no later than the write. So it may have been before it, as where that had to be prepared first, and must be
-        // repeated. What is behind it is not waited for.
+        // repeated; its rows are counted. What is behind it is not waited for.
         if told {
-            self.committed(rows);
-        } else {
-            self.local.iter().for_each(|local| local.notify_one());
+            self.pending.signal.notify_one();
         }
         Ok(done)
     }
@@ -196,10 +199,11 @@ impl Notifier {
     }
 }
 
-/// A notification is a transaction with a commit of its own: nobody has to wait for the disk for it.
-fn statement<'c>(channels: impl Iterator<Item = &'c str>, sender: &str) -> Arc<str> {
-    let each = channels.map(|channel| format!(", pg_notify('{channel}', '{sender}')")).collect::<String>();
-    if each.is_empty() { "".into() } else { format!("select set_config('synchronous_commit', 'off', true){each}").into() }
+/// A notification is a transaction with a commit of its own: nobody has to wait for the disk for it. Commands together are one, and need no
+/// plan, as a query of `pg_notify` would.
+fn statement<'c>(channels: impl Iterator<Item = &'c str>, sender: &str) -> String {
+    let each = channels.map(|channel| format!("; notify {channel}, '{sender}'")).collect::<String>();
+    format!("set local synchronous_commit = off{each}")
 }
 
 /// How long after a notification the next one may follow. By the rate of what they are about and not by its number: 200 a second come ten

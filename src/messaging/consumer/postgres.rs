@@ -1,6 +1,7 @@
 //! The inbox in Postgres: what a service does with a batch, in the transaction that moves the offsets.
 
 use std::collections::{HashMap, HashSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -152,9 +153,16 @@ impl<H: Handler> PgInbox<H> {
             return Ok(false);
         }
         let fence = Fence { topic: &self.topic, moves: &batch.moves, lease: self.lease };
-        match self.handler.apply_at_once(&*self.db.get().await?, &fence, &batch.received).await {
-            Err(error) if keeps_failing(&error) || error.lost_a_race() => Ok(false),
-            applied => applied,
+        let conn = self.db.get().await?;
+        // A record over which it panics is found where a transaction isolates it.
+        let applied = AssertUnwindSafe(self.handler.apply_at_once(&conn, &fence, &batch.received)).catch_unwind().await;
+        match applied {
+            Ok(Err(error)) if keeps_failing(&error) || error.lost_a_race() => {
+                tracing::debug!(topic = %self.topic, %error, "a batch goes by a transaction");
+                Ok(false)
+            }
+            Ok(applied) => applied,
+            Err(_) => Ok(false),
         }
     }
 

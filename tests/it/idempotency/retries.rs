@@ -1,5 +1,7 @@
 //! What a client does that does not know whether it was heard: it asks again, at once, elsewhere, after a crash.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use diesel_async::SimpleAsyncConnection;
@@ -8,6 +10,7 @@ use shopd::db::Schema;
 
 use super::{DEPOSITS, PATIENT, Service, assert_replay, post, replayed, send_raw};
 use crate::support::books::count;
+use crate::support::inside::until;
 use crate::support::shop::{Answer, Client, PATIENCE, Process, poll};
 
 const DEPOSIT: &str = "/api/Account/ann/deposit";
@@ -91,14 +94,15 @@ async fn deposits_that_are_retried_through_lost_sessions_and_crashes_happen_once
     let mut service = payments_with_ann(2).await;
     let addresses: Vec<String> = service.clients.iter().map(|client| client.base.clone()).collect();
     let clients = service.clients.clone();
+    let (answered, over) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
     let load: Vec<_> = (0..8)
         .map(|c| {
-            let clients = clients.clone();
+            let (clients, answered, over) = (clients.clone(), answered.clone(), over.clone());
             tokio::spawn(async move {
                 let (mut done, mut retries) = (0, 0);
-                let began = Instant::now();
-                while began.elapsed() < Duration::from_secs(6) {
+                while !over.load(Ordering::Relaxed) {
                     retries += deposit_until_answered(&clients, &format!("c{c}-{done}")).await;
+                    answered.fetch_add(1, Ordering::Relaxed);
                     done += 1;
                 }
                 (done, retries)
@@ -106,7 +110,8 @@ async fn deposits_that_are_retried_through_lost_sessions_and_crashes_happen_once
         })
         .collect();
     for fault in 0..10 {
-        tokio::time::sleep(Duration::from_millis(300)).await; // some load in between
+        let enough = answered.load(Ordering::Relaxed) + 40;
+        until("some load in between", async || answered.load(Ordering::Relaxed) >= enough).await;
         if fault % 5 == 4 {
             let n = fault / 5;
             service.processes[n].kill().await;
@@ -117,6 +122,7 @@ async fn deposits_that_are_retried_through_lost_sessions_and_crashes_happen_once
             service.run("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'shopd-payments' and datname = current_database()").await;
         }
     }
+    over.store(true, Ordering::Relaxed);
     let (mut deposits, mut retries) = (0, 0);
     for task in load {
         let (done, retried) = task.await.unwrap();

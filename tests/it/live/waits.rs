@@ -4,8 +4,9 @@ use std::time::{Duration, Instant};
 
 use shopd::orders::{ENDED_CHANNEL, OrderStatus};
 
+use super::codes;
 use super::replica::{Replica, Shop, finish, order, run};
-use super::{codes, sessions};
+use super::sessions::sessions;
 use crate::support::books::count;
 use crate::support::inside::{Inside, until};
 
