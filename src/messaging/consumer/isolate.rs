@@ -4,7 +4,7 @@ use crate::db::{Conn, DbError};
 use diesel_async::AsyncConnection;
 
 use super::delivery::Received;
-use super::postgres::Handler;
+use super::handler::Handler;
 use super::queue::{Admission, Queues};
 
 /// What became of a record.

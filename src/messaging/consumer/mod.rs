@@ -12,6 +12,7 @@
 mod batch;
 mod delivery;
 mod fetcher;
+mod handler;
 mod holding;
 mod inbox;
 mod isolate;
@@ -37,10 +38,11 @@ use super::log::SharedLog;
 
 pub use batch::Batch;
 pub use delivery::{Delivery, Position, Received};
+pub use handler::Handler;
 pub use inbox::{Committed, Inbox, Upkeep};
 pub use keeper::share;
 pub use offsets::{Fence, Move, Owned, Standing, next_offsets};
-pub use postgres::{Handler, PgInbox};
+pub use postgres::PgInbox;
 
 use fetcher::{backoff, count, fetch, pause};
 use holding::Holding;

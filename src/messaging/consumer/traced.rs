@@ -6,7 +6,8 @@ use std::time::SystemTime;
 
 use super::batch::Batch;
 use super::delivery::{Delivery, Position};
-use super::postgres::{Handler, Written};
+use super::handler::Handler;
+use super::postgres::Written;
 use crate::telemetry::{Span, Tracer, Work};
 
 /// The record is dealt with: `fate` says why it was not applied, where it was not. `applying` is when its transaction began.

@@ -13,10 +13,11 @@ use crate::db::{Conn, DbError, sql};
 
 use super::super::dead_letter::{self, Fate, Keys, Row, Stored};
 use super::delivery::Received;
+use super::handler::Handler;
 use super::inbox::Upkeep;
 use super::isolate::{Outcome, isolate};
 use super::offsets::{Fence, Move, Owned};
-use super::postgres::{Handler, Limits, PgInbox};
+use super::postgres::{Limits, PgInbox};
 use super::queue::{Line, Queues};
 use super::traced;
 
