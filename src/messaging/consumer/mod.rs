@@ -57,9 +57,6 @@ const UPKEEP_INTERVAL_IDLE: Duration = Duration::from_secs(10);
 /// Fetched pieces that wait for the batch in hand; a fetcher with more waits itself.
 const FETCHES_WAITING_MAX: usize = 12;
 
-/// To free a larger batch takes a millisecond, which the next one would wait for.
-const FREED_HERE_MAX: usize = 256;
-
 /// After a large batch there is more on the log than is fetched at this moment; small ones that follow each other cost the database more
 /// than a rest between them costs anybody.
 const PACE: Pace = Pace::new(2, 64, Duration::from_millis(2), Duration::from_millis(6)).half_of_the_time();
@@ -209,9 +206,6 @@ impl<I: Inbox> Consumer<I> {
                         together.record(records as f64);
                         took.record(began.elapsed());
                         holding.committed(&batch.moves);
-                        if records > FREED_HERE_MAX {
-                            tokio::task::spawn_blocking(move || drop(batch));
-                        }
                     }
                     pace.done(records, began, Instant::now());
                     applied = true;
