@@ -62,16 +62,18 @@ pub async fn apply(
 /// What a batch comes to.
 struct Plan<'b> {
     seen: HashMap<i64, (UserId, Stood)>,
+    /// The last entry of any of these accounts is no younger.
+    since: DateTime<Utc>,
     effects: Effects<'b>,
 }
 
 impl<'b> Plan<'b> {
     fn over(seen: Vec<(UserId, Stood)>, batch: &'b [Received<PaymentRequested>]) -> Self {
         let held = |(user, stood): &(UserId, Stood)| (user.clone(), Held { id: stood.id, balance: stood.balance });
-        // Before its commit there is no time yet; the ledger's never go backwards.
+        // Its own time it gets when it is written.
         let since = seen.iter().map(|(_, stood)| stood.updated_at).max().unwrap_or(DateTime::UNIX_EPOCH);
         let effects = effects(batch, &HashMap::new(), &mut seen.iter().map(held).collect(), since);
-        Self { seen: seen.into_iter().map(|(user, stood)| (stood.id, (user, stood))).collect(), effects }
+        Self { seen: seen.into_iter().map(|(user, stood)| (stood.id, (user, stood))).collect(), since, effects }
     }
 
     /// The accounts once it is written, at this time.
@@ -87,11 +89,10 @@ impl<'b> Plan<'b> {
     /// those are locked. Returns the time of all that was written: the server's, but not before any of these accounts' last entry; those that
     /// are bound with the decisions ($27) and the messages ($9) are not used.
     async fn write(&self, mut conn: &Conn, fence: &Fence<'_>) -> Result<DateTime<Utc>, DbError> {
-        let effects = &self.effects;
+        let Self { effects, since, .. } = self;
         let before = |held: &Held| self.seen.get(&held.id).map(|(_, stood)| (*stood, held.balance));
         let mut moved: Vec<(Stood, i64)> = effects.moved.iter().filter_map(before).collect();
         moved.sort_unstable_by_key(|(stood, _)| stood.id);
-        let since = self.seen.values().map(|(_, stood)| stood.updated_at).max().unwrap_or(DateTime::UNIX_EPOCH);
         let statement = sql(outbox::in_segment!(
             "with fence as materialized (
                  select advance_offsets($39, $40, $41, $42, $43, $44), greatest($34, clock_timestamp()) as at
@@ -121,8 +122,8 @@ impl<'b> Plan<'b> {
              returning created_at"
         ));
         let statement = outbox::bind_alike(statement, &effects.messages);
-        let statement = store::bind_payments(statement, &effects.records, ORDER_PAYMENT_REQUESTS, since);
-        let statement = store::bind_entries(statement, &effects.entries, since)
+        let statement = store::bind_payments(statement, &effects.records, ORDER_PAYMENT_REQUESTS, *since);
+        let statement = store::bind_entries(statement, &effects.entries, *since)
             .bind::<Array<BigInt>, _>(moved.iter().map(|(stood, _)| stood.id).collect::<Vec<_>>())
             .bind::<Array<BigInt>, _>(moved.iter().map(|(stood, _)| stood.balance).collect::<Vec<_>>())
             .bind::<Array<Timestamptz>, _>(moved.iter().map(|(stood, _)| stood.updated_at).collect::<Vec<_>>())
