@@ -6,11 +6,12 @@
 //! Where several came together the next batch waits a little for as many as come, see [`Crowd`]: or the first of them would be taken
 //! alone, and every second commit would be for a handful.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::crowd::Crowd;
@@ -56,13 +57,51 @@ where
 }
 
 /// Hands requests to one committer; cheap to clone. The committer ends when the last handle is gone.
-pub struct GroupCommit<Q, A> {
-    queue: mpsc::Sender<(Q, oneshot::Sender<A>)>,
-}
+pub struct GroupCommit<Q, A>(Arc<Handles<Q, A>>);
 
 impl<Q, A> Clone for GroupCommit<Q, A> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone() }
+        Self(self.0.clone())
+    }
+}
+
+/// What the handles share; the committer has the queue alone.
+struct Handles<Q, A>(Arc<Queue<Q, A>>);
+
+impl<Q, A> Drop for Handles<Q, A> {
+    fn drop(&mut self) {
+        self.0.arrived.close();
+    }
+}
+
+/// Whoever waits for several is woken once, when they are there. A channel wakes its reader for each, and on a busy machine each time costs the
+/// two of them as much as the request itself.
+struct Queue<Q, A> {
+    waiting: Mutex<VecDeque<(Q, oneshot::Sender<A>)>>,
+    /// A permit for each that is waiting; it comes after its request.
+    arrived: Semaphore,
+}
+
+impl<Q, A> Queue<Q, A> {
+    fn locked(&self) -> MutexGuard<'_, VecDeque<(Q, oneshot::Sender<A>)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for `count`, until `due` where that is given; they stay in the queue. False when nobody can come any more.
+    async fn wait_for(&self, count: usize, due: Option<Instant>) -> bool {
+        // Given back at once: the permits only count.
+        let there = self.arrived.acquire_many(count as u32);
+        match due {
+            None => there.await.is_ok(),
+            Some(_) if self.arrived.available_permits() >= count => true,
+            Some(due) => !matches!(timeout_at(due, there).await, Ok(Err(_))),
+        }
+    }
+
+    /// Those who are there, in the order in which they came.
+    fn take(&self, max: usize) -> Vec<(Q, oneshot::Sender<A>)> {
+        let count = self.arrived.forget_permits(max);
+        self.locked().drain(..count).collect()
     }
 }
 
@@ -72,19 +111,16 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
     where
         F: Fn(Vec<Q>) -> BoxFuture<'static, Vec<A>> + Send + 'static,
     {
-        let (queue, mut waiting) = mpsc::channel::<(Q, oneshot::Sender<A>)>(QUEUE_MAX);
+        let queue = Arc::new(Queue { waiting: Mutex::default(), arrived: Semaphore::new(0) });
+        let handles = Arc::new(Handles(queue.clone()));
         runtime.spawn(async move {
-            let mut taken = Vec::with_capacity(BATCH_MAX);
             let (mut crowd, together) = (Crowd::new(), metrics::histogram!("shopd_group_commit_requests", "of" => of));
-            while waiting.recv_many(&mut taken, BATCH_MAX).await > 0 {
+            while queue.wait_for(1, None).await {
                 let (enough, due) = crowd.next(Instant::now());
-                while taken.len() < enough.min(BATCH_MAX) {
-                    let room = BATCH_MAX - taken.len();
-                    match timeout_at(due, waiting.recv_many(&mut taken, room)).await {
-                        Ok(more) if more > 0 => {}
-                        _ => break,
-                    }
+                if enough > 1 && !queue.wait_for(enough.min(BATCH_MAX), Some(due)).await {
+                    break;
                 }
+                let mut taken = queue.take(BATCH_MAX);
                 let (count, began) = (taken.len(), Instant::now());
                 // Nobody waits for these any more, and nothing of them was done.
                 taken.retain(|(_, to)| !to.is_closed());
@@ -92,7 +128,7 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
                     continue;
                 }
                 together.record(taken.len() as f64);
-                let (requests, answers): (Vec<_>, Vec<_>) = taken.drain(..).unzip();
+                let (requests, answers): (Vec<_>, Vec<_>) = taken.into_iter().unzip();
                 // Their answers are dropped, so whoever waits hears that it failed.
                 if faults::point!("group.before_commit").is_err() {
                     continue;
@@ -110,14 +146,22 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
                 }
             }
         });
-        Self { queue }
+        Self(handles)
     }
 
     /// # Errors
     /// [`Overloaded`] at once where the queue is full; nothing was done then.
     pub async fn submit(&self, request: Q) -> Result<A, Overloaded> {
         let (to, answer) = oneshot::channel();
-        self.queue.try_send((request, to)).map_err(|_| Overloaded)?;
+        let queue = &self.0.0;
+        {
+            let mut waiting = queue.locked();
+            if waiting.len() >= QUEUE_MAX {
+                return Err(Overloaded);
+            }
+            waiting.push_back((request, to));
+        }
+        queue.arrived.add_permits(1);
         answer.await.map_err(|_| Overloaded)
     }
 }
@@ -157,7 +201,7 @@ mod tests {
         let mut calls = vec![submit(0)];
         until(&|| sizes.lock().unwrap().len() == 1).await;
         calls.extend((1..100).map(submit));
-        until(&|| group.queue.max_capacity() - group.queue.capacity() == 99).await;
+        until(&|| group.0.0.arrived.available_permits() == 99).await;
         gate.add_permits(100);
         for (n, call) in calls.into_iter().enumerate() {
             assert_eq!(call.await.unwrap().unwrap(), n as u32 * 2);

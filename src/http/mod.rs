@@ -1,6 +1,7 @@
 //! What every role's port has in common: the server, problem+json, the request's context, bodies and parameters, pages, health,
 //! metrics, OpenAPI, idempotency keys, server-sent events, WebSockets. May import config, db and the values; never messaging or a service.
 
+mod batch;
 mod body;
 mod context;
 mod cors;
@@ -22,6 +23,7 @@ pub mod sse;
 pub mod timeline;
 pub mod websocket;
 
+pub use batch::{BATCH_ANSWERS, BATCH_COUNT_MAX, BATCH_HEADER, BATCH_PATH, BATCH_REQUEST_BYTES_MAX, BATCH_REQUESTS};
 pub use body::{BODY_BYTES_MAX, Ignored, Json, ReadBody};
 pub use context::{DEADLINE_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, RequestContext, STAMP_HEADER};
 pub use etag::matches as if_none_match;

@@ -141,6 +141,7 @@ pub const METRICS: &[Metric] = &[
     metric("shopd_gateway_retries_refused_total", Counter, &[], "Requests that were not, because too many are"),
     metric("shopd_gateway_rate_limited_total", Counter, &["route"], "Requests refused by a rate limit"),
     metric("shopd_gateway_shed_total", Counter, &["service"], "Requests refused because too many were under way"),
+    metric("shopd_gateway_batch_requests", ROWS, &[], "Requests that went to a service as one"),
     metric("shopd_gateway_sockets", Gauge, &[], "WebSockets that clients hold open"),
     // Under the names that every Prometheus client uses for them.
     metric("process_cpu_seconds_total", Counter, &[], "CPU time of this process, user and system"),

@@ -31,6 +31,8 @@ pub struct Replica {
     address: Option<SocketAddr>,
     is_gone: AtomicBool,
     in_flight: AtomicU32,
+    /// It said so with its last answer to a request that may travel in one.
+    takes_batches: AtomicBool,
     health: Mutex<Health>,
     /// The health's lock need not be taken: there is nothing in it.
     is_settled: AtomicBool,
@@ -58,6 +60,7 @@ impl Replica {
             address,
             is_gone: AtomicBool::new(false),
             in_flight: AtomicU32::new(0),
+            takes_batches: AtomicBool::new(false),
             is_settled: AtomicBool::new(health == Health::default()),
             health: Mutex::new(health),
             died: Notify::new(),
@@ -108,6 +111,16 @@ impl Replica {
     /// Requests under way.
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Whether it takes batches, as far as it was heard of.
+    pub fn takes_batches(&self, takes: bool) {
+        self.takes_batches.store(takes, Ordering::Relaxed);
+    }
+
+    /// It takes batches, and there is another request under way for one to travel with.
+    pub fn is_busy_with_batches(&self) -> bool {
+        self.takes_batches.load(Ordering::Relaxed) && self.in_flight() > 1
     }
 
     /// Ends when the replica misses its checks.

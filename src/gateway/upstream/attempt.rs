@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,15 +15,15 @@ use futures::{Stream, StreamExt, TryStreamExt, stream};
 use serde::de::IgnoredAny;
 use tokio::time::timeout;
 
+use super::batch::{self, Carried};
 use super::connection::{Broken, Connection, Pool};
-use super::deadline::Deadlines;
-use super::{Kind, Outgoing, UpstreamError};
+use super::{Kind, Ours, Outgoing, UpstreamError};
 use crate::gateway::forward::line;
 use crate::gateway::replicas::{Replica, Seen};
-use crate::http::DEADLINE_HEADER;
+use crate::http::{BATCH_HEADER, BATCH_REQUEST_BYTES_MAX, DEADLINE_HEADER};
 
 /// Room for a request's head; it grows where that is too little.
-const HEAD_BYTES: usize = 1_024;
+pub const HEAD_BYTES: usize = 1_024;
 /// An answer up to this size is read whole before any of it is passed on, so that a broken one can still be asked for again.
 const WHOLE_BYTES_MAX: usize = 256 * 1024;
 
@@ -44,6 +45,7 @@ pub enum AnswerBody {
 pub type Chunks = Pin<Box<dyn Stream<Item = Result<Bytes, PayloadError>>>>;
 
 /// How one try failed.
+#[derive(Clone)]
 pub struct Failure {
     pub seen: Seen,
     pub error: UpstreamError,
@@ -54,7 +56,7 @@ impl Failure {
         Self { seen: Seen::Refused, error: UpstreamError::Unavailable(cause.to_string()) }
     }
 
-    fn broken(cause: impl Display) -> Self {
+    pub fn broken(cause: impl Display) -> Self {
         Self { seen: Seen::Broken, error: UpstreamError::Unavailable(cause.to_string()) }
     }
 
@@ -64,30 +66,28 @@ impl Failure {
 }
 
 /// Asks `replica` and waits until `until`, which the service is told.
-pub async fn attempt(
-    pool: &Pool,
-    deadlines: &Deadlines,
-    replica: &Arc<Replica>,
-    outgoing: &Outgoing<'_>,
-    until: Instant,
-) -> Result<Answer, Failure> {
-    let asked = deadlines.bound(until, ask(pool, replica, outgoing, until)).await;
+pub async fn attempt(ours: &Rc<Ours>, replica: &Arc<Replica>, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
+    let asked = ours.deadlines.bound(until, ask(ours, replica, outgoing, until)).await;
     asked.unwrap_or_else(|| Err(Failure::late("no answer")))
 }
 
-async fn ask(pool: &Pool, replica: &Arc<Replica>, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
-    let request = written(replica, outgoing, until);
-    let is_stream = outgoing.kind == Kind::Stream;
-    let kept = if is_stream { None } else { pool.take(replica) };
-    let (mut connection, head) = match kept {
-        Some(mut kept) => match kept.ask(&request, &pool.config).await {
-            Ok(head) => (kept, head),
-            // It was just being closed, as idle ones are. That says nothing about the replica.
-            Err(Broken::Closed(_)) => ask_anew(pool, replica, &request).await?,
-            Err(error) => return Err(Failure::broken(error)),
-        },
-        None => ask_anew(pool, replica, &request).await?,
+async fn ask(ours: &Rc<Ours>, replica: &Arc<Replica>, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
+    let (pool, request) = (&ours.pool, written(replica, outgoing, until).freeze());
+    let may_join = outgoing.method == Method::POST && outgoing.kind != Kind::Stream && outgoing.wait.is_zero();
+    if may_join && replica.is_busy_with_batches() && request.len() <= BATCH_REQUEST_BYTES_MAX {
+        match batch::join(ours, replica, request.clone(), until).await {
+            Carried::Answered(answer) => return Ok(answer),
+            Carried::Failed(failure) => return Err(failure),
+            Carried::Alone => {}
+        }
+    }
+    let (mut connection, head) = match outgoing.kind {
+        Kind::Stream => ask_anew(pool, replica, &request).await?,
+        _ => ask_kept(pool, replica, &request).await?,
     };
+    if may_join && head.headers.contains_key(BATCH_HEADER) {
+        replica.takes_batches(true);
+    }
     let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let (status, is_stream) = (head.status, content_type.starts_with("text/event-stream"));
@@ -119,6 +119,19 @@ async fn ask(pool: &Pool, replica: &Arc<Replica>, outgoing: &Outgoing<'_>, until
         }
     };
     Ok(Answer { status, headers: head.headers, body })
+}
+
+/// On a kept connection where there is one.
+pub async fn ask_kept(pool: &Pool, replica: &Replica, request: &[u8]) -> Result<(Connection, ResponseHead), Failure> {
+    if let Some(mut kept) = pool.take(replica) {
+        match kept.ask(request, &pool.config).await {
+            Ok(head) => return Ok((kept, head)),
+            // It was just being closed, as idle ones are. That says nothing about the replica.
+            Err(Broken::Closed(_)) => {}
+            Err(error) => return Err(Failure::broken(error)),
+        }
+    }
+    ask_anew(pool, replica, request).await
 }
 
 async fn ask_anew(pool: &Pool, replica: &Replica, request: &[u8]) -> Result<(Connection, ResponseHead), Failure> {

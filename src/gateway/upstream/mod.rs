@@ -4,10 +4,12 @@
 //! has a key under which the service does it once. May import the gateway's replicas only.
 
 mod attempt;
+mod batch;
 mod connection;
 mod deadline;
 mod retry;
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use actix_web::http::uri::PathAndQuery;
@@ -17,6 +19,7 @@ use tokio::time::sleep_until;
 
 pub use attempt::{Answer, AnswerBody, Chunks};
 use attempt::{Failure, attempt};
+use batch::Batches;
 use connection::Pool;
 use deadline::Deadlines;
 use retry::{Next, Outcome, Tries};
@@ -24,9 +27,13 @@ use retry::{Next, Outcome, Tries};
 use super::replicas::{Picked, Replicas, Seen};
 
 /// Connections to the services; one of these a worker thread, neither `Send` nor shared.
-pub struct Client {
+pub struct Client(Rc<Ours>);
+
+/// What the requests of a worker thread have in common.
+struct Ours {
     pool: Pool,
     deadlines: Deadlines,
+    batches: Batches,
 }
 
 /// A request as the service sees it.
@@ -73,7 +80,7 @@ impl UpstreamError {
 impl Client {
     /// Call it on the thread that uses it, within its runtime.
     pub fn start() -> Self {
-        Self { pool: Pool::default(), deadlines: Deadlines::start() }
+        Self(Rc::new(Ours { pool: Pool::default(), deadlines: Deadlines::start(), batches: Batches::default() }))
     }
 
     /// Asks until `deadline`. A try that can be repeated elsewhere gets half of the time that is left beside its wait on purpose.
@@ -90,7 +97,7 @@ impl Client {
             tried.push(picked.replica.id());
             let others = replicas.has_untried(&tried);
             let until = if others { deadline - left.saturating_sub(outgoing.wait) / 2 } else { deadline };
-            let asked = attempt(&self.pool, &self.deadlines, &picked.replica, outgoing, until);
+            let asked = attempt(&self.0, &picked.replica, outgoing, until);
             let done = if others { unless_it_dies(asked, &picked, replicas, &tried).await } else { asked.await };
             made += 1;
             let (outcome, seen) = judge(&done);

@@ -1,6 +1,7 @@
 //! One role's port: it listens first, so that its address is known and who connects waits, then it serves until the process stops. HTTP/1.1, and HTTP/2 with prior
 //! knowledge; `serving.rs` joins the parts.
 
+mod batch;
 mod connection;
 mod exchange;
 mod expect;

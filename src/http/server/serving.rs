@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Instant;
 
-use actix_http::{HttpService, KeepAlive, Protocol as HttpProtocol, Request};
+use actix_http::{HttpService, KeepAlive, Protocol as HttpProtocol, Request, ServiceConfig};
 use actix_server::GracefulShutdownSignal;
 use actix_service::{
     IntoService, IntoServiceFactory, Service, ServiceFactory, ServiceFactoryExt, fn_factory, fn_service, map_config,
@@ -16,6 +16,7 @@ use actix_web::dev::{AppConfig, ServiceResponse};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
+use super::batch::Batching;
 use super::connection::Connection;
 use super::exchange::{Bounds, Exchange};
 use super::expect::expect;
@@ -53,8 +54,9 @@ impl Serving {
             async move {
                 let app = map_config(app, |()| AppConfig::default()).new_service(()).await.map_err(|_| ())?;
                 let app = Rc::new(app);
-                let (shared, stop) = (app.clone(), serving.stop.clone());
+                let stop = serving.stop.clone();
                 let (role, inner) = (serving.role, serving.inner);
+                let shared = Batching { app: app.clone(), role, inner, config: ServiceConfig::default() };
                 // Time is the connection's own: the framework's looks at it before it looks at what has come.
                 let http1 = HttpService::<Connection, _, _>::build()
                     .keep_alive(KeepAlive::Os)
