@@ -178,6 +178,27 @@ async fn where_a_batch_is_not_taken_or_breaks_each_of_its_requests_is_asked_alon
     }
 }
 
+#[tokio::test]
+async fn where_nobody_else_could_be_asked_a_broken_batch_costs_one_request_as_a_broken_connection_does() {
+    let broke = Arc::new(AtomicBool::new(false));
+    let breaks = broke.clone();
+    let orders = Service::start(move |request, _| match request.starts_with(BATCH) && !breaks.swap(true, Ordering::SeqCst) {
+        true => Reply::Cut("HTTP/1.1 200 OK\r\nContent-Le".to_owned()),
+        false => Reply::Answer(echo(request)),
+    })
+    .await;
+    let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
+    let (began, mut refused) = (Instant::now(), 0);
+    while !broke.load(Ordering::SeqCst) {
+        assert!(began.elapsed() < PATIENCE, "nothing travels together");
+        let asked = (0..CLIENTS).map(async |n| shop.post("/api/OrdersProxy", n.to_string()).await.status());
+        let statuses = join_all(asked).await;
+        refused += statuses.iter().filter(|status| **status == StatusCode::SERVICE_UNAVAILABLE).count();
+        assert!(statuses.iter().all(|status| [StatusCode::CREATED, StatusCode::SERVICE_UNAVAILABLE].contains(status)));
+    }
+    assert_eq!(refused, 1);
+}
+
 /// What the gateway counted of the requests that it sent as one: so many batches, so many requests in them.
 async fn batched(client: &Client) -> (f64, f64) {
     let metrics = client.get("/metrics").await.text;
