@@ -23,7 +23,7 @@ use tokio::time::timeout;
 use tokio_util::codec::{Decoder, Encoder};
 
 use super::super::batch::{BATCH_ANSWERS, BATCH_COUNT_MAX, BATCH_HEADER, BATCH_PATH, BATCH_REQUEST_BYTES_MAX};
-use super::super::context::STAMP_HEADER;
+use super::super::context::DEADLINE_HEADER;
 use super::super::problem::{Code, Problem};
 use super::super::{metrics, render};
 use super::exchange::Exchange;
@@ -73,7 +73,7 @@ where
                 async move { Ok(this.serve(request).await.map_body(|_, body| EitherBody::right(body))) }.boxed_local(),
             );
         }
-        let asked_by_gateway = self.inner && request.headers().contains_key(STAMP_HEADER);
+        let asked_by_gateway = self.inner && request.headers().contains_key(DEADLINE_HEADER);
         let answer: fn(ServiceResponse<B>) -> Answer<B> = if asked_by_gateway { announced } else { plain };
         Either::Left(self.app.call(request).map_ok(answer))
     }
