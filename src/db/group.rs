@@ -82,6 +82,17 @@ struct Queue<Q, A> {
     arrived: Semaphore,
 }
 
+/// The committer's end of the queue: with it goes whoever waits there, and hears of it.
+struct Taking<Q, A>(Arc<Queue<Q, A>>);
+
+impl<Q, A> Drop for Taking<Q, A> {
+    fn drop(&mut self) {
+        let mut waiting = self.0.locked();
+        self.0.arrived.close();
+        waiting.clear();
+    }
+}
+
 impl<Q, A> Queue<Q, A> {
     fn locked(&self) -> MutexGuard<'_, VecDeque<(Q, oneshot::Sender<A>)>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
@@ -96,6 +107,19 @@ impl<Q, A> Queue<Q, A> {
             Some(_) if self.arrived.available_permits() >= count => true,
             Some(due) => !matches!(timeout_at(due, there).await, Ok(Err(_))),
         }
+    }
+
+    /// # Errors
+    /// [`Overloaded`] where the queue is full, or nobody is there to take from it.
+    fn push(&self, request: Q, to: oneshot::Sender<A>) -> Result<(), Overloaded> {
+        let mut waiting = self.locked();
+        if waiting.len() >= QUEUE_MAX || self.arrived.is_closed() {
+            return Err(Overloaded);
+        }
+        waiting.push_back((request, to));
+        drop(waiting);
+        self.arrived.add_permits(1);
+        Ok(())
     }
 
     /// Those who are there, in the order in which they came.
@@ -113,7 +137,9 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
     {
         let queue = Arc::new(Queue { waiting: Mutex::default(), arrived: Semaphore::new(0) });
         let handles = Arc::new(Handles(queue.clone()));
+        let taking = Taking(queue);
         runtime.spawn(async move {
+            let queue = &taking.0;
             let (mut crowd, together) = (Crowd::new(), metrics::histogram!("shopd_group_commit_requests", "of" => of));
             while queue.wait_for(1, None).await {
                 let (enough, due) = crowd.next(Instant::now());
@@ -153,15 +179,7 @@ impl<Q: Send + 'static, A: Send + 'static> GroupCommit<Q, A> {
     /// [`Overloaded`] at once where the queue is full; nothing was done then.
     pub async fn submit(&self, request: Q) -> Result<A, Overloaded> {
         let (to, answer) = oneshot::channel();
-        let queue = &self.0.0;
-        {
-            let mut waiting = queue.locked();
-            if waiting.len() >= QUEUE_MAX {
-                return Err(Overloaded);
-            }
-            waiting.push_back((request, to));
-        }
-        queue.arrived.add_permits(1);
+        self.0.0.push(request, to)?;
         answer.await.map_err(|_| Overloaded)
     }
 }
@@ -237,6 +255,25 @@ mod tests {
         });
         assert!(group.submit(0).await.is_err());
         assert_eq!(group.submit(1).await.unwrap(), 1);
+    }
+
+    #[test]
+    fn who_waits_for_a_committer_that_has_ended_hears_of_it_and_who_comes_later_at_once() {
+        let own = tokio::runtime::Builder::new_multi_thread().worker_threads(1).build().unwrap();
+        let group = GroupCommit::start(own.handle(), "test", |_: Vec<u32>| std::future::pending::<Vec<u32>>().boxed());
+        let other = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        other.block_on(async {
+            let (begun, waits) = (group.submit(1), group.submit(2));
+            let ends = async {
+                tokio::task::yield_now().await;
+                own.shutdown_background();
+            };
+            let bound = std::time::Duration::from_secs(20);
+            let (begun, waits, ()) =
+                tokio::time::timeout(bound, futures::future::join3(begun, waits, ends)).await.expect("they hear of it");
+            assert!(begun.is_err() && waits.is_err());
+            assert!(group.submit(3).now_or_never().is_some_and(|answer| answer.is_err()));
+        });
     }
 
     #[tokio::test]

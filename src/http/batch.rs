@@ -12,3 +12,5 @@ pub const BATCH_ANSWERS: &str = "application/http; msgtype=response";
 pub const BATCH_COUNT_MAX: usize = 64;
 /// Of one request in a batch, head and body.
 pub const BATCH_REQUEST_BYTES_MAX: usize = 4 * 1024;
+/// Of one request in a batch; a head may have 96 headers.
+pub const BATCH_LINES_MAX: usize = 80;

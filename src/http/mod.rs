@@ -23,7 +23,9 @@ pub mod sse;
 pub mod timeline;
 pub mod websocket;
 
-pub use batch::{BATCH_ANSWERS, BATCH_COUNT_MAX, BATCH_HEADER, BATCH_PATH, BATCH_REQUEST_BYTES_MAX, BATCH_REQUESTS};
+pub use batch::{
+    BATCH_ANSWERS, BATCH_COUNT_MAX, BATCH_HEADER, BATCH_LINES_MAX, BATCH_PATH, BATCH_REQUEST_BYTES_MAX, BATCH_REQUESTS,
+};
 pub use body::{BODY_BYTES_MAX, Ignored, Json, ReadBody};
 pub use context::{DEADLINE_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, RequestContext, STAMP_HEADER};
 pub use etag::matches as if_none_match;

@@ -20,7 +20,7 @@ use super::connection::{Broken, Connection, Pool};
 use super::{Kind, Ours, Outgoing, UpstreamError};
 use crate::gateway::forward::line;
 use crate::gateway::replicas::{Replica, Seen};
-use crate::http::{BATCH_HEADER, BATCH_REQUEST_BYTES_MAX, DEADLINE_HEADER};
+use crate::http::{BATCH_HEADER, BATCH_LINES_MAX, BATCH_REQUEST_BYTES_MAX, DEADLINE_HEADER};
 
 /// Room for a request's head; it grows where that is too little.
 pub const HEAD_BYTES: usize = 1_024;
@@ -65,21 +65,37 @@ impl Failure {
     }
 }
 
-/// Asks `replica` and waits until `until`, which the service is told.
-pub async fn attempt(ours: &Rc<Ours>, replica: &Arc<Replica>, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
-    let asked = ours.deadlines.bound(until, ask(ours, replica, outgoing, until)).await;
+/// Asks `replica` and waits until `until`, which the service is told. `may_repeat` is asked before a request goes that may have been done.
+pub async fn attempt(
+    ours: &Rc<Ours>,
+    replica: &Arc<Replica>,
+    outgoing: &Outgoing<'_>,
+    until: Instant,
+    may_repeat: &dyn Fn() -> bool,
+) -> Result<Answer, Failure> {
+    let asked = ours.deadlines.bound(until, ask(ours, replica, outgoing, until, may_repeat)).await;
     asked.unwrap_or_else(|| Err(Failure::late("no answer")))
 }
 
-async fn ask(ours: &Rc<Ours>, replica: &Arc<Replica>, outgoing: &Outgoing<'_>, until: Instant) -> Result<Answer, Failure> {
-    let (pool, request) = (&ours.pool, written(replica, outgoing, until).freeze());
+async fn ask(
+    ours: &Rc<Ours>,
+    replica: &Arc<Replica>,
+    outgoing: &Outgoing<'_>,
+    until: Instant,
+    may_repeat: &dyn Fn() -> bool,
+) -> Result<Answer, Failure> {
+    let (pool, mut request) = (&ours.pool, written(replica, outgoing, until).freeze());
     let may_join = outgoing.method == Method::POST && outgoing.kind != Kind::Stream && outgoing.wait.is_zero();
-    if may_join && replica.is_busy_with_batches() && request.len() <= BATCH_REQUEST_BYTES_MAX {
-        match batch::join(ours, replica, request.clone(), until).await {
+    if may_join && replica.is_busy_with_batches() && fits(&request) {
+        match batch::join(ours, replica, outgoing.target.path(), request, until).await {
             Carried::Answered(answer) => return Ok(answer),
             Carried::Failed(failure) => return Err(failure),
+            Carried::Broke(failure) if !may_repeat() => return Err(failure),
+            Carried::Broke(_) => metrics::counter!("shopd_gateway_retries_total").increment(1),
             Carried::Alone => {}
         }
+        // With the time that is left by now.
+        request = written(replica, outgoing, until).freeze();
     }
     let (mut connection, head) = match outgoing.kind {
         Kind::Stream => ask_anew(pool, replica, &request).await?,
@@ -119,6 +135,11 @@ async fn ask(ours: &Rc<Ours>, replica: &Arc<Replica>, outgoing: &Outgoing<'_>, u
         }
     };
     Ok(Answer { status, headers: head.headers, body })
+}
+
+/// Small enough for a batch, and of so few lines that nobody's batch is refused for its head.
+fn fits(request: &[u8]) -> bool {
+    request.len() <= BATCH_REQUEST_BYTES_MAX && request.iter().filter(|byte| **byte == b'\n').count() <= BATCH_LINES_MAX
 }
 
 /// On a kept connection where there is one.

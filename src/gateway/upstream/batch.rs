@@ -13,7 +13,7 @@ use std::time::Instant;
 use actix_http::ServiceConfig;
 use actix_http::h1::{ClientCodec, MessageType};
 use actix_web::http::StatusCode;
-use actix_web::http::header::CONTENT_TYPE;
+use actix_web::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use actix_web::rt::spawn;
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio::sync::oneshot;
@@ -23,7 +23,7 @@ use super::attempt::{Answer, AnswerBody, Failure, ask_kept};
 use super::connection::Broken;
 use super::{Ours, attempt};
 use crate::gateway::forward::line;
-use crate::gateway::replicas::Replica;
+use crate::gateway::replicas::{Replica, Seen};
 use crate::http::{BATCH_ANSWERS, BATCH_COUNT_MAX, BATCH_PATH, BATCH_REQUESTS};
 
 /// Of a batch's answers together; a POST's is a few hundred bytes.
@@ -33,7 +33,9 @@ const ANSWERS_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub enum Carried {
     Answered(Answer),
     Failed(Failure),
-    /// There were no others, the replica takes no batches, or the batch broke: it goes by itself.
+    /// The batch did, and one other request says so of the replica. It may have been done, as after any try without an answer.
+    Broke(Failure),
+    /// There were no others, or the replica takes no batches: nothing was done.
     Alone,
 }
 
@@ -43,38 +45,43 @@ struct Member {
     to: oneshot::Sender<Carried>,
 }
 
-/// What gathers on one worker thread, by replica.
+/// Where a request gathers: its replica, and its route by the number of its segments. What is posted to one route commits together, and
+/// nothing else of a service is held up by it.
+type Place = (usize, usize);
+
+/// What gathers on one worker thread.
 #[derive(Default)]
-pub struct Batches(RefCell<HashMap<usize, Vec<Member>>>);
+pub struct Batches(RefCell<HashMap<Place, Vec<Member>>>);
 
 impl Batches {
     /// True for the first, who sees to it that they leave.
-    fn gather(&self, replica: &Replica, member: Member) -> bool {
+    fn gather(&self, place: Place, member: Member) -> bool {
         let mut gathering = self.0.borrow_mut();
-        let members = gathering.entry(replica.id()).or_default();
+        let members = gathering.entry(place).or_default();
         members.push(member);
         members.len() == 1
     }
 
-    fn take(&self, replica: &Replica) -> Vec<Member> {
-        self.0.borrow_mut().remove(&replica.id()).unwrap_or_default()
+    fn take(&self, place: Place) -> Vec<Member> {
+        self.0.borrow_mut().remove(&place).unwrap_or_default()
     }
 }
 
-/// Travels with whoever leaves now as well; `request` is whole as it would go alone.
-pub async fn join(ours: &Rc<Ours>, replica: &Arc<Replica>, request: Bytes, until: Instant) -> Carried {
+/// Travels with whoever leaves now as well; `request` is whole as it would go alone, and asks for `path`.
+pub async fn join(ours: &Rc<Ours>, replica: &Arc<Replica>, path: &str, request: Bytes, until: Instant) -> Carried {
     let (to, carried) = oneshot::channel();
-    if ours.batches.gather(replica, Member { request, until, to }) {
+    let place = (replica.id(), path.matches('/').count());
+    if ours.batches.gather(place, Member { request, until, to }) {
         // A task of its own: it goes on where the first one's client goes away.
-        spawn(leave(ours.clone(), replica.clone()));
+        spawn(leave(ours.clone(), replica.clone(), place));
     }
     carried.await.unwrap_or_else(|_| Carried::Failed(Failure::broken("its batch was given up")))
 }
 
-async fn leave(ours: Rc<Ours>, replica: Arc<Replica>) {
+async fn leave(ours: Rc<Ours>, replica: Arc<Replica>, place: Place) {
     // After whatever has come by now.
     tokio::task::yield_now().await;
-    let mut members = ours.batches.take(&replica);
+    let mut members = ours.batches.take(place);
     members.retain(|member| !member.to.is_closed());
     while members.len() > BATCH_COUNT_MAX {
         let more = members.split_off(members.len() - BATCH_COUNT_MAX);
@@ -96,8 +103,15 @@ async fn carry(ours: Rc<Ours>, replica: Arc<Replica>, members: Vec<Member>) {
             members.by_ref().zip(answers).for_each(|(member, answer)| member.told(Carried::Answered(answer)))
         }
         Some(Ok(None)) => replica.takes_batches(false),
+        // Nothing was sent.
+        Some(Err(failure)) if failure.seen == Seen::Refused => {
+            members.by_ref().for_each(|member| member.told(Carried::Failed(failure.clone())));
+        }
         // One connection broke, so one request says so of the replica.
-        Some(Err(failure)) => members.by_ref().take(1).for_each(|member| member.told(Carried::Failed(failure.clone()))),
+        Some(Err(failure)) => {
+            members.by_ref().take(1).for_each(|member| member.told(Carried::Failed(failure.clone())));
+            members.by_ref().for_each(|member| member.told(Carried::Broke(failure.clone())));
+        }
         None => members.by_ref().for_each(|member| member.told(Carried::Failed(Failure::late("no answer")))),
     }
     members.for_each(|member| member.told(Carried::Alone));
@@ -156,15 +170,17 @@ fn answers_in(mut bytes: BytesMut, config: &ServiceConfig) -> Result<Vec<Answer>
         let mut codec = ClientCodec::new(config.clone());
         let head = codec.decode(&mut bytes).map_err(|error| unreadable(&error))?.ok_or(Broken::Cut)?;
         let mut body = Bytes::new();
-        let has_length = head.headers.contains_key(actix_web::http::header::CONTENT_LENGTH);
-        if has_length && codec.message_type() == MessageType::Payload {
+        // They have no body, whatever length they name.
+        let is_bodyless = [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&head.status);
+        if !is_bodyless && !head.headers.contains_key(CONTENT_LENGTH) {
+            return Err(Broken::Unreadable("an answer of a batch without a length".to_owned()));
+        }
+        if !is_bodyless && codec.message_type() == MessageType::Payload {
             let mut codec = codec.into_payload_codec();
             // Of a known length: one piece, where it is there whole.
             while let Some(chunk) = codec.decode(&mut bytes).map_err(|error| unreadable(&error))?.ok_or(Broken::Cut)? {
                 body = if body.is_empty() { chunk } else { [body, chunk].concat().into() };
             }
-        } else if codec.message_type() == MessageType::Stream || head.status.is_informational() {
-            return Err(Broken::Unreadable("an answer without an end".to_owned()));
         }
         answers.push(Answer { status: head.status, headers: head.headers, body: AnswerBody::Whole(body) });
     }

@@ -97,7 +97,8 @@ impl Client {
             tried.push(picked.replica.id());
             let others = replicas.has_untried(&tried);
             let until = if others { deadline - left.saturating_sub(outgoing.wait) / 2 } else { deadline };
-            let asked = attempt(&self.0, &picked.replica, outgoing, until);
+            let may_repeat = || replicas.may_repeat();
+            let asked = attempt(&self.0, &picked.replica, outgoing, until, &may_repeat);
             let done = if others { unless_it_dies(asked, &picked, replicas, &tried).await } else { asked.await };
             made += 1;
             let (outcome, seen) = judge(&done);

@@ -97,12 +97,15 @@ impl<A> Batching<A> {
         B: MessageBody + 'static,
     {
         // Until then the connection waits for us.
-        let _progress = request.conn_data::<Exchange>().cloned().map(Exchange::begin);
+        let progress = request.conn_data::<Exchange>().cloned().map(Exchange::begin);
         let read = timeout(ARRIVAL_TIME_MAX, read(request.take_payload())).await.unwrap_or(Err("the batch did not arrive in time"));
         let mut codec = Codec::new(self.config.clone());
         let mut requests = match read.and_then(|bytes| requests(&mut codec, bytes)) {
             Ok(requests) => requests,
-            Err(detail) => return self.refused(&request, detail),
+            Err(detail) => {
+                progress.inspect(|progress| progress.closes());
+                return self.refused(&request, detail);
+            }
         };
         requests.iter_mut().for_each(|each| each.head_mut().peer_addr = request.peer_addr());
         let mut out = BytesMut::with_capacity(512 * requests.len());

@@ -111,6 +111,7 @@ async fn what_reads_or_waits_or_is_large_goes_alone() {
     })
     .await;
     let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
+    ask_until_batched(&shop, &orders).await;
     let large = "1".repeat(5_000);
     for round in 0..4 {
         let own = async {
@@ -171,9 +172,13 @@ async fn where_a_batch_is_not_taken_or_breaks_each_of_its_requests_is_asked_alon
         let batch = enclosed(requests.iter().find(|request| is_batch(request)).unwrap());
         let stamps = |all: &[String]| all.iter().map(|each| header(each, "x-shopd-stamp").unwrap()).collect::<Vec<_>>();
         let all = stamps(&requests.iter().flat_map(|request| enclosed(request)).collect::<Vec<_>>());
+        let alone = stamps(&requests.into_iter().filter(|request| !is_batch(request)).collect::<Vec<_>>());
         for stamp in stamps(&batch) {
             assert_eq!(all.iter().filter(|each| **each == stamp).count(), 2, "{name}");
         }
+        // A kept connection that is closed says nothing: the batch goes over another one. Else one request at most goes elsewhere, with others.
+        let went_alone = stamps(&batch).iter().filter(|stamp| alone.contains(stamp)).count();
+        assert!(name == "it is closed" || went_alone >= batch.len() - 1, "{name}: {went_alone} of {}", batch.len());
         assert_eq!(all.into_iter().collect::<HashSet<_>>().len(), asked, "{name}");
     }
 }
