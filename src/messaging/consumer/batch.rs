@@ -11,7 +11,7 @@ use crate::trace::TraceContext;
 use super::super::dead_letter::Poison;
 use super::super::log::StoredRecord;
 use super::delivery::{Delivery, Position, Received};
-use super::fetcher::Fetched;
+use super::fetcher::{Fetched, count};
 use super::inbox::Inbox;
 use super::offsets::Move;
 
@@ -65,7 +65,9 @@ impl<E> Decoded<E> {
 
 impl<E> Batch<E> {
     pub(super) fn assemble(topic: &str, fetched: impl Iterator<Item = Fetched<E>>) -> Self {
-        let mut batch = Self { moves: Vec::new(), received: Vec::new(), poisoned: Vec::new() };
+        // Room for all of them at once: to grow is to copy what is there.
+        let fetched: Vec<Fetched<E>> = fetched.collect();
+        let mut batch = Self { moves: Vec::new(), received: Vec::with_capacity(count(&fetched)), poisoned: Vec::new() };
         for one in fetched {
             let (partition, epoch) = (one.partition(), one.epoch());
             let (from, to) = one.span();

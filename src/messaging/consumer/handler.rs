@@ -11,8 +11,8 @@ use super::super::dead_letter::{Keys, Poison};
 use super::delivery::{Delivery, Received};
 use super::offsets::Fence;
 
-/// From so many records on it takes longer to make statements of them than to hand a thread's other tasks on to another one.
-const MANY: usize = 256;
+/// From so many records on what is done with all of them takes longer than to hand it, or what else the thread has to do, on to another one.
+pub(super) const MANY: usize = 256;
 
 /// What a service does with a topic.
 #[async_trait]

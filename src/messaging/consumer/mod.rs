@@ -45,6 +45,7 @@ pub use offsets::{Fence, Move, Owned, Standing, next_offsets};
 pub use postgres::PgInbox;
 
 use fetcher::{backoff, count, fetch, pause};
+use handler::MANY;
 use holding::Holding;
 use keeper::Keeper;
 
@@ -206,6 +207,7 @@ impl<I: Inbox> Consumer<I> {
                         together.record(records as f64);
                         took.record(began.elapsed());
                         holding.committed(&batch.moves);
+                        dispose(batch);
                     }
                     pace.done(records, began, Instant::now());
                     applied = true;
@@ -263,5 +265,12 @@ impl<I: Inbox> Consumer<I> {
                 return Err(Ended::Stopping);
             }
         }
+    }
+}
+
+/// Thousands of records take a while to free, and the next batch is waited for.
+fn dispose<E: Send + Sync + 'static>(batch: Arc<Batch<E>>) {
+    if batch.received.len() >= MANY {
+        tokio::task::spawn_blocking(move || drop(batch));
     }
 }
