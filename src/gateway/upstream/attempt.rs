@@ -65,19 +65,9 @@ impl Failure {
     }
 }
 
-/// Asks `replica` and waits until `until`, which the service is told. `may_repeat` is asked before a request goes that may have been done.
+/// Asks `replica`, which is told that it has until `until`; whoever calls waits no longer. `may_repeat` is asked before a request goes that may
+/// have been done.
 pub async fn attempt(
-    ours: &Rc<Ours>,
-    replica: &Arc<Replica>,
-    outgoing: &Outgoing<'_>,
-    until: Instant,
-    may_repeat: &dyn Fn() -> bool,
-) -> Result<Answer, Failure> {
-    let asked = ours.deadlines.bound(until, ask(ours, replica, outgoing, until, may_repeat)).await;
-    asked.unwrap_or_else(|| Err(Failure::late("no answer")))
-}
-
-async fn ask(
     ours: &Rc<Ours>,
     replica: &Arc<Replica>,
     outgoing: &Outgoing<'_>,

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use actix_web::http::uri::PathAndQuery;
 use actix_web::http::{Method, StatusCode};
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
 use tokio::time::sleep_until;
 
 pub use attempt::{Answer, AnswerBody, Chunks};
@@ -98,7 +99,8 @@ impl Client {
             let others = replicas.has_untried(&tried);
             let until = if others { deadline - left.saturating_sub(outgoing.wait) / 2 } else { deadline };
             let may_repeat = || replicas.may_repeat();
-            let asked = attempt(&self.0, &picked.replica, outgoing, until, &may_repeat);
+            let asked = self.0.deadlines.bound(until, attempt(&self.0, &picked.replica, outgoing, until, &may_repeat));
+            let asked = asked.map(|asked| asked.unwrap_or_else(|| Err(Failure::late("no answer"))));
             let done = if others { unless_it_dies(asked, &picked, replicas, &tried).await } else { asked.await };
             made += 1;
             let (outcome, seen) = judge(&done);
