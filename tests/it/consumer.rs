@@ -255,19 +255,33 @@ async fn an_offset_moves_only_from_where_the_batch_began_and_under_its_own_epoch
         .execute(&mut *conn)
         .await
         .unwrap();
-    let advance = |from: [i64; 2], epoch: [i64; 2]| {
-        sql("select advance_offsets('t', array[0, 1], $1, array[9, 9]::bigint[], $2, 1000)")
+    // One alone goes another way than several.
+    let advance = |from: &[i64], epoch: &[i64]| {
+        sql("select advance_offsets('t', (array[0, 1])[1:cardinality($1)], $1, (array[9, 9]::bigint[])[1:cardinality($1)], $2, 1000)")
             .bind::<Array<BigInt>, _>(from.to_vec())
             .bind::<Array<BigInt>, _>(epoch.to_vec())
     };
-    for (from, epoch) in [([5, 4], [7, 7]), ([4, 5], [7, 7]), ([5, 5], [7, 6]), ([5, 5], [8, 7])] {
+    let odd: [(&[i64], &[i64]); 7] = [
+        (&[5, 4], &[7, 7]),
+        (&[4, 5], &[7, 7]),
+        (&[5, 5], &[7, 6]),
+        (&[5, 5], &[8, 7]),
+        (&[4], &[7]),
+        (&[5], &[6]),
+        (&[5], &[8]),
+    ];
+    for (from, epoch) in odd {
         let error = DbError::from(advance(from, epoch).execute(&mut *conn).await.unwrap_err());
         assert!(matches!(error, DbError::Fenced(_)), "{error}");
         assert_eq!(count(&bench.db, "select sum(next_offset)::bigint as n from consumer_offset where topic = 't'").await, 10);
     }
-    advance([5, 5], [7, 7]).execute(&mut *conn).await.unwrap();
-    let again = DbError::from(advance([5, 5], [7, 7]).execute(&mut *conn).await.unwrap_err());
+    advance(&[5, 5], &[7, 7]).execute(&mut *conn).await.unwrap();
+    let again = DbError::from(advance(&[5, 5], &[7, 7]).execute(&mut *conn).await.unwrap_err());
     assert!(matches!(again, DbError::Fenced(_)), "the same batch does not move twice");
+    sql("update consumer_offset set next_offset = 5 where topic = 't' and partition = 0").execute(&mut *conn).await.unwrap();
+    advance(&[5], &[7]).execute(&mut *conn).await.unwrap();
+    let again = DbError::from(advance(&[5], &[7]).execute(&mut *conn).await.unwrap_err());
+    assert!(matches!(again, DbError::Fenced(_)), "nor does that of one partition");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
