@@ -254,9 +254,10 @@ const ANSWER_TIME_MAX: Duration = Duration::from_secs(9);
 ///
 /// # Errors
 /// [`DbError::Unavailable`] where it takes longer.
-pub async fn in_time<R, E: From<DbError>>(work: impl Future<Output = Result<R, E>>) -> Result<R, E> {
-    let late = |_| DbError::Unavailable(format!("no answer within {} ms", ANSWER_TIME_MAX.as_millis()));
-    tokio::time::timeout(ANSWER_TIME_MAX, work).await.map_err(late)?
+pub fn in_time<R, E: From<DbError>>(work: impl Future<Output = Result<R, E>>) -> impl Future<Output = Result<R, E>> {
+    let late = || DbError::Unavailable(format!("no answer within {} ms", ANSWER_TIME_MAX.as_millis()));
+    // No `async fn`: it would hold `work` twice, as its argument and as what it awaits, and every reader's future with it.
+    tokio::time::timeout(ANSWER_TIME_MAX, work).map(move |done| done.unwrap_or_else(|_| Err(late().into())))
 }
 
 /// Which errors of a transaction mean that it lost a race and may be tried again at once.

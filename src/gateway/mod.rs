@@ -173,16 +173,17 @@ async fn handle(
         Some(pattern) => limits.check(req.method(), pattern, req.peer_addr().map(|peer| peer.ip()), req.headers())?,
         None => None,
     };
+    // The future of each request is moved twice before it runs, with room for the largest of these: those that are rare stand elsewhere.
     let response = match target {
         Target::Proxy { service, rest } => worker.proxy(service, rest, &req, &context, body).await?,
-        Target::Socket { rest } => live::socket(&worker, rest, &req, &context, body).await?,
-        Target::Summary { user } => summary::summary(&worker, user, &context).await?,
-        Target::Timeline { order } => timeline::timeline(&worker, order, &context).await?,
+        Target::Socket { rest } => Box::pin(live::socket(&worker, rest, &req, &context, body)).await?,
+        Target::Summary { user } => Box::pin(summary::summary(&worker, user, &context)).await?,
+        Target::Timeline { order } => Box::pin(timeline::timeline(&worker, order, &context)).await?,
         Target::Options { allow } => HttpResponse::NoContent().insert_header((ALLOW, allow)).finish(),
         Target::Root => HttpResponse::Found().insert_header((LOCATION, "/swagger")).finish(),
         Target::SwaggerPage => swagger_ui::page(),
         Target::SwaggerAsset(name) => swagger_ui::asset(name).map_err(Problem::internal)?.ok_or_else(not_found)?,
-        Target::SwaggerDocument => HttpResponse::Ok().json(worker.gateway.0.documents.current(&worker, &context).await),
+        Target::SwaggerDocument => HttpResponse::Ok().json(Box::pin(worker.gateway.0.documents.current(&worker, &context)).await),
     };
     let mut response = respond::compress(&req, response);
     for (name, value) in left.iter().flat_map(limits::Left::headers) {

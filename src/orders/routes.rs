@@ -81,7 +81,8 @@ async fn place(
     let is_new = matches!(&settled, Settled::Done(Ok(placed)) if placed.is_new);
     let reply = settled.reply(placed)?;
     match prefer.0.zip(expected) {
-        Some((wait, expected)) => waited(&orders, reply, wait, expected, is_new).await,
+        // Elsewhere: most do not wait, and each request's future is moved with room for this.
+        Some((wait, expected)) => Box::pin(waited(&orders, reply, wait, expected, is_new)).await,
         None => Ok(reply),
     }
 }

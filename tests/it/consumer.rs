@@ -261,15 +261,8 @@ async fn an_offset_moves_only_from_where_the_batch_began_and_under_its_own_epoch
             .bind::<Array<BigInt>, _>(from.to_vec())
             .bind::<Array<BigInt>, _>(epoch.to_vec())
     };
-    let odd: [(&[i64], &[i64]); 7] = [
-        (&[5, 4], &[7, 7]),
-        (&[4, 5], &[7, 7]),
-        (&[5, 5], &[7, 6]),
-        (&[5, 5], &[8, 7]),
-        (&[4], &[7]),
-        (&[5], &[6]),
-        (&[5], &[8]),
-    ];
+    let odd: [(&[i64], &[i64]); 7] =
+        [(&[5, 4], &[7, 7]), (&[4, 5], &[7, 7]), (&[5, 5], &[7, 6]), (&[5, 5], &[8, 7]), (&[4], &[7]), (&[5], &[6]), (&[5], &[8])];
     for (from, epoch) in odd {
         let error = DbError::from(advance(from, epoch).execute(&mut *conn).await.unwrap_err());
         assert!(matches!(error, DbError::Fenced(_)), "{error}");

@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -96,7 +97,7 @@ async fn carry(ours: Rc<Ours>, replica: Arc<Replica>, members: Vec<Member>) {
         return;
     };
     metrics::histogram!("shopd_gateway_batch_requests").record(members.len() as f64);
-    let asked = ours.deadlines.bound(until, ask(&ours, &replica, &members)).await;
+    let asked = ours.deadlines.bound(until, pin!(ask(&ours, &replica, &members))).await;
     let mut members = members.into_iter();
     match asked {
         Some(Ok(Some(answers))) => {

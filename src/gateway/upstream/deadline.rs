@@ -4,6 +4,7 @@
 //! every one is taken back unused. Here a request only leaves its waker; a task looks at all of them every [`TICK`] while there are any.
 
 use std::cell::{Cell, RefCell};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -59,10 +60,10 @@ impl Deadlines {
         Self(inner)
     }
 
-    /// `work`, or `None` where it is not done by `until` (and [`TICK`] later).
-    pub async fn bound<F: Future>(&self, until: Instant, work: F) -> Option<F::Output> {
+    /// `work`, or `None` where it is not done by `until` (and [`TICK`] later). It stays where it is pinned: handed over it would be in the
+    /// caller's future twice, as argument and as what is awaited.
+    pub async fn bound<F: Future>(&self, until: Instant, mut work: Pin<&mut F>) -> Option<F::Output> {
         let mut place = Place { inner: &self.0, at: None };
-        let mut work = std::pin::pin!(work);
         std::future::poll_fn(move |cx| match work.as_mut().poll(cx) {
             Poll::Ready(done) => Poll::Ready(Some(done)),
             Poll::Pending if Instant::now() >= until => Poll::Ready(None),
@@ -143,6 +144,9 @@ impl Drop for Place<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::future::pending;
+    use std::pin::pin;
+
     use futures::future::join_all;
 
     use super::*;
@@ -154,14 +158,15 @@ mod tests {
         let of = |ms: u64| {
             let deadlines = deadlines.clone();
             async move {
-                let late = deadlines.bound(began + Duration::from_millis(ms), std::future::pending::<()>()).await;
+                let late = deadlines.bound(began + Duration::from_millis(ms), pin!(pending::<()>())).await;
                 (late.is_none(), began.elapsed() >= Duration::from_millis(ms))
             }
         };
-        let done = deadlines.bound(began + Duration::from_secs(60), async {
+        let work = pin!(async {
             tokio::task::yield_now().await;
             7
         });
+        let done = deadlines.bound(began + Duration::from_secs(60), work);
         let (late, done) = futures::future::join(join_all([30, 10, 20, 10].map(of)), done).await;
         assert_eq!(late, [(true, true); 4]);
         assert_eq!(done, Some(7));
@@ -169,7 +174,7 @@ mod tests {
         assert_eq!((deadlines.0.count.get(), deadlines.0.free.borrow().len()), (0, 5), "every place is given back");
         // It had gone to rest meanwhile, or will; both times it is woken.
         tokio::task::yield_now().await;
-        assert!(deadlines.bound(Instant::now(), std::future::pending::<()>()).await.is_none());
-        assert!(deadlines.bound(Instant::now() + Duration::from_millis(1), std::future::pending::<()>()).await.is_none());
+        assert!(deadlines.bound(Instant::now(), pin!(pending::<()>())).await.is_none());
+        assert!(deadlines.bound(Instant::now() + Duration::from_millis(1), pin!(pending::<()>())).await.is_none());
     }
 }

@@ -9,6 +9,7 @@ mod connection;
 mod deadline;
 mod retry;
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -99,9 +100,12 @@ impl Client {
             let others = replicas.has_untried(&tried);
             let until = if others { deadline - left.saturating_sub(outgoing.wait) / 2 } else { deadline };
             let may_repeat = || replicas.may_repeat();
-            let asked = self.0.deadlines.bound(until, attempt(&self.0, &picked.replica, outgoing, until, &may_repeat));
-            let asked = asked.map(|asked| asked.unwrap_or_else(|| Err(Failure::late("no answer"))));
-            let done = if others { unless_it_dies(asked, &picked, replicas, &tried).await } else { asked.await };
+            let done = {
+                let trying = pin!(attempt(&self.0, &picked.replica, outgoing, until, &may_repeat));
+                let asked = self.0.deadlines.bound(until, trying);
+                let asked = asked.map(|asked| asked.unwrap_or_else(|| Err(Failure::late("no answer"))));
+                if others { unless_it_dies(asked, &picked, replicas, &tried).await } else { asked.await }
+            };
             made += 1;
             let (outcome, seen) = judge(&done);
             replicas.see(&picked.replica, seen);
