@@ -8,7 +8,7 @@ use actix_web::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use bytes::{BufMut, BytesMut};
 
 use super::routes::ServiceName;
-use crate::http::{IDEMPOTENCY_KEY_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, STAMP_HEADER};
+use crate::http::{IDEMPOTENCY_KEY_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, STAMP_HEADER, names};
 
 /// Every header that only the gateway may set begins so; those of clients are dropped, those of services stay inside.
 const INNER: &str = "x-shopd-";
@@ -20,8 +20,6 @@ const OURS: &str = "1.1 shopd";
 const VIA: &str = "via";
 const FORWARDED: &str = "forwarded";
 const FORWARDED_FOR: &str = "x-forwarded-for";
-const FORWARDED_HOST: &str = "x-forwarded-host";
-const FORWARDED_PROTO: &str = "x-forwarded-proto";
 
 /// By which way a request came: the same for all requests of a connection, so it is written once.
 #[derive(Debug)]
@@ -60,13 +58,21 @@ pub struct Hop<'a> {
     pub stamp: Option<&'a str>,
 }
 
+/// How a request goes to a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Travels {
+    Alone,
+    /// With others, to a service of our own: it does not hear by which way each of them came, which it asks nobody and is a third of a head.
+    Together,
+}
+
 /// Writes the header lines under which a request goes on. `Host` and the body's length are the connection's to write; `Expect` was met
 /// by the server already.
-pub fn request(incoming: &HeaderMap, hop: &Hop<'_>, out: &mut BytesMut) {
+pub fn request(incoming: &HeaderMap, hop: &Hop<'_>, travels: Travels, out: &mut BytesMut) {
     let dropped = named_by_connection(incoming);
-    let has = |name: &str| incoming.contains_key(name) && !is_hop_by_hop(name, &dropped);
+    let has = |name: &HeaderName| incoming.contains_key(name) && !is_hop_by_hop(name.as_str(), &dropped);
     // A state belongs to the trace it came with: without a parent of that trace it means nothing.
-    let keeps_state = has(TRACEPARENT);
+    let keeps_state = has(&names::TRACEPARENT);
     for (name, value) in incoming {
         let text = name.as_str();
         let own = match text {
@@ -83,13 +89,16 @@ pub fn request(incoming: &HeaderMap, hop: &Hop<'_>, out: &mut BytesMut) {
     line(out, TRACEPARENT, hop.traceparent.as_bytes());
     if let Some(stamp) = hop.stamp {
         line(out, STAMP_HEADER, stamp.as_bytes());
-        if !has(IDEMPOTENCY_KEY_HEADER) {
+        if !has(&names::IDEMPOTENCY_KEY) {
             line(out, IDEMPOTENCY_KEY_HEADER, stamp.as_bytes());
         }
     }
+    if travels == Travels::Together {
+        return;
+    }
     // Lists go on as one line each.
-    let list = |out: &mut BytesMut, name: &str, own: &[u8]| {
-        out.put_slice(name.as_bytes());
+    let list = |out: &mut BytesMut, name: &HeaderName, own: &[u8]| {
+        out.put_slice(name.as_str().as_bytes());
         out.put_slice(b": ");
         for value in incoming.get_all(name).filter(|_| has(name)) {
             out.put_slice(value.as_bytes());
@@ -98,18 +107,18 @@ pub fn request(incoming: &HeaderMap, hop: &Hop<'_>, out: &mut BytesMut) {
         out.put_slice(own);
         out.put_slice(b"\r\n");
     };
-    list(out, VIA, OURS.as_bytes());
-    for (name, own) in [(FORWARDED, &hop.way.forwarded), (FORWARDED_FOR, &hop.way.forwarded_for)] {
+    list(out, &header::VIA, OURS.as_bytes());
+    for (name, own) in [(&header::FORWARDED, &hop.way.forwarded), (&header::X_FORWARDED_FOR, &hop.way.forwarded_for)] {
         if let Some(own) = own {
             list(out, name, own.as_bytes());
         }
     }
     // A proxy in front of us saw the client; what it says is kept.
-    if let Some(host) = hop.way.forwarded_host.as_ref().filter(|_| !has(FORWARDED_HOST)) {
-        line(out, FORWARDED_HOST, host.as_bytes());
+    if let Some(host) = hop.way.forwarded_host.as_ref().filter(|_| !has(&header::X_FORWARDED_HOST)) {
+        line(out, header::X_FORWARDED_HOST.as_str(), host.as_bytes());
     }
-    if !has(FORWARDED_PROTO) {
-        line(out, FORWARDED_PROTO, hop.way.scheme.as_bytes());
+    if !has(&header::X_FORWARDED_PROTO) {
+        line(out, header::X_FORWARDED_PROTO.as_str(), hop.way.scheme.as_bytes());
     }
 }
 
@@ -196,6 +205,10 @@ mod tests {
     const STAMP: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
 
     fn sent_from(incoming: &HeaderMap, peer: IpAddr, stamp: Option<&'static str>) -> HeaderMap {
+        sent(incoming, peer, stamp, Travels::Alone)
+    }
+
+    fn sent(incoming: &HeaderMap, peer: IpAddr, stamp: Option<&'static str>, travels: Travels) -> HeaderMap {
         let hop = Hop {
             way: &Way::new(Some(peer), "shop.example:8000", "http"),
             service: ServiceName::Orders,
@@ -204,7 +217,7 @@ mod tests {
             stamp,
         };
         let mut out = BytesMut::new();
-        request(incoming, &hop, &mut out);
+        request(incoming, &hop, travels, &mut out);
         let mut headers = HeaderMap::new();
         for line in std::str::from_utf8(&out).unwrap().split_terminator("\r\n") {
             let (name, value) = line.split_once(": ").unwrap();
@@ -272,6 +285,26 @@ mod tests {
         assert_eq!((text(&headers, "x-shopd-stamp"), text(&headers, "idempotency-key")), (vec![STAMP], vec!["mine"]));
         let headers = passed(&map(&[("x-shopd-stamp", "theirs"), ("x-shopd-deadline-ms", "1")]));
         assert!(["x-shopd-stamp", "x-shopd-deadline-ms", "idempotency-key"].iter().all(|name| !headers.contains_key(*name)));
+    }
+
+    #[test]
+    fn one_of_several_is_told_everything_but_its_way() {
+        let incoming =
+            map(&[("x-forwarded-for", "1.2.3.4"), ("via", "1.0 front"), ("accept", "text/plain"), ("traceparent", "theirs")]);
+        let peer = IpAddr::from([10, 0, 0, 7]);
+        let mut alone = sent(&incoming, peer, Some(STAMP), Travels::Alone);
+        let together = sent(&incoming, peer, Some(STAMP), Travels::Together);
+        for way in ["via", "forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto"] {
+            assert!(!together.contains_key(way) && alone.remove(way).count() == 1, "{way}");
+        }
+        let sorted = |headers: &HeaderMap| {
+            let mut all: Vec<_> =
+                headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned())).collect();
+            all.sort();
+            all
+        };
+        assert_eq!(sorted(&together), sorted(&alone));
+        assert_eq!(text(&together, "idempotency-key"), [STAMP]);
     }
 
     #[test]

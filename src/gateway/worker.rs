@@ -18,7 +18,7 @@ use super::forward::{self, Hop, Way};
 use super::routes::ServiceName;
 use super::upstream::{Answer, Client, Kind, Outgoing, UpstreamError};
 use super::{Gateway, respond};
-use crate::http::{Code, IDEMPOTENCY_KEY_HEADER, PreferWait, Problem, RequestContext};
+use crate::http::{Code, PreferWait, Problem, RequestContext, names};
 use crate::telemetry::{Span, Tracer, Work};
 use crate::trace::TraceContext;
 
@@ -64,7 +64,7 @@ impl Worker {
         let traceparent = asked.trace.traceparent();
         let hop = Hop { way: &way, service, request_id: &context.request_id, traceparent: &traceparent, stamp: None };
         let target = target.parse().map_err(|error| UpstreamError::Unavailable(format!("{target}: {error}")))?;
-        let headers = |out: &mut BytesMut| forward::request(headers, &hop, out);
+        let headers = |out: &mut BytesMut, travels| forward::request(headers, &hop, travels, out);
         let outgoing = Outgoing { method: Method::GET, target, headers: &headers, body: Bytes::new(), kind, wait: Duration::ZERO };
         let answer = self.client.send(self.gateway.replicas(service), &outgoing, deadline).await;
         asked.answered(&answer);
@@ -105,16 +105,16 @@ impl Worker {
         let peer = req.peer_addr().map(|peer| peer.ip().to_canonical());
         // Beside GET everything has an effect.
         let stamp = (req.method() != Method::GET).then(|| Uuid::now_v7().hyphenated().to_string());
-        let own_key = stamp.is_some() && !req.headers().contains_key(IDEMPOTENCY_KEY_HEADER);
+        let own_key = stamp.is_some() && !req.headers().contains_key(&names::IDEMPOTENCY_KEY);
         let way = self.way(peer, host);
         let asked = Asked::now(service, req.method().clone(), context);
         let traceparent = asked.trace.traceparent();
-        let (request_id, stamp) = (context.request_id.as_str(), stamp.as_deref());
+        let (request_id, stamp) = (&*context.request_id, stamp.as_deref());
         let hop = Hop { way: &way, service, request_id, traceparent: &traceparent, stamp };
         let outgoing = Outgoing {
             method: req.method().clone(),
             target: inner_target(service, rest, req.uri().query()).map_err(Problem::internal)?,
-            headers: &|out| forward::request(req.headers(), &hop, out),
+            headers: &|out, travels| forward::request(req.headers(), &hop, travels, out),
             body,
             kind: match (is_stream, own_key) {
                 (true, _) => Kind::Stream,

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::future::{Ready, ready};
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use actix_web::body::{BoxBody, MessageBody};
@@ -23,7 +24,7 @@ use uuid::Uuid;
 
 use super::problem::Problem;
 use super::server::{Exchange, InProgress};
-use super::{drain, head, metrics, render};
+use super::{drain, head, metrics, names, render};
 use crate::telemetry::{self, Span, Tracer, Work};
 use crate::trace::TraceContext;
 
@@ -47,34 +48,35 @@ pub struct RequestContext {
     /// The span under which it lies, where the client named one.
     pub parent: Option<u64>,
     /// 1..=128 visible ASCII characters.
-    pub request_id: String,
+    pub request_id: Arc<str>,
     /// By [`STAMP_HEADER`].
     pub stamp: Option<Uuid>,
     /// When nobody waits for the answer's head any more, by [`DEADLINE_HEADER`].
     pub deadline: Option<Instant>,
     /// `/api/OrdersProxy`, standing for as many leading segments of our own path.
-    public_prefix: Option<String>,
+    public_prefix: Option<Arc<str>>,
 }
 
 impl RequestContext {
     /// `inner`: the port is behind the gateway, whose inner headers count; one that cannot be read is none.
     pub(super) fn of(headers: &HeaderMap, inner: bool) -> Self {
-        let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-        let only = |name: &str| {
+        let text = |name: &HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        let only = |name: &HeaderName| {
             let mut values = headers.get_all(name);
             let value = values.next().filter(|_| inner)?;
             value.to_str().ok().filter(|_| values.next().is_none())
         };
-        let taken = text(REQUEST_ID_HEADER).filter(|id| is_request_id(id)).map(str::to_owned);
+        let taken = text(&names::REQUEST_ID).filter(|id| is_request_id(id)).map(Arc::from);
         // One that cannot be read, or two, are none, as the standard asks.
-        let parent = text("traceparent").filter(|_| headers.get_all("traceparent").count() == 1).and_then(TraceContext::parse);
+        let parent =
+            text(&names::TRACEPARENT).filter(|_| headers.get_all(&names::TRACEPARENT).count() == 1).and_then(TraceContext::parse);
         Self {
             trace: parent.map_or_else(telemetry::new_trace, TraceContext::child),
             parent: parent.map(|parent| parent.span_bits()),
-            request_id: taken.unwrap_or_else(|| Uuid::now_v7().to_string()),
-            stamp: only(STAMP_HEADER).and_then(stamp),
-            deadline: only(DEADLINE_HEADER).and_then(milliseconds).map(|left| Instant::now() + left),
-            public_prefix: text(PREFIX_HEADER).filter(|prefix| inner && is_prefix(prefix)).map(str::to_owned),
+            request_id: taken.unwrap_or_else(made),
+            stamp: only(&names::STAMP).and_then(stamp),
+            deadline: only(&names::DEADLINE).and_then(milliseconds).map(|left| Instant::now() + left),
+            public_prefix: text(&names::PREFIX).filter(|prefix| inner && is_prefix(prefix)).map(Arc::from),
         }
     }
 
@@ -83,7 +85,7 @@ impl RequestContext {
         Self {
             trace: TraceContext::new_root().unsampled(),
             parent: None,
-            request_id: Uuid::now_v7().to_string(),
+            request_id: made(),
             stamp: None,
             deadline: None,
             public_prefix: None,
@@ -108,6 +110,11 @@ impl FromRequest for RequestContext {
         let context = req.extensions().get::<RequestContext>().cloned();
         ready(context.ok_or_else(|| Problem::internal("the request has no context: its layer is not installed").into()))
     }
+}
+
+/// A request id of our own.
+fn made() -> Arc<str> {
+    (&*Uuid::now_v7().hyphenated().encode_lower(&mut Uuid::encode_buffer())).into()
 }
 
 fn is_request_id(text: &str) -> bool {
@@ -273,7 +280,7 @@ async fn finish(
     progress: Option<InProgress>,
 ) -> HttpResponse {
     if let Ok(id) = HeaderValue::from_str(&asked.context.request_id) {
-        response.headers_mut().insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
+        response.headers_mut().insert(names::REQUEST_ID.clone(), id);
     }
     let status = response.status();
     // After 101 the body is the other protocol's.
@@ -293,7 +300,7 @@ async fn finish(
     record_span(asked, route, status, elapsed);
     let (method, path, status, ms) = (&asked.method, &asked.path, status.as_u16(), elapsed.as_millis() as u64);
     if status >= 400 {
-        let (role, request_id, trace_id) = (asked.role, &asked.context.request_id, asked.context.trace.trace_id());
+        let (role, request_id, trace_id) = (asked.role, &*asked.context.request_id, asked.context.trace.trace_id());
         tracing::info!(%method, path, status, ms, role, request_id, trace_id, "request");
     } else {
         tracing::debug!(%method, path, status, ms, "request");
@@ -315,7 +322,7 @@ fn record_span(asked: &Asked, route: Option<&str>, status: StatusCode, elapsed: 
         .with("http.request.method", asked.method.to_string())
         .with("url.path", asked.path.clone())
         .with("http.response.status_code", i64::from(status.as_u16()))
-        .with("shopd.request_id", context.request_id.clone());
+        .with("shopd.request_id", context.request_id.to_string());
     if let Some(route) = route {
         span = span.with("http.route", route.to_owned());
     }
@@ -337,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_usable_request_id_is_taken_and_any_other_replaced() {
-        assert_eq!(context(&[(REQUEST_ID_HEADER, "abc-1")], true).request_id, "abc-1");
+        assert_eq!(&*context(&[(REQUEST_ID_HEADER, "abc-1")], true).request_id, "abc-1");
         for bad in ["", "a b", "\t", &"x".repeat(129)] {
             let made = context(&[(REQUEST_ID_HEADER, bad)], true).request_id;
             assert_eq!(Uuid::parse_str(&made).unwrap().get_version_num(), 7, "{bad:?}");

@@ -12,6 +12,7 @@ mod head;
 mod health;
 pub mod idempotency;
 pub mod metrics;
+pub mod names;
 pub mod openapi;
 mod pages;
 mod prefer;
@@ -31,7 +32,7 @@ pub use context::{DEADLINE_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, RequestCont
 pub use etag::matches as if_none_match;
 pub use extract::{Params, escape, path_segment};
 pub use health::{Health, Readiness};
-pub use idempotency::{IDEMPOTENCY_KEY_HEADER, IdempotencyKey};
+pub use idempotency::{IDEMPOTENCY_KEY_HEADER, IdempotencyKey, OwnIdempotencyKey};
 pub use pages::{LIMIT_DEFAULT, LIMIT_MAX, cursor, cursor_of, limit, with_next};
 pub use prefer::{PREFERENCE_APPLIED, PreferWait};
 pub use problem::{Code, Problem};

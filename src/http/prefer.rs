@@ -7,6 +7,7 @@ use actix_web::dev::Payload;
 use actix_web::http::header::HeaderMap;
 use actix_web::{FromRequest, HttpRequest};
 
+use super::names;
 use super::openapi::{self, DataType, Documented, In, RawOperation};
 use super::problem::Problem;
 
@@ -23,7 +24,7 @@ pub struct PreferWait(pub Option<Duration>);
 impl PreferWait {
     /// The one rule, also for the gateway, which has to wait as long as the service does.
     pub fn of(headers: &HeaderMap) -> Self {
-        let values = headers.get_all(PREFER).filter_map(|value| value.to_str().ok());
+        let values = headers.get_all(&names::PREFER).filter_map(|value| value.to_str().ok());
         let waits = values.flat_map(|value| outside_quotes(value, ',')).filter_map(|preference| {
             let (name, value) = outside_quotes(preference, ';').next()?.split_once('=')?;
             name.trim().eq_ignore_ascii_case("wait").then_some(value.trim())

@@ -65,7 +65,7 @@ pub const SOURCE: &str = "/shopd/orders";
 #[derive(Clone, Debug)]
 pub struct Origin {
     pub trace: TraceContext,
-    pub request_id: String,
+    pub request_id: Arc<str>,
     /// Names the request over all its tries where no key does: the order keeps it, and another try is answered as the first.
     pub stamp: Option<Uuid>,
 }

@@ -191,7 +191,7 @@ fn first_of_each<'p>(placements: &[&'p Placement]) -> Vec<&'p Placement> {
 fn accepted(placement: &Placement) -> Order {
     let NewOrder { id, user_id, amount, description } = placement.order.clone();
     let (at, Origin { trace, request_id, .. }) = (placement.at, &placement.origin);
-    tracing::debug!(order_id = %id, user_id = user_id.as_str(), request_id, trace_id = trace.trace_id(), "an order was written");
+    tracing::debug!(order_id = %id, user_id = user_id.as_str(), request_id = &**request_id, trace_id = trace.trace_id(), "an order was written");
     Order { id, user_id, amount, description, status: OrderStatus::New, failure_reason: None, created_at: at, updated_at: at }
 }
 

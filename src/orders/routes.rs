@@ -21,7 +21,7 @@ use crate::http::sse::{self, Events};
 use crate::http::timeline::{self, INNER, Timeline};
 use crate::http::websocket::{Closing, Handshake, Telling, WebSocket};
 use crate::http::{
-    self, Code, IdempotencyKey, Json, PREFERENCE_APPLIED, Params, PreferWait, Problem, Reply, RequestContext, Routes,
+    self, Code, Json, OwnIdempotencyKey, PREFERENCE_APPLIED, Params, PreferWait, Problem, Reply, RequestContext, Routes,
 };
 use crate::user_id::UserId;
 
@@ -68,16 +68,16 @@ pub(super) fn operations(config: &mut ServiceConfig) {
 async fn place(
     orders: Data<Orders>,
     context: RequestContext,
-    key: IdempotencyKey,
+    key: OwnIdempotencyKey,
     prefer: PreferWait,
     body: Json<PlaceOrder>,
 ) -> Result<Reply<OrderBody>, Problem> {
-    let stamp = key.added();
+    let stamp = key.added;
     let (order, origin) = (body.value.order(stamp), Origin { stamp, ..context.into() });
     let id = order.id;
     // Before it is there: how it ends cannot be missed then.
     let expected = prefer.0.map(|_| orders.expect_end(id));
-    let settled = orders.place(order, origin, key.own().over(&body.bytes, placed)).await;
+    let settled = orders.place(order, origin, key.own.over(&body.bytes, placed)).await;
     let is_new = matches!(&settled, Settled::Done(Ok(placed)) if placed.is_new);
     let reply = settled.reply(placed)?;
     match prefer.0.zip(expected) {

@@ -199,7 +199,7 @@ impl<'p> Messages<'p> {
         Self {
             event_ids: column(placements, |_| Uuid::now_v7()),
             payloads: column(placements, |p| payment_requested(p).encode()),
-            request_ids: column(placements, |p| p.origin.request_id.as_str()),
+            request_ids: column(placements, |p| &*p.origin.request_id),
         }
     }
 

@@ -18,9 +18,9 @@ use tokio::time::timeout;
 use super::batch::{self, Carried};
 use super::connection::{Broken, Connection, Pool};
 use super::{Kind, Ours, Outgoing, UpstreamError};
-use crate::gateway::forward::line;
+use crate::gateway::forward::{Travels, line};
 use crate::gateway::replicas::{Replica, Seen};
-use crate::http::{BATCH_HEADER, BATCH_LINES_MAX, BATCH_REQUEST_BYTES_MAX, DEADLINE_HEADER};
+use crate::http::{BATCH_LINES_MAX, BATCH_REQUEST_BYTES_MAX, DEADLINE_HEADER, names};
 
 /// Room for a request's head; it grows where that is too little.
 pub const HEAD_BYTES: usize = 1_024;
@@ -74,24 +74,26 @@ pub async fn attempt(
     until: Instant,
     may_repeat: &dyn Fn() -> bool,
 ) -> Result<Answer, Failure> {
-    let (pool, mut request) = (&ours.pool, written(replica, outgoing, until).freeze());
     let may_join = outgoing.method == Method::POST && outgoing.kind != Kind::Stream && outgoing.wait.is_zero();
-    if may_join && replica.is_busy_with_batches() && fits(&request) {
-        match batch::join(ours, replica, outgoing.target.path(), request, until).await {
+    if may_join
+        && replica.is_busy_with_batches()
+        && let Some(request) = Some(written(replica, outgoing, Travels::Together, until)).filter(|request| fits(request))
+    {
+        match batch::join(ours, replica, outgoing.target.path(), request.freeze(), until).await {
             Carried::Answered(answer) => return Ok(answer),
             Carried::Failed(failure) => return Err(failure),
             Carried::Broke(failure) if !may_repeat() => return Err(failure),
             Carried::Broke(_) => metrics::counter!("shopd_gateway_retries_total").increment(1),
             Carried::Alone => {}
         }
-        // With the time that is left by now.
-        request = written(replica, outgoing, until).freeze();
     }
+    // With the time that is left by now.
+    let (pool, request) = (&ours.pool, written(replica, outgoing, Travels::Alone, until));
     let (mut connection, head) = match outgoing.kind {
         Kind::Stream => ask_anew(pool, replica, &request).await?,
         _ => ask_kept(pool, replica, &request).await?,
     };
-    if may_join && head.headers.contains_key(BATCH_HEADER) {
+    if may_join && head.headers.contains_key(&names::BATCH) {
         replica.takes_batches(true);
     }
     let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.trim().parse().ok());
@@ -152,14 +154,14 @@ async fn ask_anew(pool: &Pool, replica: &Replica, request: &[u8]) -> Result<(Con
 }
 
 /// The whole request as it goes over the wire.
-fn written(replica: &Replica, outgoing: &Outgoing<'_>, until: Instant) -> BytesMut {
+fn written(replica: &Replica, outgoing: &Outgoing<'_>, travels: Travels, until: Instant) -> BytesMut {
     let mut out = BytesMut::with_capacity(HEAD_BYTES + outgoing.body.len());
     out.put_slice(outgoing.method.as_str().as_bytes());
     out.put_u8(b' ');
     out.put_slice(outgoing.target.as_str().as_bytes());
     out.put_slice(b" HTTP/1.1\r\n");
     line(&mut out, "host", replica.authority().as_bytes());
-    (outgoing.headers)(&mut out);
+    (outgoing.headers)(&mut out, travels);
     let left_ms = until.saturating_duration_since(Instant::now()).as_millis().max(1);
     line(&mut out, DEADLINE_HEADER, left_ms.to_string().as_bytes());
     if !outgoing.body.is_empty() || outgoing.method != Method::GET {

@@ -68,7 +68,7 @@ impl Batches {
     }
 }
 
-/// Travels with whoever leaves now as well; `request` is whole as it would go alone, and asks for `path`.
+/// Travels with whoever leaves now as well; `request` is whole as it goes in a batch, and asks for `path`.
 pub async fn join(ours: &Rc<Ours>, replica: &Arc<Replica>, path: &str, request: Bytes, until: Instant) -> Carried {
     let (to, carried) = oneshot::channel();
     let place = (replica.id(), path.matches('/').count());

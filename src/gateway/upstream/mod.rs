@@ -26,6 +26,7 @@ use connection::Pool;
 use deadline::Deadlines;
 use retry::{Next, Outcome, Tries};
 
+use super::forward::Travels;
 use super::replicas::{Picked, Replicas, Seen};
 
 /// Connections to the services; one of these a worker thread, neither `Send` nor shared.
@@ -44,7 +45,7 @@ pub struct Outgoing<'a> {
     /// Raw.
     pub target: PathAndQuery,
     /// Writes the header lines; called for each try.
-    pub headers: &'a dyn Fn(&mut BytesMut),
+    pub headers: &'a dyn Fn(&mut BytesMut, Travels),
     pub body: Bytes,
     pub kind: Kind,
     /// How long the service is asked to wait on purpose.

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{Key, Keyed};
 use crate::http::context::RequestContext;
 use crate::http::extract::{escape, path_segment};
+use crate::http::names;
 use crate::http::openapi::{self, DataType, Documented, In, RawOperation};
 use crate::http::problem::Problem;
 use crate::http::render;
@@ -37,7 +38,7 @@ struct Given {
 
 impl IdempotencyKey {
     fn of(req: &HttpRequest) -> Result<Self, Problem> {
-        let mut values = req.headers().get_all(IDEMPOTENCY_KEY);
+        let mut values = req.headers().get_all(&names::IDEMPOTENCY_KEY);
         let Some(value) = values.next() else { return Ok(Self(None)) };
         let invalid = |message: &str| Problem::invalid(IDEMPOTENCY_KEY, message);
         if values.next().is_some() {
@@ -54,18 +55,6 @@ impl IdempotencyKey {
         Ok(Self(Some(Given { scope: scope(req)?, text: text.to_owned(), context, instance })))
     }
 
-    /// The request's stamp where its key was added by the gateway: it is the key itself then, made for this request alone.
-    pub fn added(&self) -> Option<Uuid> {
-        let Given { text, context, .. } = self.0.as_ref()?;
-        context.stamp.filter(|stamp| *stamp.hyphenated().encode_lower(&mut Uuid::encode_buffer()) == **text)
-    }
-
-    /// Only the client's own: none where the gateway added it, for an effect that keeps the stamp itself.
-    #[must_use]
-    pub fn own(self) -> Self {
-        if self.added().is_some() { Self(None) } else { self }
-    }
-
     /// With the body it came with, and how the result is answered.
     pub fn over<R, T>(self, body: &[u8], reply: fn(R) -> Result<Reply<T>, Problem>) -> Option<Keyed<R>>
     where
@@ -79,6 +68,39 @@ impl IdempotencyKey {
             Err(problem) => render::answer(&problem, &context, &instance),
         };
         Some(Keyed::new(key, answer))
+    }
+}
+
+/// The request's key for an effect that keeps the stamp itself, which is the key where the gateway added it. An extractor, as
+/// [`IdempotencyKey`].
+pub struct OwnIdempotencyKey {
+    /// The client's.
+    pub own: IdempotencyKey,
+    /// The stamp that stands for one, made for this request alone.
+    pub added: Option<Uuid>,
+}
+
+impl OwnIdempotencyKey {
+    fn of(req: &HttpRequest) -> Result<Self, Problem> {
+        let stamp = req.extensions().get::<RequestContext>().and_then(|context| context.stamp);
+        let mut values = req.headers().get_all(&names::IDEMPOTENCY_KEY);
+        let is_stamp = |stamp: &Uuid| {
+            let key = values.next().filter(|_| values.next().is_none());
+            key.is_some_and(|key| key.as_bytes() == stamp.hyphenated().encode_lower(&mut Uuid::encode_buffer()).as_bytes())
+        };
+        match stamp.filter(is_stamp) {
+            Some(stamp) => Ok(Self { own: IdempotencyKey(None), added: Some(stamp) }),
+            None => Ok(Self { own: IdempotencyKey::of(req)?, added: None }),
+        }
+    }
+}
+
+impl FromRequest for OwnIdempotencyKey {
+    type Error = Problem;
+    type Future = Ready<Result<Self, Problem>>;
+
+    fn from_request(req: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(Self::of(req))
     }
 }
 
@@ -106,6 +128,14 @@ fn scope(req: &HttpRequest) -> Result<String, Problem> {
 }
 
 impl openapi::Schema for IdempotencyKey {}
+
+impl openapi::Schema for OwnIdempotencyKey {}
+
+impl Documented for OwnIdempotencyKey {
+    fn update_parameter(op: &mut RawOperation) {
+        IdempotencyKey::update_parameter(op);
+    }
+}
 
 impl Documented for IdempotencyKey {
     fn update_parameter(op: &mut RawOperation) {

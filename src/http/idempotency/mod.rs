@@ -12,7 +12,7 @@ mod prune;
 mod store;
 
 pub(super) use header::KEY_CHARS_MAX;
-pub use header::{IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_HEADER, IdempotencyKey, REPLAYED};
+pub use header::{IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_HEADER, IdempotencyKey, OwnIdempotencyKey, REPLAYED};
 pub use plan::Plan;
 pub use prune::{keep_pruned, prune};
 pub use store::{Record, store};

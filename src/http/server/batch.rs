@@ -13,7 +13,7 @@ use actix_http::{Payload, Request, Response, ServiceConfig};
 use actix_service::Service;
 use actix_web::body::{self, BodySize, BoxBody, EitherBody, MessageBody};
 use actix_web::dev::ServiceResponse;
-use actix_web::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use actix_web::http::header::{CONTENT_TYPE, HeaderValue};
 use actix_web::http::{Method, StatusCode};
 use actix_web::{HttpMessage, HttpResponse};
 use bytes::{Bytes, BytesMut};
@@ -22,10 +22,9 @@ use futures::{FutureExt, StreamExt, TryFutureExt};
 use tokio::time::timeout;
 use tokio_util::codec::{Decoder, Encoder};
 
-use super::super::batch::{BATCH_ANSWERS, BATCH_COUNT_MAX, BATCH_HEADER, BATCH_PATH, BATCH_REQUEST_BYTES_MAX};
-use super::super::context::DEADLINE_HEADER;
+use super::super::batch::{BATCH_ANSWERS, BATCH_COUNT_MAX, BATCH_PATH, BATCH_REQUEST_BYTES_MAX};
 use super::super::problem::{Code, Problem};
-use super::super::{metrics, render};
+use super::super::{metrics, names, render};
 use super::exchange::Exchange;
 
 /// The gateway writes a batch in one piece.
@@ -73,7 +72,7 @@ where
                 async move { Ok(this.serve(request).await.map_body(|_, body| EitherBody::right(body))) }.boxed_local(),
             );
         }
-        let asked_by_gateway = self.inner && request.headers().contains_key(DEADLINE_HEADER);
+        let asked_by_gateway = self.inner && request.headers().contains_key(&names::DEADLINE);
         let answer: fn(ServiceResponse<B>) -> Answer<B> = if asked_by_gateway { announced } else { plain };
         Either::Left(self.app.call(request).map_ok(answer))
     }
@@ -85,7 +84,7 @@ fn plain<B>(response: ServiceResponse<B>) -> Answer<B> {
 
 fn announced<B>(response: ServiceResponse<B>) -> Answer<B> {
     let mut response = plain(response);
-    response.headers_mut().insert(HeaderName::from_static(BATCH_HEADER), HeaderValue::from_static("1"));
+    response.headers_mut().insert(names::BATCH.clone(), HeaderValue::from_static("1"));
     response
 }
 
