@@ -253,19 +253,18 @@ async fn answer<B: MessageBody + 'static>(
     body: Option<Rc<drain::Shared>>,
     progress: Option<InProgress>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let instance = asked.context.public_path(&asked.path);
+    let instance = || asked.context.public_path(&asked.path);
     match outcome {
         Ok(done) => {
-            let found = || done.request().match_pattern().map(Cow::from);
-            let route = asked.route.clone().or_else(found);
+            let found = if asked.route.is_none() { done.request().match_pattern() } else { None };
             let (req, response) = done.into_parts();
-            let response = render::problem_of(response.map_into_boxed_body(), &asked.context, &instance);
-            let response = finish(asked, route.as_deref(), response, body, progress).await;
+            let response = render::problem_of(response.map_into_boxed_body(), &asked.context, instance);
+            let response = finish(asked, asked.route.as_deref().or(found.as_deref()), response, body, progress).await;
             Ok(ServiceResponse::new(req, response))
         }
         // Only layers below us fail so, a panic or the deadline; the request is gone with them.
         Err(error) => {
-            let response = render::problem_of(HttpResponse::from_error(error), &asked.context, &instance);
+            let response = render::problem_of(HttpResponse::from_error(error), &asked.context, instance);
             let response = finish(asked, asked.route.as_deref(), response, body, progress).await;
             Err(InternalError::from_response("rendered", response).into())
         }

@@ -46,5 +46,5 @@ pub fn cursor<const N: usize, T>(params: &Params, read: impl FnOnce([u8; N]) -> 
 pub fn with_next<T>(reply: Reply<T>, context: &RequestContext, path: &str, params: &Params, next: Option<String>) -> Reply<T> {
     let Some(next) = next else { return reply };
     let target = context.public_path(&format!("{path}?{}", params.with("cursor", &next)));
-    reply.header("link", &format!("<{target}>; rel=\"next\"")).header("x-next-cursor", &next)
+    reply.header("link", format!("<{target}>; rel=\"next\"")).header("x-next-cursor", next)
 }

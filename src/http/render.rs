@@ -69,11 +69,16 @@ pub fn only(methods: &[Method]) -> actix_web::Route {
 }
 
 /// Leaves an answer that is no error, or that has a body and so explains itself, as it is.
-pub(super) fn problem_of(response: HttpResponse<BoxBody>, context: &RequestContext, instance: &str) -> HttpResponse<BoxBody> {
+pub(super) fn problem_of(
+    response: HttpResponse<BoxBody>,
+    context: &RequestContext,
+    instance: impl FnOnce() -> String,
+) -> HttpResponse<BoxBody> {
     let status = response.status();
     if status.as_u16() < 400 {
         return response;
     }
+    let instance = &*instance();
     let Some(error) = response.error() else {
         let bare = matches!(response.body().size(), BodySize::None | BodySize::Sized(0));
         return if bare && !response.headers().contains_key(CONTENT_TYPE) {
@@ -144,7 +149,7 @@ pub(super) fn answer(problem: &Problem, context: &RequestContext, instance: &str
         answer.set("retry-after", seconds.to_string());
     }
     for (name, value) in &problem.headers {
-        answer.set(name, value.to_str().unwrap_or_default());
+        answer.set(name, value.to_str().unwrap_or_default().to_owned());
     }
     answer
 }

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
-use actix_web::http::header::HeaderName;
+use actix_web::http::header::{HeaderName, HeaderValue};
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, Responder};
 use bytes::Bytes;
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -20,19 +20,22 @@ pub fn timestamp(at: DateTime<Utc>) -> String {
 }
 
 const LOCATION: &str = "location";
+/// Room for the body of one thing, and for its headers: neither has to grow.
+const BODY_BYTES: usize = 384;
+const HEADERS: usize = 4;
 
 /// An answer of any kind, whole: what leaves, and what is stored under an idempotency key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     pub status: StatusCode,
     /// Names in lower case. `location` is our own path here; it leaves as the path at the port that was asked.
-    pub headers: Vec<(Cow<'static, str>, String)>,
+    pub headers: Vec<(Cow<'static, str>, Cow<'static, str>)>,
     pub body: Option<Bytes>,
 }
 
 impl Answer {
     /// Sets a header, whether it was there or not; `name` in lower case.
-    pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
+    pub fn set(&mut self, name: &'static str, value: impl Into<Cow<'static, str>>) {
         self.headers.retain(|(other, _)| other != name);
         self.headers.push((name.into(), value.into()));
     }
@@ -40,9 +43,13 @@ impl Answer {
     pub(super) fn respond(self, context: Option<&RequestContext>) -> HttpResponse {
         let mut response = HttpResponse::build(self.status);
         for (name, value) in self.headers {
-            let value = context.filter(|_| name == LOCATION).map(|context| context.public_path(&value)).unwrap_or(value);
+            let value = match (context.filter(|_| name == LOCATION), value) {
+                (Some(context), value) => HeaderValue::try_from(context.public_path(&value)),
+                (None, Cow::Borrowed(value)) => Ok(HeaderValue::from_static(value)),
+                (None, Cow::Owned(value)) => HeaderValue::try_from(value),
+            };
             // Ours are lower case and valid; one that is not would make the whole answer a 500.
-            if let Ok(name) = HeaderName::from_bytes(name.as_bytes()) {
+            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), value) {
                 response.insert_header((name, value));
             }
         }
@@ -66,13 +73,15 @@ impl<T: Serialize> Reply<T> {
     }
 
     /// 201; `location` is our own path.
-    pub fn created(body: &T, location: &str) -> Result<Self, Problem> {
+    pub fn created(body: &T, location: String) -> Result<Self, Problem> {
         Ok(Self::with(StatusCode::CREATED, body)?.header(LOCATION, location))
     }
 
     fn with(status: StatusCode, body: &T) -> Result<Self, Problem> {
-        let json = serde_json::to_vec(body).map_err(Problem::internal)?;
-        let headers = vec![("content-type".into(), "application/json".to_owned())];
+        let mut json = Vec::with_capacity(BODY_BYTES);
+        serde_json::to_writer(&mut json, body).map_err(Problem::internal)?;
+        let mut headers = Vec::with_capacity(HEADERS);
+        headers.push(("content-type".into(), "application/json".into()));
         Ok(Self::from(Answer { status, headers, body: Some(json.into()) }))
     }
 }
@@ -99,7 +108,7 @@ impl<T> Reply<T> {
 
     /// `name` in lower case.
     #[must_use]
-    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+    pub fn header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
         self.answer.set(name, value);
         self
     }

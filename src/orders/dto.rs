@@ -124,6 +124,9 @@ named_schema!(OrderBody, "Order");
 
 impl From<Order> for OrderBody {
     fn from(order: Order) -> Self {
+        let created_at = http::timestamp(order.created_at);
+        // A new one has not changed.
+        let updated_at = if order.updated_at == order.created_at { created_at.clone() } else { http::timestamp(order.updated_at) };
         Self {
             id: order.id,
             user_id: order.user_id.into_string(),
@@ -131,8 +134,8 @@ impl From<Order> for OrderBody {
             description: order.description,
             status: order.status.as_str(),
             failure_reason: order.failure_reason.map(FailureReason::as_str),
-            created_at: http::timestamp(order.created_at),
-            updated_at: http::timestamp(order.updated_at),
+            created_at,
+            updated_at,
         }
     }
 }

@@ -110,14 +110,14 @@ async fn waited(
             reply
         }
     };
-    Ok(reply.header(PREFERENCE_APPLIED, &format!("wait={}", wait.as_secs())))
+    Ok(reply.header(PREFERENCE_APPLIED, format!("wait={}", wait.as_secs())))
 }
 
 fn placed(placed: Placing) -> Result<Reply<OrderBody>, Problem> {
     let Placed { order, replayed, .. } = placed?;
     let location = format!("{COLLECTION}/{}", order.id);
     let body = order.into();
-    if replayed { Ok(Reply::ok(&body)?.header(REPLAYED, "true")) } else { Reply::created(&body, &location) }
+    if replayed { Ok(Reply::ok(&body)?.header(REPLAYED, "true")) } else { Reply::created(&body, location) }
 }
 
 #[api_v2_operation(summary = "List orders, newest first", operation_id = "listOrders", tags(Orders))]
@@ -132,7 +132,7 @@ async fn get(orders: Data<Orders>, id: OrderId, req: HttpRequest) -> Result<Repl
     let order = orders.get(id.0).await?.ok_or_else(not_found)?;
     let etag = dto::etag(&order);
     let reply = if http::if_none_match(&req, &etag) { Reply::not_modified() } else { Reply::ok(&order.into())? };
-    Ok(reply.header("etag", &etag))
+    Ok(reply.header("etag", etag))
 }
 
 #[api_v2_operation(summary = "One order's changes", operation_id = "streamOrder", tags(Orders))]

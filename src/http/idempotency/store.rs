@@ -66,7 +66,7 @@ impl TryFrom<ClaimRow> for Claim {
         let headers: Vec<(String, String)> = serde_json::from_value(headers).map_err(|_| odd("headers"))?;
         let answer = Answer {
             status: status.ok_or_else(|| odd("status"))?,
-            headers: headers.into_iter().map(|(name, value)| (Cow::Owned(name), value)).collect(),
+            headers: headers.into_iter().map(|(name, value)| (Cow::Owned(name), Cow::Owned(value))).collect(),
             body: Some(body.into()),
         };
         Ok(Self { acquired, stored: Some(Stored { body_hash, answer, stamp: row.stamp }) })
