@@ -5,13 +5,14 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix_web::body::{BodySize, BoxBody, MessageBody};
-use actix_web::http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use actix_web::http::header::{ALLOW, CONTENT_TYPE, HeaderMap, HeaderValue};
 use actix_web::http::{ConnectionType, Method, StatusCode};
 use actix_web::{HttpResponse, ResponseError};
 use bytes::Bytes;
 use serde::Serialize;
 
-use super::context::{REQUEST_ID_HEADER, RequestContext};
+use super::context::RequestContext;
+use super::names;
 use super::problem::{Code, Problem};
 use super::reply::Answer;
 
@@ -122,7 +123,7 @@ pub(super) fn unread(problem: &Problem, headers: &HeaderMap, path: &str, inner: 
     let context = RequestContext::of(headers, inner);
     let mut response = render(problem, &context, &context.public_path(path));
     if let Ok(id) = HeaderValue::from_str(&context.request_id) {
-        response.headers_mut().insert(HeaderName::from_static(REQUEST_ID_HEADER), id);
+        response.headers_mut().insert(names::REQUEST_ID.clone(), id);
     }
     response.head_mut().set_connection_type(ConnectionType::Close);
     response

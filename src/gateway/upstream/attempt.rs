@@ -75,10 +75,8 @@ pub async fn attempt(
     may_repeat: &dyn Fn() -> bool,
 ) -> Result<Answer, Failure> {
     let may_join = outgoing.method == Method::POST && outgoing.kind != Kind::Stream && outgoing.wait.is_zero();
-    if may_join
-        && replica.is_busy_with_batches()
-        && let Some(request) = Some(written(replica, outgoing, Travels::Together, until)).filter(|request| fits(request))
-    {
+    let together = (may_join && replica.is_busy_with_batches()).then(|| written(replica, outgoing, Travels::Together, until));
+    if let Some(request) = together.filter(|request| fits(request)) {
         match batch::join(ours, replica, outgoing.target.path(), request.freeze(), until).await {
             Carried::Answered(answer) => return Ok(answer),
             Carried::Failed(failure) => return Err(failure),
