@@ -1,31 +1,20 @@
-//! Who asks, under which ids, and how an answer leaves: the outermost layer of every role's port.
+//! Who asks, and under which ids: taken from a request's head, before anything else is done with it.
 //!
-//! Takes or makes `X-Request-Id`, continues `traceparent`, opens the request's span, answers `HEAD` as `GET` without its body,
-//! renders errors ([`super::render`]), drains what the handler left of the body ([`super::drain`]), logs and counts the request.
-//! Behind the gateway it also takes the gateway's inner headers, which no client can set there: the gateway drops theirs.
+//! Takes or makes `X-Request-Id` and continues `traceparent`. Behind the gateway it also takes the gateway's inner headers, which no client can
+//! set there: the gateway drops theirs.
 
-use std::borrow::Cow;
 use std::future::{Ready, ready};
-use std::panic::AssertUnwindSafe;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
-use actix_web::body::{BoxBody, MessageBody};
-use actix_web::dev::{Payload, Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
-use actix_web::error::InternalError;
-use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
-use actix_web::http::{Method, StatusCode};
-use actix_web::{Error, FromRequest, HttpMessage, HttpRequest, HttpResponse};
-use futures::FutureExt;
-use futures::future::LocalBoxFuture;
-use tracing::Instrument;
+use actix_web::dev::Payload;
+use actix_web::http::header::{HeaderMap, HeaderName};
+use actix_web::{Error, FromRequest, HttpMessage, HttpRequest};
 use uuid::Uuid;
 
+use super::names;
 use super::problem::Problem;
-use super::server::{Exchange, InProgress};
-use super::{drain, head, metrics, names, render};
-use crate::telemetry::{self, Span, Tracer, Work};
+use crate::telemetry;
 use crate::trace::TraceContext;
 
 /// The inner header by which the gateway names the public prefix that a request came under.
@@ -141,196 +130,10 @@ fn milliseconds(text: &str) -> Option<Duration> {
     Some(Duration::from_millis(ms))
 }
 
-/// What of a request its answer needs, kept because the request itself goes to the handler.
-struct Asked {
-    role: &'static str,
-    context: RequestContext,
-    method: Method,
-    path: String,
-    /// The pattern of its route, where it is known before the framework has looked for it.
-    route: Option<Cow<'static, str>>,
-    began: Instant,
-}
-
-/// The layer itself. `role` names the port in logs and metrics; `inner` says that it is behind the gateway; `pattern` knows the routes
-/// that the framework's router does not.
-#[derive(Clone, Copy)]
-pub(super) struct Layer {
-    pub role: &'static str,
-    pub inner: bool,
-    pub pattern: fn(&str) -> Option<&'static str>,
-}
-
-pub(super) struct Layered<S> {
-    layer: Layer,
-    next: Rc<S>,
-}
-
-impl<S, B> Transform<S, ServiceRequest> for Layer
-where
-    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
-    B: MessageBody + 'static,
-{
-    type Response = ServiceResponse<BoxBody>;
-    type Error = Error;
-    type Transform = Layered<S>;
-    type InitError = ();
-    type Future = Ready<Result<Layered<S>, ()>>;
-
-    fn new_transform(&self, next: S) -> Self::Future {
-        ready(Ok(Layered { layer: *self, next: Rc::new(next) }))
-    }
-}
-
-impl<S, B> Service<ServiceRequest> for Layered<S>
-where
-    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error> + 'static,
-    B: MessageBody + 'static,
-{
-    type Response = ServiceResponse<BoxBody>;
-    type Error = Error;
-    type Future = LocalBoxFuture<'static, Result<Self::Response, Error>>;
-
-    forward_ready!(next);
-
-    fn call(&self, req: ServiceRequest) -> Self::Future {
-        Box::pin(layer(self.layer, req, self.next.clone()))
-    }
-}
-
-async fn layer<S, B>(layer: Layer, mut req: ServiceRequest, next: Rc<S>) -> Result<ServiceResponse<BoxBody>, Error>
-where
-    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
-    B: MessageBody + 'static,
-{
-    let Layer { role, inner, pattern } = layer;
-    let progress = Exchange::of(req.request()).map(Exchange::begin);
-    let context = RequestContext::of(req.headers(), inner);
-    let asked = Asked {
-        role,
-        method: req.method().clone(),
-        path: req.uri().path().to_owned(),
-        // One whose handler may be dropped takes what the router finds with it.
-        route: match pattern(req.uri().path()) {
-            Some(pattern) => Some(pattern.into()),
-            None => context.deadline.and_then(|_| req.match_pattern()).map(Cow::from),
-        },
-        context: context.clone(),
-        began: Instant::now(),
-    };
-    // Only where every request is logged: what is logged at `info` names its ids itself, and a span's fields are formatted though
-    // nothing is ever logged in it.
-    let span = tracing::debug_span!("request", role, request_id = %context.request_id, trace_id = %context.trace.trace_id());
-    req.extensions_mut().insert(context);
-    if asked.method == Method::HEAD {
-        req.head_mut().method = Method::GET;
-    }
-    let body = drain::share(&mut req);
-    let answered = async move {
-        // A panic costs its own request an answer, not its connection; the panic hook has logged it.
-        let handler = AssertUnwindSafe(next.call(req)).catch_unwind();
-        let outcome = match asked.context.deadline {
-            None => handler.await,
-            // A handler that is dropped leaves nothing half done: what writes runs in tasks of its own, to its end or not at all
-            // (`db::group`, `db::pool`), and a stamp lets the gateway ask again for what may have been done.
-            Some(deadline) => match tokio::time::timeout_at(deadline.into(), handler).await {
-                Ok(outcome) => outcome,
-                Err(_) => Ok(Err(Problem::unavailable("no answer within the gateway's deadline").into())),
-            },
-        };
-        let outcome = outcome.unwrap_or_else(|_| Err(Problem::internal("a handler panicked").into()));
-        answer(&asked, outcome, body, progress).await
-    };
-    match span.is_disabled() {
-        true => answered.await,
-        false => answered.instrument(span).await,
-    }
-}
-
-async fn answer<B: MessageBody + 'static>(
-    asked: &Asked,
-    outcome: Result<ServiceResponse<B>, Error>,
-    body: Option<Rc<drain::Shared>>,
-    progress: Option<InProgress>,
-) -> Result<ServiceResponse<BoxBody>, Error> {
-    let instance = || asked.context.public_path(&asked.path);
-    match outcome {
-        Ok(done) => {
-            let found = if asked.route.is_none() { done.request().match_pattern() } else { None };
-            let (req, response) = done.into_parts();
-            let response = render::problem_of(response.map_into_boxed_body(), &asked.context, instance);
-            let response = finish(asked, asked.route.as_deref().or(found.as_deref()), response, body, progress).await;
-            Ok(ServiceResponse::new(req, response))
-        }
-        // Only layers below us fail so, a panic or the deadline; the request is gone with them.
-        Err(error) => {
-            let response = render::problem_of(HttpResponse::from_error(error), &asked.context, instance);
-            let response = finish(asked, asked.route.as_deref(), response, body, progress).await;
-            Err(InternalError::from_response("rendered", response).into())
-        }
-    }
-}
-
-async fn finish(
-    asked: &Asked,
-    route: Option<&str>,
-    mut response: HttpResponse,
-    body: Option<Rc<drain::Shared>>,
-    progress: Option<InProgress>,
-) -> HttpResponse {
-    if let Ok(id) = HeaderValue::from_str(&asked.context.request_id) {
-        response.headers_mut().insert(names::REQUEST_ID.clone(), id);
-    }
-    let status = response.status();
-    // After 101 the body is the other protocol's.
-    if let Some(body) = body.filter(|_| status != StatusCode::SWITCHING_PROTOCOLS)
-        && !drain::rest(&body).await
-    {
-        response.head_mut().set_connection_type(actix_web::http::ConnectionType::Close);
-        progress.as_ref().inspect(|progress| progress.closes());
-    }
-    if asked.method == Method::HEAD {
-        response = response.map_body(|_, body| BoxBody::new(head::HeadOf::of(&body)));
-    } else if let Some(progress) = progress {
-        response = response.map_body(|_, body| progress.answered(body));
-    }
-    let elapsed = asked.began.elapsed();
-    metrics::request(asked.role, &asked.method, route, status, elapsed);
-    record_span(asked, route, status, elapsed);
-    let (method, path, status, ms) = (&asked.method, &asked.path, status.as_u16(), elapsed.as_millis() as u64);
-    if status >= 400 {
-        let (role, request_id, trace_id) = (asked.role, &*asked.context.request_id, asked.context.trace.trace_id());
-        tracing::info!(%method, path, status, ms, role, request_id, trace_id, "request");
-    } else {
-        tracing::debug!(%method, path, status, ms, "request");
-    }
-    response
-}
-
-/// A probe's or a scraper's question is no part of anything.
-const UNTRACED: [&str; 3] = ["/health/live", "/health/ready", "/metrics"];
-
-fn record_span(asked: &Asked, route: Option<&str>, status: StatusCode, elapsed: Duration) {
-    let (tracer, context) = (Tracer::of(asked.role), &asked.context);
-    if !tracer.wants(&context.trace) || UNTRACED.contains(&asked.path.as_str()) {
-        return;
-    }
-    let name = route.map_or_else(|| asked.method.to_string(), |route| format!("{} {route}", asked.method));
-    let began = SystemTime::now().checked_sub(elapsed).unwrap_or(SystemTime::UNIX_EPOCH);
-    let mut span = Span::begun(name, Work::Server, context.trace, context.parent, began)
-        .with("http.request.method", asked.method.to_string())
-        .with("url.path", asked.path.clone())
-        .with("http.response.status_code", i64::from(status.as_u16()))
-        .with("shopd.request_id", context.request_id.to_string());
-    if let Some(route) = route {
-        span = span.with("http.route", route.to_owned());
-    }
-    // What the client did wrong is no failure of the server's.
-    tracer.record(if status.is_server_error() { span.failed("") } else { span });
-}
-
 #[cfg(test)]
 mod tests {
+    use actix_web::http::header::HeaderValue;
+
     use super::*;
 
     fn context(headers: &[(&'static str, &str)], inner: bool) -> RequestContext {

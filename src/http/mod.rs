@@ -11,6 +11,7 @@ mod extract;
 mod head;
 mod health;
 pub mod idempotency;
+mod layer;
 pub mod metrics;
 pub mod names;
 pub mod openapi;

@@ -25,7 +25,7 @@ use paperclip::actix::web::ServiceConfig as ApiConfig;
 pub(super) use self::exchange::{Exchange, InProgress};
 use self::serving::Serving;
 use super::health::{self, Readiness};
-use super::{context, cors, metrics, render};
+use super::{cors, layer, metrics, render};
 use crate::config::HttpConfig;
 use crate::shutdown::Shutdown;
 
@@ -148,7 +148,7 @@ pub fn bind(port: Port, config: &HttpConfig, drain: Duration, routes: Routes, re
             app = app.configure(|config| configure(config));
         }
         let app = app.configure(health::configure(role, readiness)).configure(metrics::configure);
-        app.wrap(context::Layer { role, inner, pattern: routes.pattern.unwrap_or(|_| None) }).wrap(cors)
+        app.wrap(layer::Layer { role, inner, pattern: routes.pattern.unwrap_or(|_| None) }).wrap(cors)
     };
     let workers = config.workers.max(1);
     let server = Server::build()
