@@ -170,18 +170,19 @@ impl Notifier {
             return Ok(done);
         }
         let (mut write, mut telling) = (pin!(write), pin!(conn.batch_execute(&self.statement)));
-        let mut told = false;
+        let (mut told, mut waits) = (false, 0);
         let done = poll_fn(|context| {
             // In this order: so they are sent where the statement is a prepared one.
             let done = write.as_mut().poll(context);
+            waits += usize::from(done.is_pending());
             told = told || telling.as_mut().poll(context).is_ready();
             done
         })
         .await?;
         self.wake();
-        // It was answered no later than the write. So it may have been before it, as where that had to be prepared first, and must be
-        // repeated; its rows are counted. What is behind it is not waited for.
-        if told {
+        // Who had to be prepared first has waited twice, and others were told before it: that is repeated, its rows are counted. Where there was
+        // one wait all of it was sent before the telling, and what is behind it is not waited for.
+        if told && waits > 1 {
             self.pending.signal.notify_one();
         }
         Ok(done)

@@ -1,9 +1,11 @@
 //! Wake-ups between processes, over a real server.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
+use futures::StreamExt;
 use shopd::config::Secret;
 use shopd::db::{self, Db, DbError, Listener, Notifier, Schema, sql};
 use shopd::messaging::outbox::{self, Reader};
@@ -29,6 +31,21 @@ async fn listen(db: &Db, stop: &Shutdown) -> Arc<Notify> {
     Listener::start(db.clone(), CHANNEL, wake.clone(), stop.clone());
     timeout(PATIENCE, wake.notified()).await.expect("it listens");
     wake
+}
+
+/// How many notifications there were; a wake-up may stand for several.
+async fn heard(db: &Db) -> Arc<AtomicUsize> {
+    let mut conn = db.dedicated().await.unwrap();
+    conn.batch_execute(&format!("listen {CHANNEL}")).await.unwrap();
+    let heard = Arc::new(AtomicUsize::new(0));
+    let counted = heard.clone();
+    tokio::spawn(async move {
+        let mut notifications = std::pin::pin!(conn.notifications_stream());
+        while let Some(Ok(_)) = notifications.next().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    heard
 }
 
 async fn is_woken(wake: &Notify, within: Duration) -> bool {
@@ -88,7 +105,7 @@ async fn a_statement_is_told_of_behind_its_commit_on_its_own_connection() {
     let (here, there, stop) = (process(&url), process(&url), Shutdown::new());
     let mut conn = here.dedicated().await.unwrap();
     conn.batch_execute("create table written (n int)").await.unwrap();
-    let elsewhere = listen(&there, &stop).await;
+    let (elsewhere, heard) = (listen(&there, &stop).await, heard(&there).await);
     let direct = Arc::new(Notify::new());
     let notifier = Notifier::start(here.clone(), &[(CHANNEL, direct.clone())], stop.clone());
     for n in 1..6 {
@@ -107,6 +124,9 @@ async fn a_statement_is_told_of_behind_its_commit_on_its_own_connection() {
         assert!(since.elapsed() < PATIENCE);
     }
     assert!(count(&there, told).await <= 2);
+    tokio::time::sleep(SILENCE).await;
+    let heard = AtomicUsize::load(&heard, Ordering::Relaxed);
+    assert!((5..=6).contains(&heard), "each once, and the first once more: {heard}");
     // What fails is not told of in this process, and is no harm elsewhere.
     let fails = async { Err::<(), _>(DbError::Unavailable("on purpose".into())) };
     assert!(notifier.committing(&conn, 1, fails).await.is_err());
