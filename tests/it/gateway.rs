@@ -1,5 +1,6 @@
 //! The gateway between a client and services that are well, away, hung or broken.
 
+mod answers;
 mod batches;
 mod hostile;
 mod limits;
