@@ -9,11 +9,11 @@ use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
-use actix_web::body::{BoxBody, MessageBody};
+use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
 use actix_web::error::InternalError;
-use actix_web::http::header::HeaderValue;
-use actix_web::http::{Method, StatusCode};
+use actix_web::http::header::{self, HeaderValue};
+use actix_web::http::{ConnectionType, Method, StatusCode, Version};
 use actix_web::{Error, HttpMessage, HttpResponse};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
@@ -34,6 +34,10 @@ struct Asked {
     /// The pattern of its route, where it is known before the framework has looked for it.
     route: Option<Cow<'static, str>>,
     began: Instant,
+    /// It asks for a WebSocket: its body ends with the connection, whatever length it names.
+    upgrades: bool,
+    /// Its client knows of no chunks.
+    is_http_1_0: bool,
 }
 
 /// The layer itself. `role` names the port in logs and metrics; `inner` says that it is behind the gateway; `pattern` knows the routes
@@ -101,6 +105,8 @@ where
         },
         context: context.clone(),
         began: Instant::now(),
+        upgrades: upgrades(&req),
+        is_http_1_0: req.version() == Version::HTTP_10,
     };
     // Only where every request is logged: what is logged at `info` names its ids itself, and a span's fields are formatted though
     // nothing is ever logged in it.
@@ -114,6 +120,10 @@ where
         // A panic costs its own request an answer, not its connection; the panic hook has logged it.
         let handler = AssertUnwindSafe(next.call(req)).catch_unwind();
         let outcome = match asked.context.deadline {
+            // Who waits for the end of such a body waits for the client to leave.
+            _ if asked.upgrades && ![Method::GET, Method::HEAD].contains(&asked.method) => {
+                Ok(Err(Problem::invalid("Upgrade", "A WebSocket begins with a GET.").into()))
+            }
             None => handler.await,
             // A handler that is dropped leaves nothing half done: what writes runs in tasks of its own, to its end or not at all
             // (`db::group`, `db::pool`), and a stamp lets the gateway ask again for what may have been done.
@@ -129,6 +139,12 @@ where
         true => answered.await,
         false => answered.instrument(span).await,
     }
+}
+
+/// As the framework sees it, which then reads no length.
+fn upgrades(req: &ServiceRequest) -> bool {
+    let mut protocols = req.headers().get_all(header::UPGRADE);
+    protocols.any(|value| value.to_str().is_ok_and(|text| text.trim().eq_ignore_ascii_case("websocket")))
 }
 
 async fn answer<B: MessageBody + 'static>(
@@ -167,10 +183,15 @@ async fn finish(
     }
     let status = response.status();
     // After 101 the body is the other protocol's.
-    if let Some(body) = body.filter(|_| status != StatusCode::SWITCHING_PROTOCOLS)
-        && !drain::rest(&body).await
-    {
-        response.head_mut().set_connection_type(actix_web::http::ConnectionType::Close);
+    let closes = match body.filter(|_| status != StatusCode::SWITCHING_PROTOCOLS) {
+        Some(body) => asked.upgrades || !drain::rest(&body).await,
+        None => false,
+    };
+    // RFC 9112, 6.1: the end of the connection ends it then.
+    let without_chunks = asked.is_http_1_0 && matches!(response.body().size(), BodySize::Stream);
+    response.head_mut().no_chunking(without_chunks);
+    if closes || without_chunks {
+        response.head_mut().set_connection_type(ConnectionType::Close);
         progress.as_ref().inspect(|progress| progress.closes());
     }
     if asked.method == Method::HEAD {

@@ -1,7 +1,7 @@
 //! `/api/Orders`: a handler extracts, calls and replies.
 
 use std::future::{Ready, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix_web::dev::Payload;
 use actix_web::http::Method;
@@ -73,6 +73,7 @@ async fn place(
     body: Json<PlaceOrder>,
 ) -> Result<Reply<OrderBody>, Problem> {
     let stamp = key.added;
+    let deadline = context.deadline;
     let (order, origin) = (body.value.order(stamp), Origin { stamp, ..context.into() });
     let id = order.id;
     // Before it is there: how it ends cannot be missed then.
@@ -82,9 +83,18 @@ async fn place(
     let reply = settled.reply(placed)?;
     match prefer.0.zip(expected) {
         // Elsewhere: most do not wait, and each request's future is moved with room for this.
-        Some((wait, expected)) => Box::pin(waited(&orders, reply, wait, expected, is_new)).await,
+        Some((wait, expected)) => Box::pin(waited(&orders, reply, within(wait, deadline), expected, is_new)).await,
         None => Ok(reply),
     }
+}
+
+/// Kept of the gateway's time, for the answer's way.
+const ANSWER_TIME: Duration = Duration::from_millis(500);
+
+/// The wait that the client prefers, where the gateway waits for the answer as long: of a request that it repeats a part of that is over.
+fn within(wait: Duration, deadline: Option<Instant>) -> Duration {
+    let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now()).saturating_sub(ANSWER_TIME);
+    deadline.map_or(wait, |deadline| wait.min(left(deadline)))
 }
 
 /// The same answer with the order as it is once it has ended, or after `wait`; a refusal at once.

@@ -110,6 +110,10 @@ impl Feed {
     }
 }
 
+fn stopping() -> CloseReason {
+    reason(CloseCode::Away, "the gateway is stopping; resume elsewhere")
+}
+
 fn reason(code: CloseCode, text: &str) -> CloseReason {
     CloseReason { code, description: Some(text.to_owned()) }
 }
@@ -145,7 +149,7 @@ impl Bridge {
         loop {
             tokio::select! {
                 biased;
-                () = &mut stopped => return Some(reason(CloseCode::Away, "the gateway is stopping; resume elsewhere")),
+                () = &mut stopped => return Some(stopping()),
                 message = messages.next() => match message {
                     Some(Ok(AggregatedMessage::Ping(bytes))) => {
                         heard = Instant::now();
@@ -181,7 +185,12 @@ impl Bridge {
                         Some(Err(_)) | None => is_over = true,
                     }
                     if is_over {
-                        chunks = match self.feed.resume(&self.worker).await {
+                        let resumed = tokio::select! {
+                            biased;
+                            () = &mut stopped => Err(stopping()),
+                            resumed = self.feed.resume(&self.worker) => resumed,
+                        };
+                        chunks = match resumed {
                             Ok(chunks) => chunks,
                             Err(reason) => return Some(reason),
                         };

@@ -20,12 +20,15 @@ use super::connection::{Broken, Connection, Pool};
 use super::{Kind, Ours, Outgoing, UpstreamError};
 use crate::gateway::forward::{Travels, line};
 use crate::gateway::replicas::{Replica, Seen};
-use crate::http::{BATCH_LINES_MAX, BATCH_REQUEST_BYTES_MAX, DEADLINE_HEADER, names};
+use crate::http::{BATCH_LINES_MAX, BATCH_REQUEST_BYTES_MAX, DEADLINE_HEADER, names, sse::HEARTBEAT_INTERVAL};
 
 /// Room for a request's head; it grows where that is too little.
 pub const HEAD_BYTES: usize = 1_024;
 /// An answer up to this size is read whole before any of it is passed on, so that a broken one can still be asked for again.
 const WHOLE_BYTES_MAX: usize = 256 * 1024;
+
+/// A stream that says nothing for so long has lost its service, whose heartbeats come three times in it: it ends, and the client goes on elsewhere.
+const STREAM_SILENCE_MAX: Duration = HEARTBEAT_INTERVAL.saturating_mul(3);
 
 pub struct Answer {
     pub status: StatusCode,
@@ -98,7 +101,7 @@ pub async fn attempt(
     let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let (status, is_stream) = (head.status, content_type.starts_with("text/event-stream"));
     let body = match is_stream {
-        true => AnswerBody::Stream { length: None, chunks: rest_of(None, connection, None) },
+        true => AnswerBody::Stream { length: None, chunks: rest_of(None, connection, STREAM_SILENCE_MAX) },
         false => {
             let mut whole = Whole::Nothing;
             loop {
@@ -118,7 +121,7 @@ pub async fn attempt(
                 }
                 if whole.len() > WHOLE_BYTES_MAX {
                     let idle_max = until.saturating_duration_since(Instant::now()).max(Duration::from_secs(1));
-                    let chunks = rest_of(Some(whole.freeze()), connection, Some(idle_max));
+                    let chunks = rest_of(Some(whole.freeze()), connection, idle_max);
                     break AnswerBody::Stream { length, chunks };
                 }
             }
@@ -209,17 +212,43 @@ impl Whole {
 }
 
 /// What was read already and what is still to come, each piece within `idle_max`; it fails where it ends short of what was announced.
-fn rest_of(first: Option<Bytes>, connection: Connection, idle_max: Option<Duration>) -> Chunks {
+fn rest_of(first: Option<Bytes>, connection: Connection, idle_max: Duration) -> Chunks {
     let rest = stream::try_unfold(connection, move |mut connection| async move {
         let io = |error: Broken| PayloadError::Io(std::io::Error::other(error));
-        let chunk = match idle_max {
-            Some(idle_max) => {
-                let late = |_| PayloadError::Io(std::io::ErrorKind::TimedOut.into());
-                timeout(idle_max, connection.chunk()).await.map_err(late)?
-            }
-            None => connection.chunk().await,
-        };
+        let late = |_| PayloadError::Io(std::io::ErrorKind::TimedOut.into());
+        let chunk = timeout(idle_max, connection.chunk()).await.map_err(late)?;
         Ok(chunk.map_err(io)?.map(|chunk| (chunk, connection)))
     });
     Box::pin(stream::iter(first.map(Ok)).chain(rest.into_stream()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncWriteExt;
+    use tokio::net::TcpListener;
+    use tokio::time;
+
+    use super::*;
+    use crate::gateway::replicas::Replicas;
+
+    /// Red where a stream has no bound: a service whose process stands still would hold it for ever.
+    #[actix_web::test]
+    async fn a_stream_whose_service_says_nothing_any_more_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let replicas = Replicas::new(&[format!("http://{}", listener.local_addr().unwrap())]).unwrap();
+        let (pool, replica) = (Pool::default(), replicas.pick(&[]).unwrap().replica.clone());
+        let service = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").await.unwrap();
+            stream
+        };
+        let (_silent, asked) = tokio::join!(service, ask_anew(&pool, &replica, b"GET / HTTP/1.1\r\n\r\n"));
+        let (connection, _) = asked.unwrap_or_else(|_| panic!("a head"));
+        time::pause();
+        let began = time::Instant::now();
+        let mut chunks = rest_of(None, connection, STREAM_SILENCE_MAX);
+        let ended = time::timeout(STREAM_SILENCE_MAX * 2, chunks.next()).await.expect("its end");
+        assert!(ended.unwrap().is_err());
+        assert_eq!(began.elapsed().as_secs(), STREAM_SILENCE_MAX.as_secs());
+    }
 }

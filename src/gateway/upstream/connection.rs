@@ -213,6 +213,9 @@ impl Pool {
             connection.idle_since = Instant::now();
             let none = || Kept { replica: replica.clone(), connections: Vec::new() };
             let kept = &mut idle.entry(replica.id()).or_insert_with(none).connections;
+            // Those of a burst: only the last ones are taken, and the service has long closed these.
+            let stale = kept.iter().take_while(|kept| kept.idle_since.elapsed() > IDLE_MAX).count();
+            kept.drain(..stale);
             if kept.len() < KEPT_MAX {
                 kept.push(connection);
             }
@@ -248,5 +251,31 @@ mod tests {
         assert!(pool.take(&gone).is_none() && pool.take(&stays).is_some());
         put(&gone).await;
         assert!(pool.take(&gone).is_none(), "nor is a later one kept");
+    }
+
+    /// Red where only those are looked at that are taken: a burst's stay for as long as there is one request now and then.
+    #[actix_web::test]
+    async fn connections_that_a_burst_left_are_closed_while_the_last_one_is_used() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let replicas = Replicas::new(&[format!("http://{}", listener.local_addr().unwrap())]).unwrap();
+        let replica = replicas.pick(&[]).unwrap().replica.clone();
+        let pool = Pool::default();
+        let put = async || {
+            let mut connection = Connection::open(&replica).await.unwrap();
+            connection.keeps = true;
+            pool.put(&replica, connection);
+        };
+        for _ in 0..5 {
+            put().await;
+        }
+        let kept = || pool.idle.borrow()[&replica.id()].connections.len();
+        assert_eq!(kept(), 5);
+        let long_ago = Instant::now().checked_sub(IDLE_MAX + Duration::from_secs(1)).unwrap();
+        for kept in &mut pool.idle.borrow_mut().get_mut(&replica.id()).unwrap().connections[..4] {
+            kept.idle_since = long_ago;
+        }
+        let used = pool.take(&replica).unwrap();
+        pool.put(&replica, used);
+        assert_eq!(kept(), 1);
     }
 }

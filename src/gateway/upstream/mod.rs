@@ -114,13 +114,17 @@ impl Client {
             if let Err(failure) = &done {
                 tracing::debug!(replica = base, cause = %failure.error, made, "a try failed");
             }
-            // An answer, even one that says no, tells the client more than a try that got none.
+            // An answer, even one that says no, tells the client more than a try that got none. But not that a try of ours is still running: it
+            // knows nothing of a key.
+            let own_key = outgoing.kind == Kind::OwnKey;
             match done {
+                Ok(_) if own_key && outcome == Outcome::InProgress => {
+                    last = Err(UpstreamError::Timeout(format!("{base}: an earlier try is still running")));
+                }
                 Ok(answer) => last = Ok(answer),
                 Err(failure) if last.is_err() => last = Err(failure.error.at(base)),
                 Err(_) => {}
             }
-            let own_key = outgoing.kind == Kind::OwnKey;
             let tries = Tries { made, others, others_well: others && replicas.has_well(&tried), own_key, waits };
             match retry::next(outcome, tries) {
                 Next::Stop => break,
@@ -133,9 +137,6 @@ impl Client {
                 Next::After(wait) => {
                     let until = Instant::now() + wait;
                     if until >= deadline {
-                        if own_key {
-                            last = Err(UpstreamError::Timeout(format!("{base}: an earlier try is still running")));
-                        }
                         break;
                     }
                     drop(picked);

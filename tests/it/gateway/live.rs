@@ -5,6 +5,7 @@ use std::time::Duration;
 use awc::ws::Frame;
 use futures::StreamExt;
 use reqwest::StatusCode;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use super::service::{Reply, Service, Shop, TIMEOUT, answer, code, header, nobody, problem};
@@ -109,6 +110,35 @@ async fn a_socket_is_fed_from_the_stream_and_outlives_its_replica() {
     assert_eq!(requests.iter().map(last).collect::<Vec<_>>(), ["", "1", "2", "2", "3"]);
 }
 
+/// Red where the stop is heard only between two pieces of a stream: this one's next comes from nobody, for half a minute.
+#[actix_web::test]
+async fn a_gateway_that_stops_ends_a_socket_at_once_that_looks_for_its_stream() {
+    let streams = std::sync::atomic::AtomicUsize::new(0);
+    let orders = Service::start(move |_, _| match streams.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        0 => Reply::Cut(format!("{HEAD}{}", event(1))),
+        _ => Reply::Close,
+    })
+    .await;
+    let (at_once, drain) = (Duration::from_secs(20), Duration::from_secs(60));
+    let shop = Shop::start_draining(&[&orders.url], &[&nobody()], drain, |_| {}).await;
+    let url = shop.url("/api/OrdersProxy/1/ws").replace("http://", "ws://");
+    let (_, mut socket) = awc::Client::new().ws(url).connect().await.unwrap();
+    let since = std::time::Instant::now();
+    while orders.requests().len() < 3 {
+        assert!(since.elapsed() < TIMEOUT, "it looks for its stream again");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    shop.stop();
+    let close = loop {
+        match tokio::time::timeout(at_once, socket.next()).await.expect("at once") {
+            Some(Ok(Frame::Close(reason))) => break reason,
+            Some(Ok(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(close.map(|reason| reason.code), Some(awc::ws::CloseCode::Away));
+}
+
 /// Red where the socket's stream always begins anew, as the client's own id is in the document.
 #[actix_web::test]
 async fn a_socket_goes_on_behind_the_event_that_its_client_names() {
@@ -155,6 +185,28 @@ async fn what_is_no_upgrade_or_no_order_is_refused_before_the_socket_opens() {
     assert_eq!(problem(shop.get("/api/OrdersProxy/1/ws").await).await, code(400, "invalid_request"));
     let upgrade = "GET /api/OrdersProxy/2/ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let asked = std::time::Instant::now();
     let refused = shop.raw(upgrade).await;
     assert!(refused.starts_with("HTTP/1.1 404 ") && refused.contains("order_not_found"), "{refused}");
+    // Such a request's body has no end; nobody waits for it, also where it names one.
+    let named = "POST /api/OrdersProxy HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+                 Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+    let refused = shop.raw(named).await;
+    assert!(refused.starts_with("HTTP/1.1 400 ") && refused.contains("invalid_request"), "{refused}");
+    assert!(asked.elapsed() < Duration::from_millis(1_800), "{:?}", asked.elapsed());
+    assert!(orders.requests().iter().all(|request| request.starts_with("GET ")), "nothing of it went on");
+}
+
+/// Red where a stream is sent in chunks whoever asks: RFC 9112, 6.1.
+#[tokio::test]
+async fn a_client_that_knows_no_chunks_gets_a_stream_that_ends_with_its_connection() {
+    let orders = Service::start(|_, _| Reply::Cut(format!("{HEAD}{}0\r\n\r\n", event(1)))).await;
+    let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
+    let mut client = tokio::net::TcpStream::connect(shop.address()).await.unwrap();
+    client.write_all(b"GET /api/OrdersProxy/1/events HTTP/1.0\r\nHost: a\r\n\r\n").await.unwrap();
+    let mut answered = String::new();
+    tokio::time::timeout(TIMEOUT, client.read_to_string(&mut answered)).await.expect("its end").unwrap();
+    let (head, body) = answered.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains(" 200 ") && !head.to_ascii_lowercase().contains("transfer-encoding"), "{head}");
+    assert_eq!(body, "id: 1\ndata: {\"n\":1}\n\n");
 }

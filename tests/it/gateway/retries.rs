@@ -280,7 +280,18 @@ async fn an_earlier_try_that_is_still_running_is_waited_out() {
     let began = Instant::now();
     assert_eq!(problem(shop.post("/api/PaymentsProxy/u1/deposit", "1").await).await, code(504, "upstream_timeout"));
     assert!(began.elapsed() <= waits + Duration::from_secs(6), "{:?}", began.elapsed());
+    // Nor does the client hear of a key that is none of its own where what follows says nothing.
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let dies = Service::start(move |_, _| match asked.fetch_add(1, std::sync::atomic::Ordering::SeqCst) {
+        0 => in_progress(),
+        _ => Reply::Close,
+    })
+    .await;
+    let shop = Shop::start(&[&nobody()], &[&dies.url]).await;
+    let (status, _) = problem(shop.post("/api/PaymentsProxy/u1/deposit", "1").await).await;
+    assert!([503, 504].contains(&status), "{status}");
     // Under the client's own key it is another request of theirs that runs, and they are told so.
+    let shop = Shop::start_waiting(&[&forever.url], &[&forever.url], waits).await;
     let own = shop.client.post(shop.url("/api/PaymentsProxy/u1/deposit")).header("Idempotency-Key", "mine").body("1");
     let asked = forever.requests().len();
     assert_eq!(own.send().await.unwrap().status(), StatusCode::CONFLICT);

@@ -106,6 +106,21 @@ async fn an_order_whose_deadline_passes_is_answered_in_time_and_its_next_try_as_
     }
 }
 
+/// Red where a wait is as long as its client prefers: the gateway, which asks a second time when a part of it is over, hears of no order then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_is_waited_for_is_answered_before_its_deadline() {
+    let service = Service::start("orders", Schema::Orders, 1, &PATIENT).await;
+    let stamp = Uuid::now_v7().to_string();
+    let headers =
+        [("X-Shopd-Stamp", &*stamp), ("Idempotency-Key", &stamp), ("X-Shopd-Deadline-Ms", LEFT_MS), ("Prefer", "wait=30")];
+    let asked = Instant::now();
+    // Nobody pays for it.
+    let answer = service.clients[0].send("POST", "/api/Orders", &headers, Some(ORDER)).await.expect("an answer").expect(201);
+    assert_eq!(answer.json()["status"], "New");
+    // It is waited for all the same.
+    assert!((Duration::from_millis(1_000)..IN_TIME).contains(&asked.elapsed()), "{:?}", asked.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_whose_deadline_passes_give_back_sessions_that_work() {
     let payments = Service::start("payments", Schema::Payments, 1, &PATIENT).await;
