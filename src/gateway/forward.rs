@@ -14,6 +14,8 @@ use crate::http::{IDEMPOTENCY_KEY_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, STAM
 const INNER: &str = "x-shopd-";
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
+/// Where it stands in a `traceparent`.
+const TRACE_ID: std::ops::Range<usize> = 3..35;
 /// How `Via` names us.
 const OURS: &str = "1.1 shopd";
 
@@ -71,8 +73,10 @@ pub enum Travels {
 pub fn request(incoming: &HeaderMap, hop: &Hop<'_>, travels: Travels, out: &mut BytesMut) {
     let dropped = named_by_connection(incoming);
     let has = |name: &HeaderName| incoming.contains_key(name) && !is_hop_by_hop(name.as_str(), &dropped);
-    // A state belongs to the trace it came with: without a parent of that trace it means nothing.
-    let keeps_state = has(&names::TRACEPARENT);
+    // A state belongs to the trace it came with: where that is not gone on with, as it could not be read or was there twice, it means nothing.
+    let came_with = incoming.get(&names::TRACEPARENT).filter(|_| has(&names::TRACEPARENT));
+    let came_with = came_with.and_then(|parent| parent.as_bytes().get(TRACE_ID));
+    let keeps_state = came_with.is_some() && came_with == hop.traceparent.as_bytes().get(TRACE_ID);
     for (name, value) in incoming {
         let text = name.as_str();
         let own = match text {
@@ -203,6 +207,7 @@ mod tests {
     }
 
     const STAMP: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
+    const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
     fn sent_from(incoming: &HeaderMap, peer: IpAddr, stamp: Option<&'static str>) -> HeaderMap {
         sent(incoming, peer, stamp, Travels::Alone)
@@ -213,7 +218,7 @@ mod tests {
             way: &Way::new(Some(peer), "shop.example:8000", "http"),
             service: ServiceName::Orders,
             request_id: "r-1",
-            traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            traceparent: TRACE,
             stamp,
         };
         let mut out = BytesMut::new();
@@ -274,6 +279,16 @@ mod tests {
         assert!(!sent.contains_key("tracestate"));
         assert_eq!(text(&sent, "x-request-id"), ["r-1"]);
         assert!(!answer(map(&[("x-shopd-anything", "1")])).contains_key("x-shopd-anything"));
+    }
+
+    /// Red where a parent that is there is taken for one that is gone on with.
+    #[test]
+    fn a_state_goes_on_with_its_own_trace_only() {
+        const OTHER: &str = "00-5bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        for (parent, goes_on) in [(TRACE, true), (OTHER, false), ("theirs", false), ("", false)] {
+            let sent = passed(&map(&[("traceparent", parent), ("tracestate", "a=1")]));
+            assert_eq!(sent.contains_key("tracestate"), goes_on, "{parent}");
+        }
     }
 
     #[test]

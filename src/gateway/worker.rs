@@ -46,6 +46,8 @@ impl Worker {
         context: &RequestContext,
         deadline: Instant,
     ) -> Result<Answer, UpstreamError> {
+        // As a request that is passed on: what the gateway asks for itself overloads a service as well.
+        let _place = self.gateway.enter(service).await.map_err(|shed| UpstreamError::Unavailable(shed.to_string()))?;
         self.get_with(service, target, &HeaderMap::new(), Kind::Plain, context, deadline).await
     }
 

@@ -104,6 +104,15 @@ async fn more_than_can_be_answered_is_shed_by_the_time_it_waits_and_health_stays
     let flood = join_all((0..4).map(|_| shop.get("/api/OrdersProxy")));
     let (_, waited) = futures::future::join(flood, waiting.send()).await;
     assert_eq!(waited.unwrap().status(), StatusCode::OK);
+    // What the gateway asks for itself takes one.
+    let flood = join_all((0..8).map(|_| shop.get("/api/OrdersProxy")));
+    let summary = async {
+        tokio::time::sleep(Duration::from_millis(300)).await; // all places are taken for a second
+        shop.get("/api/users/u1/summary").await
+    };
+    let (_, summary) = futures::future::join(flood, summary).await;
+    assert!(summary.status().is_server_error(), "{}", summary.status());
+    assert!(!slow.requests().iter().any(|request| request.contains("limit=20")), "not where there is no place");
 }
 
 #[tokio::test]
