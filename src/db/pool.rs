@@ -289,8 +289,9 @@ impl Settings {
         ] {
             options.push_str(&format!("-c {name}={} ", value.as_millis()));
         }
-        // Plans of ours are short; compiling them costs more than they do.
-        options.push_str("-c jit=off");
+        // Plans of ours are short; compiling them costs more than they do. Each statement sees what is committed when it begins, whatever the
+        // database has for its default: what drops a segment of the outbox looks into it again under its lock.
+        options.push_str("-c jit=off -c default_transaction_isolation=read\\ committed");
         config.options(options);
         config.application_name(format!("shopd-{role}"));
         // One host after the other, all within the bound: the first may be one that is gone without a word.

@@ -55,6 +55,7 @@ impl Handler for WriteDown {
     }
 
     async fn apply(&self, mut conn: &Conn, batch: &[Received<String>]) -> Result<(), DbError> {
+        assert!(batch.iter().all(|one| !one.event.ends_with(":panic")), "told to panic");
         sql("insert into applied (value, published_at) select unnest($1), unnest($2)")
             .bind::<Array<Text>, _>(batch.iter().map(|one| one.event.as_str()).collect::<Vec<_>>())
             .bind::<Array<Timestamptz>, _>(batch.iter().map(|one| one.delivery.published_at).collect::<Vec<_>>())
@@ -252,6 +253,18 @@ async fn p99(poison: bool) -> i64 {
     assert_eq!(bench.applied("ann").await, names("ann", 0..100));
     end(consumer).await;
     p99
+}
+
+/// Red where only what the database refuses is looked for: the batch would be tried for ever, whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_over_which_its_handler_panics_is_parked_and_its_neighbours_are_applied() {
+    let bench = Bench::new().await;
+    bench.append(&["ann:0", "bob:panic", "carl:0", "bob:1"]).await;
+    let consumer = bench.consume("one", 0);
+    bench.until("select count(*) as n from applied", 2).await;
+    bench.until("select count(*) as n from dead_letter", 2).await;
+    assert_eq!(bench.applied("bob").await, Vec::<String>::new());
+    end(consumer).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

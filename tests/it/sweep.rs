@@ -118,6 +118,22 @@ async fn an_order_without_a_result_is_asked_for_again_as_it_was_under_a_new_even
     assert_eq!(after.timestamp, order.created_at);
 }
 
+/// Red where one request that cannot be said fails all of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_of_anothers_hand_that_cannot_be_asked_for_holds_up_no_other() {
+    let shop = Inside::on_postgres().await;
+    let sweeper = shop.sweeper(Duration::from_secs(30), 1_000);
+    let odd = shop.place("ann", 1).await[0];
+    let well = shop.place("bob", 1).await[0];
+    send(&shop).await;
+    run(&shop, &format!("update orders set amount = 9000000000000000000 where id = '{odd}'")).await;
+    let_pass(&shop, 60).await;
+    let swept = sweep(&shop, &sweeper).await;
+    assert_eq!((swept.found, swept.asked), (2, 1), "{swept:?}");
+    let asked = outbox(&shop).await.pop().unwrap();
+    assert_eq!(PaymentRequested::decode(&asked.payload).unwrap().order_id, well);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_is_not_asked_for_while_its_first_request_is_unsent_nor_while_its_repeat_is() {
     let shop = Inside::on_postgres().await;

@@ -96,6 +96,18 @@ async fn of_a_stream_of_commits_others_hear_every_fifty_milliseconds_and_of_the_
     stop.stop();
 }
 
+/// A segment is dropped after a second look under its lock, which must see what was committed meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_is_read_committed_whatever_the_database_has_for_its_default() {
+    let url = postgres::database("wakes").await;
+    let mut conn = process(&url).dedicated().await.unwrap();
+    let default = "alter database %I set default_transaction_isolation = ''repeatable read''";
+    let set = format!("do $$ begin execute format('{default}', current_database()); end $$");
+    conn.batch_execute(&set).await.unwrap();
+    let isolated = "select count(*) as n where current_setting('transaction_isolation') = 'read committed'";
+    assert_eq!(count(&process(&url), isolated).await, 1);
+}
+
 /// A table that nobody knows.
 const WRITTEN: &str = "select count(*) as n from written";
 

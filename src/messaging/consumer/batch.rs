@@ -11,7 +11,7 @@ use crate::trace::TraceContext;
 use super::super::dead_letter::Poison;
 use super::super::log::StoredRecord;
 use super::delivery::{Delivery, Position, Received};
-use super::fetcher::{Fetched, count};
+use super::fetcher::{Fetched, bytes_of, count};
 use super::inbox::Inbox;
 use super::offsets::Move;
 
@@ -36,11 +36,14 @@ pub struct Batch<E> {
 pub struct Decoded<E> {
     pub received: Vec<Received<E>>,
     pub poisoned: Vec<(Delivery, Poison)>,
+    /// Of its records as they lie on the log.
+    pub bytes: usize,
 }
 
 impl<E> Decoded<E> {
     pub fn of<I: Inbox<Event = E>>(inbox: &I, topic: &Arc<str>, partition: i32, records: Vec<StoredRecord>) -> Self {
-        let mut decoded = Self { received: Vec::with_capacity(records.len()), poisoned: Vec::new() };
+        let bytes = records.iter().map(bytes_of).sum();
+        let mut decoded = Self { received: Vec::with_capacity(records.len()), poisoned: Vec::new(), bytes };
         let received_at = Utc::now();
         for record in records {
             let position = Position { topic: topic.clone(), partition, offset: record.offset };
@@ -72,7 +75,7 @@ impl<E> Batch<E> {
             let (partition, epoch) = (one.partition(), one.epoch());
             let (from, to) = one.span();
             match one {
-                Fetched::Records { decoded: Decoded { received, poisoned }, .. } => {
+                Fetched::Records { decoded: Decoded { received, poisoned, .. }, .. } => {
                     batch.received.extend(received);
                     batch.poisoned.extend(poisoned);
                 }

@@ -56,6 +56,14 @@ impl<E> Fetched<E> {
         }
     }
 
+    /// Of its records.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Records { decoded, .. } => decoded.bytes,
+            Self::Reset { .. } => 0,
+        }
+    }
+
     /// Under which it was fetched; what an earlier owner's fetcher left is nobody's.
     pub fn epoch(&self) -> i64 {
         match self {
@@ -155,7 +163,7 @@ fn pieces(fetched: Vec<StoredRecord>, end: i64) -> Vec<Piece> {
     pieces
 }
 
-fn bytes_of(record: &StoredRecord) -> usize {
+pub fn bytes_of(record: &StoredRecord) -> usize {
     let sized = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
     sized(&record.key) + sized(&record.value) + record.headers.size()
 }

@@ -1,7 +1,11 @@
 //! Finding the records that cannot be applied, inside the transaction that applies all others: by halves, each under a savepoint.
 
-use crate::db::{Conn, DbError};
+use std::panic::AssertUnwindSafe;
+
 use diesel_async::AsyncConnection;
+use futures::FutureExt;
+
+use crate::db::{Conn, DbError};
 
 use super::delivery::Received;
 use super::handler::Handler;
@@ -62,7 +66,12 @@ pub async fn isolate<H: Handler>(
         }
         let Some(&first) = chosen.first() else { continue };
         let some: Vec<Received<H::Event>> = chosen.iter().map(|index| records[*index].clone()).collect();
-        let applied: Result<(), DbError> = conn.transaction(async |conn| handler.apply(conn, &some).await).await;
+        let applied: Result<(), DbError> = conn
+            .transaction(async |conn| {
+                let applied = AssertUnwindSafe(handler.apply(conn, &some)).catch_unwind().await;
+                applied.unwrap_or_else(|_| Err(DbError::Defect("its handler panicked".into())))
+            })
+            .await;
         match applied {
             Ok(()) => chosen.into_iter().for_each(|index| outcomes[index] = Some(Outcome::Applied)),
             Err(error) if !keeps_failing(&error) => return Err(error),

@@ -58,6 +58,9 @@ const UPKEEP_INTERVAL_IDLE: Duration = Duration::from_secs(10);
 /// Fetched pieces that wait for the batch in hand; a fetcher with more waits itself.
 const FETCHES_WAITING_MAX: usize = 12;
 
+/// What one transaction takes in, and one piece more: what is refused of it is kept whole, in one statement, within the database's timeouts.
+const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+
 /// After a large batch there is more on the log than is fetched at this moment; small ones that follow each other cost the database more
 /// than a rest between them costs anybody.
 const PACE: Pace = Pace::new(2, 64, Duration::from_millis(2), Duration::from_millis(6)).half_of_the_time();
@@ -183,10 +186,11 @@ impl<I: Inbox> Consumer<I> {
                 }
                 first = fetched.recv() => {
                     let Some(first) = first else { return Ended::LostLease };
+                    let mut bytes = first.bytes();
                     waiting.push(first);
                     let mut records = count(&waiting);
                     let (enough, due) = pace.next(Instant::now());
-                    while records < self.config.batch_records_max {
+                    while records < self.config.batch_records_max && bytes < BATCH_BYTES_MAX {
                         let more = match fetched.try_recv() {
                             Ok(more) => Some(more),
                             Err(_) if records >= enough => None,
@@ -194,6 +198,7 @@ impl<I: Inbox> Consumer<I> {
                         };
                         let Some(more) = more else { break };
                         records += count(std::slice::from_ref(&more));
+                        bytes += more.bytes();
                         waiting.push(more);
                     }
                     let began = Instant::now();

@@ -25,6 +25,8 @@ use super::source::{Looked, Rows, Session};
 const PAGE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Rows that are asked for at once: of the longest that are kept in the table some 75 MB.
 const PAGE_TABLE_ROWS_MAX: i64 = 10_000;
+/// Rows that are asked for before it is known how large they are: of the largest that a producer can make some hundred MB.
+const ROWS_AT_FIRST: i64 = 16;
 
 /// - A cursor that is lost in a crash of the server is an older one, which sends some rows again; nobody waits for the disk. It is there
 ///   before anything is dropped, because what is committed later and waited for is written after it.
@@ -69,8 +71,39 @@ pub struct PgSession {
     late: Statement,
     fresh: Statement,
     save: Statement,
-    /// Messages in a row, as the last page had them.
+    sizes: Sizes,
+}
+
+/// How many rows of the table a page takes, as the last ones had them. What is asked for beyond it the server sends all the same, before it
+/// answers anything else on this session.
+struct Sizes {
+    /// Messages in a row.
     together: AtomicI64,
+    /// Rows that fit into a page's bytes; few, until there was a page.
+    fit: AtomicI64,
+}
+
+impl Sizes {
+    const fn new() -> Self {
+        Self { together: AtomicI64::new(1), fit: AtomicI64::new(ROWS_AT_FIRST) }
+    }
+
+    /// Rows of the table to ask for, so that about so many messages come.
+    fn limit(&self, messages: i64) -> i64 {
+        let wanted = messages / self.together.load(Ordering::Relaxed);
+        wanted.min(self.fit.load(Ordering::Relaxed)).clamp(1, PAGE_TABLE_ROWS_MAX)
+    }
+
+    /// There was a page of `rows` with so many messages and bytes.
+    fn learn(&self, rows: i64, messages: i64, bytes: usize) {
+        if rows == 0 {
+            return;
+        }
+        self.together.store((messages / rows).max(1), Ordering::Relaxed);
+        let fit = self.fit.load(Ordering::Relaxed);
+        let fit = if bytes >= PAGE_BYTES_MAX { rows } else { fit.max(rows) * 2 };
+        self.fit.store(fit.min(PAGE_TABLE_ROWS_MAX), Ordering::Relaxed);
+    }
 }
 
 impl PgSession {
@@ -87,12 +120,7 @@ impl PgSession {
             client.prepare(FRESH),
             client.prepare(SAVE),
         )?;
-        Ok(Self { client, snapshot, younger, late_now, late, fresh, save, together: AtomicI64::new(1) })
-    }
-
-    /// Rows of the table to ask for, so that about so many messages come.
-    fn limit(&self, messages: i64) -> i64 {
-        (messages / self.together.load(Ordering::Relaxed)).clamp(1, PAGE_TABLE_ROWS_MAX)
+        Ok(Self { client, snapshot, younger, late_now, late, fresh, save, sizes: Sizes::new() })
     }
 
     /// Whole rows: all of one's messages are in the page. It ends with that by which it has `messages_max`; what the server sends beyond
@@ -136,9 +164,7 @@ impl PgSession {
                 break;
             }
         }
-        if count > 0 {
-            self.together.store((rows.len() as i64 / count).max(1), Ordering::Relaxed);
-        }
+        self.sizes.learn(count, rows.len() as i64, bytes);
         Ok(Rows { rows, more: full || count >= limit })
     }
 }
@@ -150,18 +176,18 @@ impl Session for PgSession {
     }
 
     async fn late_rows(&self, old: &Snapshot, look: &Look, rows_max: i64) -> Result<Rows, DbError> {
-        let limit = self.limit(rows_max);
+        let limit = self.sizes.limit(rows_max);
         self.rows(&self.late, &[&old.open, &look.after.0, &look.after.1, &look.snapshot, &limit], limit, rows_max).await
     }
 
     async fn fresh_rows(&self, look: &Look, rows_max: i64) -> Result<Rows, DbError> {
-        let limit = self.limit(rows_max);
+        let limit = self.sizes.limit(rows_max);
         self.rows(&self.fresh, &[&look.after.0, &look.after.1, &look.snapshot, &limit], limit, rows_max).await
     }
 
     /// One round trip. The statements for the rows come after the one for the snapshot and may see more than it: that is left out.
     async fn look(&self, old: &Snapshot, rows_max: i64) -> Result<Looked, DbError> {
-        let (below, limit) = (Xid(old.xmax - 1), self.limit(rows_max));
+        let (below, limit) = (Xid(old.xmax - 1), self.sizes.limit(rows_max));
         let younger: [&(dyn ToSql + Sync); 2] = [&below, &limit];
         let late_now: [&(dyn ToSql + Sync); 2] = [&old.open, &limit];
         let late = async {
@@ -263,5 +289,29 @@ impl FromSql<'_> for At {
 
     fn accepts(of: &Type) -> bool {
         *of == Type::TIMESTAMPTZ
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Red where only messages are counted: of rows as large as a page thousands would be sent for each that is taken.
+    #[test]
+    fn no_more_rows_are_asked_for_than_fitted_into_the_last_page() {
+        let sizes = Sizes::new();
+        assert_eq!(sizes.limit(2_000), ROWS_AT_FIRST);
+        sizes.learn(3, 3, PAGE_BYTES_MAX);
+        assert_eq!(sizes.limit(2_000), 3);
+        sizes.learn(0, 0, 0);
+        assert_eq!(sizes.limit(2_000), 3, "no rows say nothing");
+        let pages = (1..).find(|_| {
+            let limit = sizes.limit(2_000);
+            sizes.learn(limit, limit, 1_000);
+            sizes.limit(2_000) == 2_000
+        });
+        assert_eq!(pages, Some(10), "small ones are as many as ever soon");
+        sizes.learn(20, 2_000, 1_000);
+        assert_eq!(sizes.limit(2_000), 20, "of a hundred messages each");
     }
 }
