@@ -189,7 +189,9 @@ async fn finish(
     };
     // RFC 9112, 6.1: the end of the connection ends it then.
     let without_chunks = asked.is_http_1_0 && matches!(response.body().size(), BodySize::Stream);
-    response.head_mut().no_chunking(without_chunks);
+    if without_chunks {
+        response.head_mut().no_chunking(true);
+    }
     if closes || without_chunks {
         response.head_mut().set_connection_type(ConnectionType::Close);
         progress.as_ref().inspect(|progress| progress.closes());
