@@ -66,7 +66,12 @@ async fn torture(db: &Db, how_long: Duration) -> While {
         committed.extend(writer.await.unwrap());
     }
     seen.extend(drain(&mut reader, 1_000).await);
-    assert_eq!(reader.purge(true).await.unwrap(), Purged::All);
+    // On a busy machine somebody may have a lock for longer than writers are made to wait; a row that was not read stays all the same.
+    let since = std::time::Instant::now();
+    while reader.purge(true).await.unwrap() != Purged::All {
+        assert!(since.elapsed() < PATIENCE, "{} rows are not dropped", rows(db).await);
+        poll().await;
+    }
     assert_eq!(rows(db).await, 0);
     While { committed, seen, dropped }
 }
