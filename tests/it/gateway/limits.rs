@@ -8,6 +8,8 @@ use reqwest::StatusCode;
 use shopd::config::RateLimit;
 use tokio::io::AsyncWriteExt;
 
+use crate::support::shop::{PATIENCE, poll};
+
 use super::service::{Reply, Service, Shop, code, json_answer, nobody, problem};
 
 #[tokio::test]
@@ -105,9 +107,13 @@ async fn more_than_can_be_answered_is_shed_by_the_time_it_waits_and_health_stays
     let (_, waited) = futures::future::join(flood, waiting.send()).await;
     assert_eq!(waited.unwrap().status(), StatusCode::OK);
     // What the gateway asks for itself takes one.
-    let flood = join_all((0..8).map(|_| shop.get("/api/OrdersProxy")));
+    let (flood, before) = (join_all((0..8).map(|_| shop.get("/api/OrdersProxy"))), slow.requests().len());
     let summary = async {
-        tokio::time::sleep(Duration::from_millis(300)).await; // all places are taken for a second
+        let since = Instant::now();
+        while slow.requests().len() < before + 4 {
+            assert!(since.elapsed() < PATIENCE, "all places are taken");
+            poll().await;
+        }
         shop.get("/api/users/u1/summary").await
     };
     let (_, summary) = futures::future::join(flood, summary).await;

@@ -8,6 +8,8 @@ use reqwest::StatusCode;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 
+use crate::support::shop::poll;
+
 use super::service::{Reply, Service, Shop, TIMEOUT, answer, code, header, nobody, problem};
 
 const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -126,7 +128,7 @@ async fn a_gateway_that_stops_ends_a_socket_at_once_that_looks_for_its_stream() 
     let since = std::time::Instant::now();
     while orders.requests().len() < 3 {
         assert!(since.elapsed() < TIMEOUT, "it looks for its stream again");
-        tokio::time::sleep(Duration::from_millis(10)).await;
+        poll().await;
     }
     shop.stop();
     let close = loop {
