@@ -4,11 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use futures::future::join_all;
 use uuid::Uuid;
 
 use crate::contracts::{Outcome, PAYMENT_STATUS_UPDATES, PaymentRequested, PaymentStatusUpdated};
-use crate::db::{Conn, DbError, Notifier};
+use crate::db::{Conn, DbError, Notifier, Pipeline};
 use crate::messaging::{Delivery, Fence, Handler, Keys, Message, Poison, Received, outbox};
 use crate::user_id::UserId;
 
@@ -18,8 +17,11 @@ use super::decide::{Accounts, Decision, Held, Verdict, decide};
 use super::known::Known;
 use super::store::{self, Decided, Entry, Record};
 
-/// Decisions that are written by one statement a table.
-const PIECE: usize = 1_000;
+/// So many come first, so that the server has something to do while the ledger's lines are made.
+const FIRST: usize = 100;
+/// Decisions that are written by one statement a table, and lines of the ledger: as a statement they fit into a socket's buffer.
+const PIECE: usize = 700;
+const LINES: usize = 2_000;
 
 /// The handler of `order-payment-requests`.
 pub struct OnOrder {
@@ -58,19 +60,21 @@ impl Handler for OnOrder {
         let (decided, (mut accounts, at)) = (decided?, locked?);
 
         let (moved, decisions) = settle(batch, &decided, &mut accounts);
-        let (entries, repeats) = (entries(batch, &decisions), repeats(batch, &decided, at));
-        // Piece after piece is made and sent without waiting: the server writes one while the next one is being made.
-        let pieces = decisions.chunks(PIECE).map(|some| write(conn, batch, some, at));
-        let (moved, transferred, written, repeated) = tokio::join!(
-            biased;
-            store::set_balances(conn, &moved, at),
-            store::write_entries(conn, &entries, at),
-            join_all(pieces),
-            outbox::append(conn, &repeats),
-        );
-        moved.and(transferred)?;
-        written.into_iter().collect::<Result<(), DbError>>()?;
-        repeated
+        let (first, rest) = decisions.split_at(decisions.len().min(FIRST));
+        let (entries, repeats);
+        let mut pipeline = Pipeline::new();
+        write(&mut pipeline, conn, batch, first, at).await;
+        pipeline.send(store::set_balances(conn, &moved, at)).await;
+        entries = self::entries(batch, &decisions);
+        for some in entries.chunks(LINES) {
+            pipeline.send(store::write_entries(conn, some, at)).await;
+        }
+        for some in rest.chunks(PIECE) {
+            write(&mut pipeline, conn, batch, some, at).await;
+        }
+        repeats = self::repeats(batch, &decided, at);
+        pipeline.send(outbox::append(conn, &repeats)).await;
+        pipeline.finish().await
     }
 
     async fn apply_at_once(&self, conn: &Conn, fence: &Fence<'_>, batch: &[Received<PaymentRequested>]) -> Result<bool, DbError> {
@@ -128,19 +132,17 @@ fn settle(
     (moved, decisions)
 }
 
-async fn write(
-    conn: &Conn,
-    batch: &[Received<PaymentRequested>],
+/// Sends what `decisions` write beside the ledger, and waits for nothing.
+async fn write<'b>(
+    pipeline: &mut Pipeline<'b>,
+    conn: &'b Conn,
+    batch: &'b [Received<PaymentRequested>],
     decisions: &[Decision],
     at: DateTime<Utc>,
-) -> Result<(), DbError> {
+) {
     let (records, messages) = lines(batch, decisions, at);
-    let (payments, results) = tokio::join!(
-        biased;
-        store::write_payments(conn, &records, crate::contracts::ORDER_PAYMENT_REQUESTS, at),
-        outbox::append(conn, &messages),
-    );
-    payments.and(results)
+    pipeline.send(async move { store::write_payments(conn, &records, crate::contracts::ORDER_PAYMENT_REQUESTS, at).await }).await;
+    pipeline.send(async move { outbox::append(conn, &messages).await }).await;
 }
 
 /// What `decisions` write beside the ledger: themselves, and the results.

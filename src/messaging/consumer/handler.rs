@@ -1,18 +1,12 @@
 //! The seam between the consumer and the service whose records it applies.
 
-use std::future::poll_fn;
-
 use async_trait::async_trait;
-use tokio::task::block_in_place;
 
 use crate::db::{Conn, DbError};
 
 use super::super::dead_letter::{Keys, Poison};
 use super::delivery::{Delivery, Received};
 use super::offsets::Fence;
-
-/// From so many records on what is done with all of them takes longer than to hand it, or what else the thread has to do, on to another one.
-pub(super) const MANY: usize = 256;
 
 /// What a service does with a topic.
 #[async_trait]
@@ -46,14 +40,4 @@ pub trait Handler: Send + Sync + 'static {
 
     /// After the commit of so many records.
     fn committed(&self, _records: usize) {}
-}
-
-/// What is made by now goes out while the handler makes what comes next: who sends it waits for the same thread otherwise, and the server for
-/// both.
-pub(super) async fn apply<H: Handler>(handler: &H, conn: &Conn, received: &[Received<H::Event>]) -> Result<(), DbError> {
-    let mut applied = handler.apply(conn, received);
-    if received.len() < MANY {
-        return applied.await;
-    }
-    poll_fn(|cx| block_in_place(|| applied.as_mut().poll(cx))).await
 }

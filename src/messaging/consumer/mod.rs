@@ -45,7 +45,6 @@ pub use offsets::{Fence, Move, Owned, Standing, next_offsets};
 pub use postgres::PgInbox;
 
 use fetcher::{backoff, count, fetch, pause};
-use handler::MANY;
 use holding::Holding;
 use keeper::Keeper;
 
@@ -60,6 +59,9 @@ const FETCHES_WAITING_MAX: usize = 12;
 
 /// What one transaction takes in, and one piece more: what is refused of it is kept whole, in one statement, within the database's timeouts.
 const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// A batch of so many takes longer to free than to hand to another thread.
+const MANY: usize = 256;
 
 /// After a large batch there is more on the log than is fetched at this moment; small ones that follow each other cost the database more
 /// than a rest between them costs anybody.

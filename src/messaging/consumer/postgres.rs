@@ -19,7 +19,7 @@ use crate::telemetry::Tracer;
 use super::super::dead_letter::{self, Keep, Keys, Poison};
 use super::batch::Batch;
 use super::delivery::{Delivery, Position};
-use super::handler::{Handler, apply};
+use super::handler::Handler;
 use super::inbox::{Committed, Inbox, Upkeep};
 use super::isolate::{Outcome, isolate, keeps_failing};
 use super::offsets::{self, Fence, Move, Owned, Standing};
@@ -248,13 +248,13 @@ async fn write<H: Handler>(
     } else if !how.looks {
         // In one round trip with what the effect begins with; where the fence holds, all of that fails with it.
         let shared = &*conn;
-        let effect = async { if batch.received.is_empty() { Ok(()) } else { apply(handler, shared, &batch.received).await } };
+        let effect = async { if batch.received.is_empty() { Ok(()) } else { handler.apply(shared, &batch.received).await } };
         let (fenced, applied) = tokio::join!(biased; fence.advance(shared), effect);
         fenced.and(applied)?;
         Vec::new()
     } else if queues.is_empty() {
         if !batch.received.is_empty() {
-            apply(handler, conn, &batch.received).await?;
+            handler.apply(conn, &batch.received).await?;
         }
         Vec::new()
     } else {
@@ -314,7 +314,7 @@ async fn apply_the_others<H: Handler>(
         });
     }
     if !some.is_empty() {
-        apply(handler, conn, &some).await?;
+        handler.apply(conn, &some).await?;
     }
     Ok(outcomes)
 }
