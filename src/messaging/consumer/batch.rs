@@ -11,7 +11,7 @@ use crate::trace::TraceContext;
 use super::super::dead_letter::Poison;
 use super::super::log::StoredRecord;
 use super::delivery::{Delivery, Position, Received};
-use super::fetcher::{Fetched, bytes_of, count};
+use super::fetcher::{Fetched, bytes_of};
 use super::inbox::Inbox;
 use super::offsets::Move;
 
@@ -29,6 +29,12 @@ pub struct Batch<E> {
     /// In log order within each partition.
     pub received: Vec<Received<E>>,
     pub poisoned: Vec<(Delivery, Poison)>,
+}
+
+impl<E> Default for Batch<E> {
+    fn default() -> Self {
+        Self { moves: Vec::new(), received: Vec::new(), poisoned: Vec::new() }
+    }
 }
 
 /// The records of one piece, in log order, each decoded or refused.
@@ -67,30 +73,24 @@ impl<E> Decoded<E> {
 }
 
 impl<E> Batch<E> {
-    pub(super) fn assemble(topic: &str, fetched: impl Iterator<Item = Fetched<E>>) -> Self {
-        // Room for all of them at once: to grow is to copy what is there.
-        let fetched: Vec<Fetched<E>> = fetched.collect();
-        let mut batch = Self { moves: Vec::new(), received: Vec::with_capacity(count(&fetched)), poisoned: Vec::new() };
-        for one in fetched {
-            let (partition, epoch) = (one.partition(), one.epoch());
-            let (from, to) = one.span();
-            match one {
-                Fetched::Records { decoded: Decoded { received, poisoned, .. }, .. } => {
-                    batch.received.extend(received);
-                    batch.poisoned.extend(poisoned);
-                }
-                Fetched::Reset { from, to, .. } => {
-                    tracing::error!(%topic, partition, from, to, "the offset is not on the log; going on where the log begins");
-                    metrics::counter!("shopd_consumer_offset_resets_total", "topic" => topic.to_owned()).increment(1);
-                }
+    /// What comes after that of its partition.
+    pub(super) fn add(&mut self, topic: &str, one: Fetched<E>) {
+        let (partition, epoch) = (one.partition(), one.epoch());
+        let (from, to) = one.span();
+        match one {
+            Fetched::Records { decoded: Decoded { received, poisoned, .. }, .. } => {
+                self.received.extend(received);
+                self.poisoned.extend(poisoned);
             }
-            match batch.moves.iter_mut().find(|m| m.partition == partition) {
-                Some(earlier) => earlier.to = to,
-                None => batch.moves.push(Move { partition, from, to, epoch }),
+            Fetched::Reset { .. } => {
+                tracing::error!(%topic, partition, from, to, "the offset is not on the log; going on where the log begins");
+                metrics::counter!("shopd_consumer_offset_resets_total", "topic" => topic.to_owned()).increment(1);
             }
         }
-        batch.moves.sort_by_key(|m| m.partition);
-        batch
+        match self.moves.iter_mut().find(|m| m.partition == partition) {
+            Some(earlier) => earlier.to = to,
+            None => self.moves.push(Move { partition, from, to, epoch }),
+        }
     }
 
     pub(super) fn committed(&self, topic: &str) {

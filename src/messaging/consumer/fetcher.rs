@@ -168,12 +168,11 @@ pub fn bytes_of(record: &StoredRecord) -> usize {
     sized(&record.key) + sized(&record.value) + record.headers.size()
 }
 
-pub fn count<E>(fetched: &[Fetched<E>]) -> usize {
-    let records = |one: &Fetched<E>| match one {
+pub fn count<E>(fetched: &Fetched<E>) -> usize {
+    match fetched {
         Fetched::Records { decoded, .. } => decoded.count(),
         Fetched::Reset { .. } => 0,
-    };
-    fetched.iter().map(records).sum()
+    }
 }
 
 /// 50 ms, doubling to 2 s, with jitter, for ever.

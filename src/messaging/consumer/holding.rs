@@ -96,6 +96,11 @@ impl Holding {
         .is_some()
     }
 
+    /// Whether it is ours under this epoch and did not stop.
+    pub fn reads(&self, partition: i32, epoch: i64) -> bool {
+        self.held.get(&partition).is_some_and(|held| held.epoch == epoch && held.fetcher.is_some())
+    }
+
     /// So far is committed.
     pub fn committed(&self, moves: &[Move]) {
         for Move { partition, to, .. } in moves {

@@ -12,6 +12,7 @@
 mod batch;
 mod delivery;
 mod fetcher;
+mod gather;
 mod handler;
 mod holding;
 mod inbox;
@@ -27,7 +28,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::config::ConsumerConfig;
 use crate::db::{Db, DbError, Pace};
@@ -44,7 +46,8 @@ pub use keeper::share;
 pub use offsets::{Fence, Move, Owned, Standing, next_offsets};
 pub use postgres::PgInbox;
 
-use fetcher::{backoff, count, fetch, pause};
+use fetcher::{backoff, fetch, pause};
+use gather::{Gathered, QUIET};
 use holding::Holding;
 use keeper::Keeper;
 
@@ -56,9 +59,6 @@ const UPKEEP_INTERVAL: Duration = Duration::from_secs(1);
 const UPKEEP_INTERVAL_IDLE: Duration = Duration::from_secs(10);
 /// Fetched pieces that wait for the batch in hand; a fetcher with more waits itself.
 const FETCHES_WAITING_MAX: usize = 12;
-
-/// What one transaction takes in, and one piece more: what is refused of it is kept whole, in one statement, within the database's timeouts.
-const BATCH_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// A batch of so many takes longer to free than to hand to another thread.
 const MANY: usize = 256;
@@ -144,7 +144,7 @@ impl<I: Inbox> Consumer<I> {
         let mut holding = Holding::of(self.topic.clone());
         let incident = SharedIncident::new("fetching");
         let mut upkeep = Incident::new("looking after what is parked");
-        let mut waiting = Vec::new();
+        let mut gathered = Gathered::new(self.topic.clone(), self.config.batch_records_max);
         let mut pace = PACE;
         let (together, took) = (
             metrics::histogram!("shopd_consumer_batch_records", "topic" => self.topic.to_string()),
@@ -167,6 +167,7 @@ impl<I: Inbox> Consumer<I> {
                     }
                     let assignment = assignments.borrow_and_update().clone();
                     let surplus = holding.follow(&assignment, start);
+                    gathered.keep_ours(&holding);
                     if !surplus.is_empty() {
                         // Asked for again with the next assignment where it fails now.
                         if let Err(error) = self.inbox.release(Some(&surplus)).await {
@@ -186,36 +187,31 @@ impl<I: Inbox> Consumer<I> {
                     look_after = true;
                     keeper.beat_now();
                 }
-                first = fetched.recv() => {
-                    let Some(first) = first else { return Ended::LostLease };
-                    let mut bytes = first.bytes();
-                    waiting.push(first);
-                    let mut records = count(&waiting);
+                more = fetched.recv(), if gathered.is_empty() => {
+                    let Some(more) = more else { return Ended::LostLease };
+                    gathered.add(more, &mut holding);
+                }
+                () = std::future::ready(()), if !gathered.is_empty() => {
                     let (enough, due) = pace.next(Instant::now());
-                    while records < self.config.batch_records_max && bytes < BATCH_BYTES_MAX {
+                    while !gathered.is_full() {
                         let more = match fetched.try_recv() {
                             Ok(more) => Some(more),
-                            Err(_) if records >= enough => None,
+                            Err(_) if gathered.records() >= enough => None,
                             Err(_) => timeout_at(due, fetched.recv()).await.ok().flatten(),
                         };
                         let Some(more) = more else { break };
-                        records += count(std::slice::from_ref(&more));
-                        bytes += more.bytes();
-                        waiting.push(more);
+                        gathered.add(more, &mut holding);
                     }
-                    let began = Instant::now();
-                    let batch = Batch::assemble(&self.topic, waiting.drain(..).filter(|one| holding.expects(one)));
-                    if !batch.moves.is_empty() {
-                        let batch = Arc::new(batch);
-                        match self.apply_until_done(&batch, stop).await {
-                            Ok(stopped) => stopped.iter().for_each(|one| holding.stop(one)),
-                            Err(ended) => return ended,
-                        }
-                        together.record(records as f64);
-                        took.record(began.elapsed());
-                        holding.committed(&batch.moves);
-                        dispose(batch);
+                    let (began, records, batch) = (Instant::now(), gathered.records(), Arc::new(gathered.take()));
+                    match gathered.meanwhile(self.apply_until_done(&batch, stop), &mut fetched, &mut holding).await {
+                        Ok(stopped) => stopped.iter().for_each(|one| holding.stop(one)),
+                        Err(ended) => return ended,
                     }
+                    gathered.keep_ours(&holding);
+                    together.record(records as f64);
+                    took.record(began.elapsed());
+                    holding.committed(&batch.moves);
+                    dispose(batch);
                     pace.done(records, began, Instant::now());
                     applied = true;
                 }
@@ -278,6 +274,9 @@ impl<I: Inbox> Consumer<I> {
 /// Thousands of records take a while to free, and the next batch is waited for.
 fn dispose<E: Send + Sync + 'static>(batch: Arc<Batch<E>>) {
     if batch.received.len() >= MANY {
-        tokio::task::spawn_blocking(move || drop(batch));
+        tokio::spawn(async move {
+            sleep(QUIET).await;
+            spawn_blocking(move || drop(batch));
+        });
     }
 }
