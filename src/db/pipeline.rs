@@ -15,11 +15,13 @@ pub struct Pipeline<'s> {
     answered: Result<(), DbError>,
 }
 
-impl<'s> Pipeline<'s> {
-    pub fn new() -> Self {
+impl Default for Pipeline<'_> {
+    fn default() -> Self {
         Self { sent: FuturesOrdered::new(), answered: Ok(()) }
     }
+}
 
+impl<'s> Pipeline<'s> {
     /// Makes a statement, and lets the connection's task send it before another one is made; waits for no answer.
     ///
     /// What does not fit into the socket's buffer (208 KiB on Linux, unless it is set otherwise) goes out when the next one is made, so a statement should be
@@ -83,7 +85,7 @@ mod tests {
                 }
             }
         });
-        let mut pipeline = Pipeline::new();
+        let mut pipeline = Pipeline::default();
         for number in 0..3 {
             pipeline.send(statement(number)).await;
         }
@@ -95,11 +97,11 @@ mod tests {
 
     #[tokio::test]
     async fn answers_that_are_there_at_once_hold_nothing_up() {
-        let mut pipeline = Pipeline::new();
+        let mut pipeline = Pipeline::default();
         for answer in [Ok(()), Err(DbError::Defect("first".into())), Err(DbError::Defect("second".into()))] {
             pipeline.send(async { answer }).await;
         }
         assert!(pipeline.finish().await.unwrap_err().to_string().contains("first"));
-        assert!(Pipeline::new().finish().await.is_ok());
+        assert!(Pipeline::default().finish().await.is_ok());
     }
 }

@@ -62,7 +62,7 @@ impl Handler for OnOrder {
         let (moved, decisions) = settle(batch, &decided, &mut accounts);
         let (first, rest) = decisions.split_at(decisions.len().min(FIRST));
         let (entries, repeats);
-        let mut pipeline = Pipeline::new();
+        let mut pipeline = Pipeline::default();
         write(&mut pipeline, conn, batch, first, at).await;
         pipeline.send(store::set_balances(conn, &moved, at)).await;
         entries = self::entries(batch, &decisions);
