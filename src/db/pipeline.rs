@@ -24,15 +24,15 @@ impl Default for Pipeline<'_> {
 impl<'s> Pipeline<'s> {
     /// Makes a statement, and lets the connection's task send it before another one is made; waits for no answer.
     ///
-    /// What does not fit into the socket's buffer (208 KiB on Linux, unless it is set otherwise) goes out when the next one is made, so a statement should be
-    /// smaller than that.
+    /// What does not fit into the socket's buffer (208 KiB on Linux, unless it is set otherwise) goes out when the next one is made, so a statement
+    /// should be smaller than that.
     pub async fn send(&mut self, statement: impl Future<Output = Result<(), DbError>> + Send + 's) {
         self.sent.push_back(Box::pin(statement));
         while let Poll::Ready(Some(answer)) = poll!(self.sent.next()) {
             self.note(answer);
         }
-        // That task may have no other thread. (Tried: to give it another one with `block_in_place`. The kernel often wakes that one on the core of this one,
-        // where it waits while the other core, and the server, have nothing to do.)
+        // That task may have no other thread. (Tried: to give it another one with `block_in_place`. The kernel often wakes that one on the core of
+        // this one, where it waits while the other core, and the server, have nothing to do.)
         yield_now().await;
     }
 

@@ -61,6 +61,7 @@ impl Handler for OnOrder {
 
         let (moved, decisions) = settle(batch, &decided, &mut accounts);
         let (first, rest) = decisions.split_at(decisions.len().min(FIRST));
+        // Made later, but they outlive the pipeline that borrows them.
         let (entries, repeats);
         let mut pipeline = Pipeline::default();
         write(&mut pipeline, conn, batch, first, at).await;

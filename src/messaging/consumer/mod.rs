@@ -7,7 +7,8 @@
 //! stops, and goes on by itself when there is room.
 //!
 //! The loop here only chooses between stop, a new assignment, what waits beside the log, and the next batch. [`Inbox`] is the seam
-//! to the database, [`keeper`] keeps the leases beside it, [`fetcher`] reads ahead, [`holding`] knows what is being read.
+//! to the database, [`keeper`] keeps the leases beside it, [`fetcher`] reads ahead, [`holding`] knows what is being read, [`gather`] puts the next
+//! batch together.
 
 mod batch;
 mod delivery;
