@@ -120,26 +120,13 @@ impl Handler for OnPayment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::contracts::Envelope;
-    use crate::messaging::Position;
-    use crate::trace::TraceContext;
-    use chrono::DateTime;
     use proptest::prelude::*;
     use uuid::Uuid;
 
     fn result(order: u128, outcome: Outcome, reason: Option<&str>, offset: i64) -> Received<PaymentStatusUpdated> {
         Received {
             event: PaymentStatusUpdated { order_id: Uuid::from_u128(order), outcome, failure_reason: reason.map(String::from) },
-            delivery: Delivery {
-                position: Position { topic: "t".into(), partition: 0, offset },
-                key: None,
-                value: None,
-                headers: Default::default(),
-                envelope: Envelope::default(),
-                trace: TraceContext::new_root(),
-                published_at: DateTime::UNIX_EPOCH,
-                received_at: DateTime::UNIX_EPOCH,
-            },
+            delivery: Delivery::at(0, offset),
         }
     }
 

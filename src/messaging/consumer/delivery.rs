@@ -37,3 +37,20 @@ pub struct Received<E> {
     pub event: E,
     pub delivery: Delivery,
 }
+
+#[cfg(test)]
+impl Delivery {
+    /// An empty record at this place.
+    pub fn at(partition: i32, offset: i64) -> Self {
+        Self {
+            position: Position { topic: "t".into(), partition, offset },
+            key: None,
+            value: None,
+            headers: Headers::default(),
+            envelope: Envelope::default(),
+            trace: TraceContext::new_root(),
+            published_at: DateTime::UNIX_EPOCH,
+            received_at: DateTime::UNIX_EPOCH,
+        }
+    }
+}

@@ -56,6 +56,13 @@ impl<E> Fetched<E> {
         }
     }
 
+    pub fn records(&self) -> usize {
+        match self {
+            Self::Records { decoded, .. } => decoded.count(),
+            Self::Reset { .. } => 0,
+        }
+    }
+
     /// Of its records.
     pub fn bytes(&self) -> usize {
         match self {
@@ -166,13 +173,6 @@ fn pieces(fetched: Vec<StoredRecord>, end: i64) -> Vec<Piece> {
 pub fn bytes_of(record: &StoredRecord) -> usize {
     let sized = |bytes: &Option<bytes::Bytes>| bytes.as_ref().map_or(0, bytes::Bytes::len);
     sized(&record.key) + sized(&record.value) + record.headers.size()
-}
-
-pub fn count<E>(fetched: &Fetched<E>) -> usize {
-    match fetched {
-        Fetched::Records { decoded, .. } => decoded.count(),
-        Fetched::Reset { .. } => 0,
-    }
 }
 
 /// 50 ms, doubling to 2 s, with jitter, for ever.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::batch::Batch;
-use super::fetcher::{Fetched, count};
+use super::fetcher::Fetched;
 use super::holding::Holding;
 
 /// What one transaction takes in, and one piece more: what is refused of it is kept whole, in one statement, within the database's timeouts.
@@ -22,7 +22,6 @@ pub struct Gathered<E> {
     topic: Arc<str>,
     records_max: usize,
     batch: Batch<E>,
-    records: usize,
     /// At most; what was let go counts.
     bytes: usize,
 }
@@ -30,7 +29,7 @@ pub struct Gathered<E> {
 impl<E> Gathered<E> {
     /// One transaction's takes in `records_max` records, and one piece more.
     pub fn new(topic: Arc<str>, records_max: usize) -> Self {
-        Self { topic, records_max, batch: Batch::default(), records: 0, bytes: 0 }
+        Self { topic, records_max, batch: Batch::default(), bytes: 0 }
     }
 
     /// What comes next of a partition of ours; anything else was left by a fetcher that has ended.
@@ -38,8 +37,7 @@ impl<E> Gathered<E> {
         if !holding.expects(&one) {
             return;
         }
-        let records = count(&one);
-        self.records += records;
+        let records = one.records();
         self.bytes += one.bytes();
         if records >= super::MANY {
             // Room for all of them at once: to grow is to copy what is there.
@@ -58,11 +56,10 @@ impl<E> Gathered<E> {
         let ours = |partition: i32| moves.iter().any(|m| m.partition == partition);
         self.batch.received.retain(|one| ours(one.delivery.position.partition));
         self.batch.poisoned.retain(|(delivery, _)| ours(delivery.position.partition));
-        self.records = self.batch.received.len() + self.batch.poisoned.len();
     }
 
     pub fn records(&self) -> usize {
-        self.records
+        self.batch.received.len() + self.batch.poisoned.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -70,7 +67,7 @@ impl<E> Gathered<E> {
     }
 
     pub fn is_full(&self) -> bool {
-        self.records >= self.records_max || self.bytes >= BYTES_MAX
+        self.records() >= self.records_max || self.bytes >= BYTES_MAX
     }
 
     /// Takes in what comes until `applying` is done, from when the statements of a large batch are on their way.
@@ -95,7 +92,7 @@ impl<E> Gathered<E> {
 
     /// All of it; the next one begins empty.
     pub fn take(&mut self) -> Batch<E> {
-        (self.records, self.bytes) = (0, 0);
+        self.bytes = 0;
         let mut batch = std::mem::take(&mut self.batch);
         batch.moves.sort_by_key(|m| m.partition);
         batch
@@ -104,16 +101,13 @@ impl<E> Gathered<E> {
 
 #[cfg(test)]
 mod tests {
-    use chrono::DateTime;
     use tokio::time::sleep;
 
     use super::super::batch::Decoded;
-    use super::super::delivery::{Delivery, Position, Received};
+    use super::super::delivery::{Delivery, Received};
     use super::super::keeper::Assignment;
     use super::super::offsets::Owned;
     use super::*;
-    use crate::contracts::Envelope;
-    use crate::trace::TraceContext;
 
     fn holding(partitions: &[(i32, i64)]) -> Holding {
         let mut holding = Holding::of("t".into());
@@ -128,19 +122,7 @@ mod tests {
 
     /// Two records, at `from` and after it.
     fn piece(partition: i32, epoch: i64, from: i64) -> Fetched<()> {
-        let record = |offset: i64| Received {
-            event: (),
-            delivery: Delivery {
-                position: Position { topic: "t".into(), partition, offset },
-                key: None,
-                value: None,
-                headers: Default::default(),
-                envelope: Envelope::default(),
-                trace: TraceContext::new_root(),
-                published_at: DateTime::UNIX_EPOCH,
-                received_at: DateTime::UNIX_EPOCH,
-            },
-        };
+        let record = |offset: i64| Received { event: (), delivery: Delivery::at(partition, offset) };
         let decoded = Decoded { received: vec![record(from), record(from + 1)], poisoned: Vec::new(), bytes: 2 };
         Fetched::Records { partition, epoch, from, decoded, next_offset: from + 2, end_offset: 9 }
     }
