@@ -44,8 +44,8 @@ pub struct Servers {
 
 impl Servers {
     /// A server that has just been made writes 16 MB of zeros to the disk whenever it begins a file of its write-ahead log, and every commit
-    /// waits: 40 ms each second under load, on a fast disk. One that has run for a while uses old files again. So `recycled` of them are made
-    /// here.
+    /// waits: 40 ms each second under load, on a fast disk. One that has run for a while uses old files again. So this one begins with `recycled`
+    /// of them ([`recycle`]).
     pub async fn start(recycled: u32) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("shopd-bench-").tempdir()?;
         let mut options = Options::new(dir.path().join("data"));
@@ -161,9 +161,11 @@ impl Drop for Servers {
     }
 }
 
-/// Makes `files` of the write-ahead log that are there to be used again, in a run of the server whose log's size asks for no checkpoint on the
-/// way: that would take the first of them for the last ones, and of 256 there would be 134. They last for 150 s at 5 700 orders a second, and then
-/// each file is a new one.
+/// Makes `files` of the write-ahead log to be used again, in a run of the server whose log may grow without a checkpoint: one that its size asks
+/// for on the way would take the first files for the last ones, and 134 of 256 would be there.
+///
+/// # Errors
+/// Says how many there are, where they are fewer.
 async fn recycle(options: &Options, files: u32) -> Result<()> {
     let mut options = options.clone();
     options.settings.push(("max_wal_size".to_owned(), "64GB".to_owned()));
