@@ -44,7 +44,7 @@ have_postgres() { # the server's programs; a client alone does not do
 
 have_java() {
   local major
-  major=$(java -version 2>&1 | sed -n '1s/.*version "\([0-9]*\).*/\1/p' || true)
+  major=$(java -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' || true) # its first line may be a note about JAVA_TOOL_OPTIONS
   [ "${major:-0}" -ge 17 ]
 }
 
