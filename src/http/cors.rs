@@ -1,7 +1,15 @@
 //! Which web pages of other origins may use a port: the Fetch standard's CORS protocol, by the framework's own middleware.
 
-use actix_cors::Cors;
+use actix_cors::{Cors, CorsError};
+use actix_web::Error;
+use actix_web::body::{BoxBody, MessageBody};
+use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::Method;
+use actix_web::middleware::Next;
+
+use super::context::RequestContext;
+use super::problem::Problem;
+use super::render;
 
 /// Of an answer, beside what pages may always read.
 const EXPOSED: [&str; 12] = [
@@ -33,4 +41,20 @@ pub(super) fn layer(origins: &[String]) -> Cors {
         true => cors.allow_any_origin().send_wildcard(),
         false => origins.iter().fold(cors, |cors, origin| cors.allowed_origin(origin)),
     }
+}
+
+/// Around [`layer`]: what it refuses by itself, a preflight, is a problem with a request's id, as everything else that is refused.
+pub(super) async fn refusals(
+    req: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> Result<ServiceResponse<BoxBody>, Error> {
+    let answered = next.call(req).await?.map_into_boxed_body();
+    let refused = answered.response().error().and_then(|error| error.as_error::<CorsError>()).map(ToString::to_string);
+    let Some(why) = refused else { return Ok(answered) };
+    let (req, _) = answered.into_parts();
+    // No page comes from another role.
+    let context = RequestContext::of(req.headers(), false);
+    let problem = Problem::invalid("Origin", why);
+    let response = render::refused(&problem, &context, &context.public_path(req.path()));
+    Ok(ServiceResponse::new(req, response))
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use actix_server::Server;
 use actix_web::http::Method;
-use actix_web::middleware::Condition;
+use actix_web::middleware::{Condition, from_fn};
 use actix_web::{App, HttpResponse, web};
 use paperclip::actix::OpenApiExt;
 use paperclip::actix::web::ServiceConfig as ApiConfig;
@@ -138,7 +138,9 @@ pub fn bind(port: Port, config: &HttpConfig, drain: Duration, routes: Routes, re
     let app = move || {
         let (api, plain, readiness) = (routes.api.clone(), routes.plain.clone(), readiness.clone());
         // Around everything, so that a page can read a refusal, too.
-        let cors = Condition::new(!routes.cors_origins.is_empty(), cors::layer(&routes.cors_origins));
+        let pages = !routes.cors_origins.is_empty();
+        let cors = Condition::new(pages, cors::layer(&routes.cors_origins));
+        let refusals = Condition::new(pages, from_fn(cors::refusals));
         let mut app = App::new().wrap_api();
         for configure in api {
             app = app.configure(|config| configure(config));
@@ -148,7 +150,7 @@ pub fn bind(port: Port, config: &HttpConfig, drain: Duration, routes: Routes, re
             app = app.configure(|config| configure(config));
         }
         let app = app.configure(health::configure(role, readiness)).configure(metrics::configure);
-        app.wrap(layer::Layer { role, inner, pattern: routes.pattern.unwrap_or(|_| None) }).wrap(cors)
+        app.wrap(layer::Layer { role, inner, pattern: routes.pattern.unwrap_or(|_| None) }).wrap(cors).wrap(refusals)
     };
     let workers = config.workers.max(1);
     let server = Server::build()
