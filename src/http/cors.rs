@@ -7,7 +7,6 @@ use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::Method;
 use actix_web::middleware::Next;
 
-use super::context::RequestContext;
 use super::problem::Problem;
 use super::render;
 
@@ -49,12 +48,15 @@ pub(super) async fn refusals(
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
     let answered = next.call(req).await?.map_into_boxed_body();
-    let refused = answered.response().error().and_then(|error| error.as_error::<CorsError>()).map(ToString::to_string);
-    let Some(why) = refused else { return Ok(answered) };
+    let Some(error) = answered.response().error().and_then(|error| error.as_error::<CorsError>()) else { return Ok(answered) };
+    let header = match error {
+        CorsError::OriginNotAllowed | CorsError::MissingOrigin => "Origin",
+        // Every header is allowed.
+        _ => "Access-Control-Request-Method",
+    };
+    let problem = Problem::invalid(header, error.to_string());
     let (req, _) = answered.into_parts();
     // No page comes from another role.
-    let context = RequestContext::of(req.headers(), false);
-    let problem = Problem::invalid("Origin", why);
-    let response = render::refused(&problem, &context, &context.public_path(req.path()));
+    let response = render::refused(&problem, req.headers(), req.path(), false);
     Ok(ServiceResponse::new(req, response))
 }

@@ -119,18 +119,18 @@ fn render(problem: &Problem, context: &RequestContext, instance: &str) -> HttpRe
 }
 
 /// The answer to a request that does not come as far as the layer that gives every answer its id.
-pub(super) fn refused(problem: &Problem, context: &RequestContext, instance: &str) -> HttpResponse<BoxBody> {
-    let mut response = render(problem, context, instance);
+pub(super) fn refused(problem: &Problem, headers: &HeaderMap, path: &str, inner: bool) -> HttpResponse<BoxBody> {
+    let context = RequestContext::of(headers, inner);
+    let mut response = render(problem, &context, &context.public_path(path));
     if let Ok(id) = HeaderValue::from_str(&context.request_id) {
         response.headers_mut().insert(names::REQUEST_ID.clone(), id);
     }
     response
 }
 
-/// The answer to a request that goes no further than the server; closes the connection, because its body is still to come.
+/// As [`refused`], of a request that goes no further than the server; closes the connection, because its body is still to come.
 pub(super) fn unread(problem: &Problem, headers: &HeaderMap, path: &str, inner: bool) -> HttpResponse<BoxBody> {
-    let context = RequestContext::of(headers, inner);
-    let mut response = refused(problem, &context, &context.public_path(path));
+    let mut response = refused(problem, headers, path, inner);
     response.head_mut().set_connection_type(ConnectionType::Close);
     response
 }

@@ -180,13 +180,16 @@ async fn a_page_of_a_configured_origin_may_use_the_api_and_no_other() {
     assert_eq!(allowed(&shop, reqwest::Method::GET, "/api/OrdersProxy", other).await.1, "");
     assert_eq!(allowed(&shop, reqwest::Method::OPTIONS, "/api/OrdersProxy", other).await.1, "");
     // A preflight that is refused is told so as everything else is.
-    let asked = shop.client.request(reqwest::Method::OPTIONS, shop.url("/api/OrdersProxy")).header("Origin", other);
-    let refused =
-        asked.header("Access-Control-Request-Method", "POST").header("X-Request-Id", "asked-by-a-page").send().await.unwrap();
-    assert_eq!((refused.status().as_u16(), refused.headers()["x-request-id"].to_str().unwrap()), (400, "asked-by-a-page"));
-    assert_eq!(refused.headers()["content-type"], "application/problem+json");
-    let problem: serde_json::Value = refused.json().await.unwrap();
-    assert_eq!((&problem["code"], &problem["instance"]), (&"invalid_request".into(), &"/api/OrdersProxy".into()), "{problem}");
+    for (origin, method, header) in [(other, "POST", "Origin"), (mine, "DELETE", "Access-Control-Request-Method")] {
+        let asked = shop.client.request(reqwest::Method::OPTIONS, shop.url("/api/OrdersProxy")).header("Origin", origin);
+        let asked = asked.header("Access-Control-Request-Method", method).header("X-Request-Id", "asked-by-a-page");
+        let refused = asked.send().await.unwrap();
+        assert_eq!((refused.status().as_u16(), refused.headers()["x-request-id"].to_str().unwrap()), (400, "asked-by-a-page"));
+        assert_eq!(refused.headers()["content-type"], "application/problem+json");
+        let problem: serde_json::Value = refused.json().await.unwrap();
+        assert_eq!((&problem["code"], &problem["instance"]), (&"invalid_request".into(), &"/api/OrdersProxy".into()), "{problem}");
+        assert!(problem["errors"][header].is_array(), "{problem}");
+    }
     let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
     assert_eq!(allowed(&shop, reqwest::Method::GET, "/api/OrdersProxy", mine).await.1, "");
 }
