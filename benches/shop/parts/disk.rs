@@ -53,38 +53,3 @@ impl Disk {
         Ok(Latency::of_millis(millis))
     }
 }
-
-/// In hundredths of a second: how old a page is when it is written back, and how often the host looks for such.
-const HOST: [(&str, &str); 2] = [("/proc/sys/vm/dirty_expire_centisecs", "100"), ("/proc/sys/vm/dirty_writeback_centisecs", "50")];
-
-/// After how many seconds the host writes back what is dirty; nothing where it does not say so.
-pub fn written_back_after() -> Option<f64> {
-    let hundredths = std::fs::read_to_string(HOST[0].0).ok()?;
-    Some(hundredths.trim().parse::<f64>().ok()? / 100.0)
-}
-
-/// The host writes a little all the time, as docs/OPERATIONS.md recommends for that of a database, until this is dropped.
-pub struct WrittenBackSoon([String; 2]);
-
-impl WrittenBackSoon {
-    /// # Errors
-    /// Where this process may not set it.
-    pub fn begin() -> Result<Self> {
-        let before = [std::fs::read_to_string(HOST[0].0)?, std::fs::read_to_string(HOST[1].0)?];
-        let set = Self(before);
-        for (file, value) in HOST {
-            std::fs::write(file, value).map_err(|error| format!("TUNE_HOST: {file}: {error}"))?;
-        }
-        Ok(set)
-    }
-}
-
-impl Drop for WrittenBackSoon {
-    fn drop(&mut self) {
-        for ((file, _), before) in HOST.iter().zip(&self.0) {
-            if let Err(error) = std::fs::write(file, before) {
-                eprintln!("bench: {file} was {} before and is not again: {error}", before.trim());
-            }
-        }
-    }
-}

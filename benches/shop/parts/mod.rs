@@ -16,6 +16,7 @@ mod depth;
 mod disk;
 mod fill;
 mod floor;
+mod host;
 mod queues;
 mod tables;
 

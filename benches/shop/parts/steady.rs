@@ -13,7 +13,8 @@ use super::super::report::Section;
 use super::super::rig::{Progress, ROLES, Shop};
 use super::super::{Bench, Result, step};
 use super::SPREAD;
-use super::disk::{self, Disk, WrittenBackSoon};
+use super::disk::Disk;
+use super::host::{self, Tuned};
 use super::queues::{Queues, Waiting, growth};
 
 const PATH: &str = "/api/OrdersProxy";
@@ -41,10 +42,13 @@ pub struct Figures {
     /// From the row of the order's beginning to that of its end, in milliseconds: p50, p99.
     rows: (f64, f64),
     curve: Vec<Run>,
-    /// At half once more, on a host that writes back a little all the time.
+    /// At half once more, on a host with the settings that docs/OPERATIONS.md recommends.
     #[serde(default)]
     tuned: Option<Run>,
-    /// After so many seconds the host writes back what is dirty ([`disk::written_back_after`]).
+    /// Those, `setting=value` each.
+    #[serde(default)]
+    tuned_by: Vec<String>,
+    /// After so many seconds the host writes back what is dirty ([`host::written_back_after`]).
     #[serde(default)]
     written_back_after: Option<f64>,
 }
@@ -107,19 +111,19 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
         )
         .await?;
     let rows = (row.try_get(0)?, row.try_get(1)?);
-    let tuned = match bench.options.tune_host {
+    let (tuned, tuned_by) = match bench.options.tune_host {
         true => {
-            step(&format!("steady: the same on a host that writes back all the time, for {} s", time.as_secs()));
-            let _until_then = WrittenBackSoon::begin()?;
+            let host = Tuned::begin(bench.servers.dir())?;
+            step(&format!("steady: the same with {}, for {} s", host.settings.join(", "), time.as_secs()));
             // What is dirty already is not part of it.
             open_loop(bench, &shop, most, 0.5, Duration::from_secs(5).min(time)).await?;
-            Some(open_loop(bench, &shop, most, 0.5, time).await?.0)
+            (Some(open_loop(bench, &shop, most, 0.5, time).await?.0), host.settings.clone())
         }
-        false => None,
+        false => (None, Vec::new()),
     };
     shop.all_final().await?;
     shop.close().await?;
-    Ok(Figures { most, most_cost, steady, queues, rows, curve, tuned, written_back_after: disk::written_back_after() })
+    Ok(Figures { most, most_cost, steady, queues, rows, curve, tuned, tuned_by, written_back_after: host::written_back_after() })
 }
 
 /// Orders a second that are accepted and paid: from a closed loop, from its start until the last is final.
@@ -183,8 +187,11 @@ second beside all that shows when the disk itself stands still: a commit cannot 
                 text,
                 "The host writes back what is dirty after {seconds} s (`vm.dirty_expire_centisecs`), all at once. A sync waits behind that; see \
 [PERFORMANCE.md](PERFORMANCE.md), \"The disk\". With `TUNE_HOST=1` the long run is made a second time with the settings that \
-[OPERATIONS.md](OPERATIONS.md) recommends for a host of a database (`vm.dirty_expire_centisecs=100`, `vm.dirty_writeback_centisecs=50`).\n"
+[OPERATIONS.md](OPERATIONS.md) recommends for a host of a database.\n"
             )?;
+        }
+        if !self.tuned_by.is_empty() {
+            writeln!(text, "The last run of the table has these: `{}`.\n", self.tuned_by.join("`, `"))?;
         }
         let rates = Rates(vec![self.most_cost.clone()]);
         let (most, cost, by) = (number(self.most, 0), rates.cpu_us(&[]).show(1), rates.by_process());
@@ -198,7 +205,7 @@ second beside all that shows when the disk itself stands still: a commit cannot 
             "| of that | orders/s | | p50 ms | p99 | p99.9 | greatest | samples | refused | CPU us an order |\n|---|---|---|---|---|---|---|---|---|---|"
         )?;
         let plain = std::iter::once(steady).chain(&self.curve).map(|run| (run, ""));
-        for (run, how) in plain.chain(self.tuned.iter().map(|run| (run, ", written back all the time"))) {
+        for (run, how) in plain.chain(self.tuned.iter().map(|run| (run, ", host as OPERATIONS says"))) {
             let cost = Rates(vec![run.cost.clone()]).cpu_us(&[]).show(1);
             let (share, rate, seconds) = (run.share * 100.0, number(run.per_second, 0), run.seconds);
             writeln!(
