@@ -34,7 +34,10 @@ fn until(chunks: Chunks, stop: &Shutdown) -> Chunks {
 }
 
 /// Encodes the body as the client accepts it, where it is text of some size and nobody has encoded it yet.
-pub fn compress(req: &HttpRequest, response: HttpResponse) -> HttpResponse {
+pub fn compress(req: &HttpRequest, mut response: HttpResponse) -> HttpResponse {
+    if response.status() == StatusCode::NOT_MODIFIED && holds_weak(req.headers(), response.headers()) {
+        weaken(response.headers_mut());
+    }
     if !is_worth_it(req.headers(), &response) {
         return response;
     }
@@ -42,12 +45,11 @@ pub fn compress(req: &HttpRequest, response: HttpResponse) -> HttpResponse {
     let encoding = match accepted {
         Some(Encoding::Known(encoding)) if encoding != ContentEncoding::Identity => encoding,
         _ => {
-            let mut response = response;
             vary(response.headers_mut());
             return response;
         }
     };
-    let mut response = response.map_body(|head, body| {
+    response = response.map_body(|head, body| {
         weaken(&mut head.headers);
         vary(&mut head.headers);
         let varied = head.headers.get(header::VARY).cloned();
@@ -93,6 +95,13 @@ fn vary(headers: &mut HeaderMap) {
     }
 }
 
+/// Whether the client's copy is one that was encoded here: its tag is the service's, made weak.
+fn holds_weak(asked: &HeaderMap, answered: &HeaderMap) -> bool {
+    let tag = answered.get(header::ETAG).and_then(|tag| tag.to_str().ok());
+    let mut lists = asked.get_all(header::IF_NONE_MATCH).filter_map(|list| list.to_str().ok());
+    tag.is_some_and(|tag| lists.any(|list| list.contains(&format!("W/{tag}"))))
+}
+
 /// Other bytes are another representation: the tag names the state, no longer the bytes.
 fn weaken(headers: &mut HeaderMap) {
     let weak = headers.get(header::ETAG).and_then(|tag| tag.to_str().ok()).filter(|tag| !tag.starts_with("W/"));
@@ -127,6 +136,17 @@ mod tests {
             let headers = response.headers();
             assert_eq!(headers.get_all(header::VARY).count(), 1, "{accept}");
             assert_eq!(headers.get(header::ETAG).unwrap(), if expected.is_empty() { "\"1\"" } else { "W/\"1\"" });
+        }
+    }
+
+    #[test]
+    fn a_copy_that_was_encoded_is_confirmed_under_the_tag_that_it_has() {
+        for (held, expected) in
+            [("W/\"1\"", "W/\"1\""), ("\"2\", W/\"1\"", "W/\"1\""), ("\"1\"", "\"1\""), ("*", "\"1\""), ("W/\"2\"", "\"1\"")]
+        {
+            let req = TestRequest::default().insert_header((header::IF_NONE_MATCH, held)).to_http_request();
+            let answer = HttpResponse::NotModified().insert_header((header::ETAG, "\"1\"")).finish();
+            assert_eq!(compress(&req, answer).headers().get(header::ETAG).unwrap(), expected, "{held}");
         }
     }
 
