@@ -16,7 +16,7 @@ use super::super::{Result, machine};
 use super::Cpu;
 
 /// As in `benches/limits/postgres_limits.py`; the rest of what stands there is the default.
-const SETTINGS: [(&str, &str); 7] = [
+const SETTINGS: [(&str, &str); 8] = [
     ("shared_buffers", "512MB"),
     ("max_wal_size", "4GB"),
     // What was there once is used again and never removed.
@@ -25,6 +25,8 @@ const SETTINGS: [(&str, &str); 7] = [
     ("max_connections", "120"),
     ("autovacuum_naptime", "10s"),
     ("dynamic_shared_memory_type", "mmap"),
+    // The default; the embedded server has them off.
+    ("huge_pages", "try"),
 ];
 /// The jars may have to be fetched.
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(300);
