@@ -33,7 +33,8 @@ fn until(chunks: Chunks, stop: &Shutdown) -> Chunks {
     Box::pin(chunks.take_until(Box::pin(async move { stop.stopped().await })))
 }
 
-/// Encodes the body as the client accepts it, where it is text of some size and nobody has encoded it yet.
+/// Encodes the body as the client accepts it, where it is text of some size and nobody has encoded it yet. What was encoded bears a weak tag,
+/// and so does the 304 that confirms a copy of it.
 pub fn compress(req: &HttpRequest, mut response: HttpResponse) -> HttpResponse {
     if response.status() == StatusCode::NOT_MODIFIED && holds_weak(req.headers(), response.headers()) {
         weaken(response.headers_mut());
