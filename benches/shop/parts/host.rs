@@ -10,7 +10,7 @@ use super::super::Result;
 /// In hundredths of a second: how old a page is when it is written back, and how often the host looks for such.
 const MEMORY: [(&str, &str); 2] = [("dirty_expire_centisecs", "100"), ("dirty_writeback_centisecs", "50")];
 /// The size of one request to the disk, in KiB. A sync waits behind those that are on their way.
-const QUEUE: [(&str, &str); 1] = [("max_sectors_kb", "128")];
+const REQUEST: (&str, &str) = ("max_sectors_kb", "128");
 
 /// After how many seconds the host writes back what is dirty; nothing where it does not say so.
 pub fn written_back_after() -> Option<f64> {
@@ -37,9 +37,8 @@ impl Tuned {
             tuned.set(memory(name), &format!("vm.{name}"), value)?;
         }
         if let Some(queue) = queue(dir) {
-            for (name, value) in QUEUE {
-                tuned.set(queue.join(name), name, value)?;
-            }
+            let (name, value) = REQUEST;
+            tuned.set(queue.join(name), name, value)?;
         }
         Ok(tuned)
     }

@@ -191,7 +191,7 @@ second beside all that shows when the disk itself stands still: a commit cannot 
             )?;
         }
         if !self.tuned_by.is_empty() {
-            writeln!(text, "The last run of the table has these: `{}`.\n", self.tuned_by.join("`, `"))?;
+            writeln!(text, "Of the last run of the table the host was tuned by these: `{}`.\n", self.tuned_by.join("`, `"))?;
         }
         let rates = Rates(vec![self.most_cost.clone()]);
         let (most, cost, by) = (number(self.most, 0), rates.cpu_us(&[]).show(1), rates.by_process());
@@ -205,7 +205,7 @@ second beside all that shows when the disk itself stands still: a commit cannot 
             "| of that | orders/s | | p50 ms | p99 | p99.9 | greatest | samples | refused | CPU us an order |\n|---|---|---|---|---|---|---|---|---|---|"
         )?;
         let plain = std::iter::once(steady).chain(&self.curve).map(|run| (run, ""));
-        for (run, how) in plain.chain(self.tuned.iter().map(|run| (run, ", host as OPERATIONS says"))) {
+        for (run, how) in plain.chain(self.tuned.iter().map(|run| (run, ", host tuned"))) {
             let cost = Rates(vec![run.cost.clone()]).cpu_us(&[]).show(1);
             let (share, rate, seconds) = (run.share * 100.0, number(run.per_second, 0), run.seconds);
             writeln!(
@@ -236,12 +236,8 @@ second beside all that shows when the disk itself stands still: a commit cannot 
         section.targets.push(most("steady, POST p99 at half", 20.0, ms(steady.post.p99)));
         section.targets.push(most("steady, POST to `Finished` p99 at half", 60.0, ms(steady.finished.p99)));
         if let Some(run) = &self.tuned {
-            section.targets.push(most("steady, POST p99 at half, host as OPERATIONS says", 20.0, ms(run.post.p99)));
-            section.targets.push(most(
-                "steady, POST to `Finished` p99 at half, host as OPERATIONS says",
-                60.0,
-                ms(run.finished.p99),
-            ));
+            section.targets.push(most("steady, POST p99 at half, host tuned", 20.0, ms(run.post.p99)));
+            section.targets.push(most("steady, POST to `Finished` p99 at half, host tuned", 60.0, ms(run.finished.p99)));
         }
         let grown = Target::at_most("steady, queues longer at the end, orders", allowed.round(), grown, number(grown, 0), "");
         section.targets.push(grown);
