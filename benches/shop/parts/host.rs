@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::sys::stat::{major, minor, stat};
 
@@ -11,6 +12,10 @@ use super::super::Result;
 const MEMORY: [(&str, &str); 2] = [("dirty_expire_centisecs", "100"), ("dirty_writeback_centisecs", "50")];
 /// The size of one request to the disk, in KiB. A sync waits behind those that are on their way.
 const REQUEST: (&str, &str) = ("max_sectors_kb", "128");
+/// Mount options: whether the disk is told of each block that is given up, a segment of an outbox for instance, when that happens. A sync waits
+/// behind that, too. (Not by `discard_max_bytes` of the disk's queue: some disks do not take back what it was.)
+const TELL: &str = "discard";
+const DO_NOT_TELL: &str = "nodiscard";
 
 /// After how many seconds the host writes back what is dirty; nothing where it does not say so.
 pub fn written_back_after() -> Option<f64> {
@@ -22,7 +27,9 @@ pub fn written_back_after() -> Option<f64> {
 pub struct Tuned {
     /// What was there before, by file.
     before: Vec<(PathBuf, String)>,
-    /// `setting=value`.
+    /// The file system that told the disk.
+    telling: Option<PathBuf>,
+    /// `setting=value`, or a mount option.
     pub settings: Vec<String>,
 }
 
@@ -32,13 +39,18 @@ impl Tuned {
     /// # Errors
     /// Where this process may not set one of them.
     pub fn begin(dir: &Path) -> Result<Self> {
-        let mut tuned = Self { before: Vec::new(), settings: Vec::new() };
+        let mut tuned = Self { before: Vec::new(), telling: None, settings: Vec::new() };
         for (name, value) in MEMORY {
             tuned.set(memory(name), &format!("vm.{name}"), value)?;
         }
         if let Some(queue) = queue(dir) {
             let (name, value) = REQUEST;
             tuned.set(queue.join(name), name, value)?;
+        }
+        if let Some(mounted) = telling(dir) {
+            remount(&mounted, DO_NOT_TELL)?;
+            tuned.telling = Some(mounted);
+            tuned.settings.push(DO_NOT_TELL.to_owned());
         }
         Ok(tuned)
     }
@@ -59,6 +71,9 @@ impl Drop for Tuned {
                 eprintln!("bench: {} was {} before and is not again: {error}", file.display(), before.trim());
             }
         }
+        if let Some(Err(error)) = self.telling.as_ref().map(|mounted| remount(mounted, TELL)) {
+            eprintln!("bench: was mounted with {TELL} before and is not again: {error}");
+        }
     }
 }
 
@@ -68,7 +83,32 @@ fn memory(name: &str) -> PathBuf {
 
 /// The queue of the disk that `dir` is on; a partition has that of its disk.
 fn queue(dir: &Path) -> Option<PathBuf> {
-    let device = stat(dir).ok()?.st_dev;
-    let device = Path::new("/sys/dev/block").join(format!("{}:{}", major(device), minor(device)));
+    let device = Path::new("/sys/dev/block").join(device(dir)?);
     ["queue", "../queue"].into_iter().map(|at| device.join(at)).find_map(|queue| queue.canonicalize().ok())
+}
+
+/// Where the file system of `dir` is mounted, if with [`TELL`].
+fn telling(dir: &Path) -> Option<PathBuf> {
+    let device = device(dir)?;
+    // proc(5): number, parent, device, root, mount point, options, and behind ` - ` type, source and the file system's own options.
+    fs::read_to_string("/proc/self/mountinfo").ok()?.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mount: Vec<&str> = mount.split(' ').collect();
+        let tells = filesystem.split(' ').nth(2)?.split(',').any(|option| option == TELL);
+        (tells && mount.get(2) == Some(&device.as_str())).then(|| mount.get(4).map(PathBuf::from))?
+    })
+}
+
+fn remount(mounted: &Path, option: &str) -> Result<()> {
+    let status = Command::new("mount").args(["-o", &format!("remount,{option}")]).arg(mounted).status()?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(format!("TUNE_HOST: mount -o remount,{option} {}: {status}", mounted.display()).into())
+}
+
+/// The number of the device that `dir` is on, as `major:minor`.
+fn device(dir: &Path) -> Option<String> {
+    let device = stat(dir).ok()?.st_dev;
+    Some(format!("{}:{}", major(device), minor(device)))
 }
