@@ -11,9 +11,3 @@ pub mod outbox;
 pub use consumer::{Consumer, Delivery, Fence, Handler, PgInbox, Position, Received, next_offsets};
 pub use dead_letter::{Keys, Poison, headers_from_json, is_copy, letters, shorten};
 pub use outbox::Message;
-
-/// What is pure inside, for measuring it.
-#[doc(hidden)]
-pub mod rules {
-    pub use super::log::from_kafka;
-}

@@ -1,11 +1,9 @@
-//! What goes over the wire: JSON of clients and of events, headers, records of a fetch.
+//! What goes over the wire: JSON of clients and of events, headers.
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use rskafka::record::{Record, RecordAndOffset};
 use shopd::contracts::{Envelope, Headers, Outcome, PaymentRequested, PaymentStatusUpdated};
 use shopd::http::ReadBody;
-use shopd::messaging::rules::from_kafka;
 use shopd::messaging::{Delivery, Position, Received};
 use shopd::money::Amount;
 use shopd::orders::rules::{OrderBody, PlaceOrder};
@@ -32,18 +30,7 @@ pub fn cases() -> Vec<Case> {
         Case::over("result_decode", || results().map(|event| event.encode()), |value| PaymentStatusUpdated::decode(value)),
         Case::over("headers_write", ids, |id| headers(*id)),
         Case::over("headers_read", || ids().map(|id| read_back(headers(id))), Envelope::read),
-        // The copy that makes it repeatable is part of the figure.
-        Case::over("fetched_record", stored, |record| from_kafka(record.clone())),
     ]
-}
-
-/// Records as the client library hands them on.
-fn stored() -> [RecordAndOffset; INPUTS] {
-    requested().map(|request| {
-        let headers = headers(request.order_id).into_iter().map(|(name, value)| (name.to_owned(), value.to_vec())).collect();
-        let (key, value) = (Some(request.user_id.as_str().into()), Some(request.encode()));
-        RecordAndOffset { record: Record { key, value, headers, timestamp: request.timestamp }, offset: 7 }
-    })
 }
 
 /// Ids as random as those of clients, and the same in every run.

@@ -17,7 +17,6 @@ mod postgres;
 
 pub use kafka::KafkaLog;
 #[doc(hidden)]
-pub use kafka::from_kafka;
 pub use postgres::PostgresLog;
 
 use std::borrow::Cow;

@@ -1,23 +1,23 @@
-//! Record batches as they lie on the log: those of our own relay, and what the client library cannot decode, a transaction's markers and
-//! headers without a value. Format: message version 2 of Kafka's protocol. Pure; any bytes end in a value, never in a panic.
+//! Record batches as they lie on the log, whoever wrote them. Format: message version 2 of Kafka's protocol. Pure; any bytes end in a value,
+//! never in a panic, and in no more memory than [`PLAIN_BYTES_MAX`] beside what came.
 
-use std::io::Read;
 use std::ops::Range;
 
 use bytes::{Buf, Bytes};
 use chrono::{DateTime, Utc};
 
+use super::codec;
 use crate::contracts::{Headers, Span};
 use crate::messaging::log::StoredRecord;
 
 /// Attributes of a batch.
 const CODEC: i16 = 0b111;
-const LZ4: i16 = 3;
 const APPEND_TIME: i16 = 1 << 3;
 const TRANSACTIONAL: i16 = 1 << 4;
 const CONTROL: i16 = 1 << 5;
+const MAGIC: i8 = 2;
 /// What a batch may become when it is decompressed; others' compress as they like.
-const PLAIN_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub(super) const PLAIN_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// A marker's key is its version and then this for "aborted".
 const ABORT: i16 = 0;
 /// Ours have so many.
@@ -31,6 +31,7 @@ pub(super) struct Batch {
     pub end: i64,
     pub producer_id: i64,
     first_timestamp: i64,
+    max_timestamp: i64,
     attributes: i16,
     count: i32,
     /// Not what it says of itself.
@@ -52,19 +53,20 @@ fn batch(bytes: &mut Bytes) -> Option<Batch> {
     let length = usize::try_from(bytes.try_get_i32().ok()?).ok()?;
     let mut batch = (length <= bytes.len()).then(|| bytes.split_to(length))?;
     let _leader_epoch = batch.try_get_i32().ok()?;
-    let _magic = batch.try_get_i8().ok()?;
-    let damaged = batch.try_get_u32().ok()? != crc32c::crc32c(&batch);
+    let magic = batch.try_get_i8().ok()?;
+    let damaged = magic != MAGIC || batch.try_get_u32().ok()? != crc32c::crc32c(&batch);
     let attributes = batch.try_get_i16().ok()?;
     let last_offset_delta = batch.try_get_i32().ok()?;
     let first_timestamp = batch.try_get_i64().ok()?;
-    let _max_timestamp = batch.try_get_i64().ok()?;
+    let max_timestamp = batch.try_get_i64().ok()?;
     let producer_id = batch.try_get_i64().ok()?;
     let _producer_epoch = batch.try_get_i16().ok()?;
     let _base_sequence = batch.try_get_i32().ok()?;
     let count = batch.try_get_i32().ok()?;
-    let end = base_offset.checked_add(i64::from(last_offset_delta))?.checked_add(1)?;
-    let of = Batch { base_offset, end, producer_id, first_timestamp, attributes, count, damaged, records: batch };
-    (end > base_offset).then_some(of)
+    // One that is damaged holds an offset at least, whatever it says: it must be stepped over.
+    let end = base_offset.checked_add(i64::from(last_offset_delta).max(0))?.checked_add(1)?;
+    let damaged = damaged || last_offset_delta < 0;
+    Some(Batch { base_offset, end, producer_id, first_timestamp, max_timestamp, attributes, count, damaged, records: batch })
 }
 
 impl Batch {
@@ -77,51 +79,32 @@ impl Batch {
         self.attributes & TRANSACTIONAL != 0
     }
 
-    pub fn is_compressed(&self) -> bool {
-        self.attributes & CODEC != 0
-    }
-
     /// A marker that says: aborted.
     pub fn is_abort(&self) -> bool {
         let abort = || {
-            let key = self.records().ok()?.into_iter().next()?.key?;
+            let mut records = Vec::new();
+            self.read_into(&mut records).ok()?;
+            let key = records.into_iter().next()?.key?;
             Some((&mut key.get(2..4)?).get_i16() == ABORT)
         };
         self.is_control() && abort().unwrap_or(false)
     }
 
-    /// Its records have the broker's time, which stands elsewhere.
-    pub fn has_append_time(&self) -> bool {
-        self.attributes & APPEND_TIME != 0
-    }
-
-    /// Its checksum is right.
+    /// It is of this format, and its checksum is right.
     pub fn is_whole(&self) -> bool {
         !self.damaged
     }
 
-    /// Its records; of a batch that is not compressed. The error says what is wrong with the bytes.
-    pub fn records(&self) -> Result<Vec<StoredRecord>, &'static str> {
-        let mut records = Vec::new();
-        self.read(self.records.clone(), &mut records)?;
-        Ok(records)
-    }
-
-    /// Appends its records; of a batch that is not compressed, or as our relay does it.
-    pub fn read_into(&self, records: &mut Vec<StoredRecord>) -> Result<(), &'static str> {
-        match self.attributes & CODEC {
-            0 => self.read(self.records.clone(), records),
-            LZ4 => {
-                let mut plain = Vec::with_capacity(self.records.len() * 4);
-                let decoder = lz4::Decoder::new(&*self.records).map_err(|_| "malformed frame")?;
-                let read = decoder.take(PLAIN_BYTES_MAX).read_to_end(&mut plain).map_err(|_| "malformed frame")?;
-                if read as u64 == PLAIN_BYTES_MAX {
-                    return Err("too large when decompressed");
-                }
-                self.read(plain.into(), records)
-            }
-            _ => Err("another codec"),
-        }
+    /// Appends its records and answers how many bytes they are decompressed. The error says what is wrong with them; what was appended of
+    /// such a batch is not to be used.
+    pub fn read_into(&self, records: &mut Vec<StoredRecord>) -> Result<usize, &'static str> {
+        let plain = match self.attributes & CODEC {
+            0 => self.records.clone(),
+            codec => codec::decompress(codec, &self.records, PLAIN_BYTES_MAX)?.into(),
+        };
+        let bytes = plain.len();
+        self.read(plain, records)?;
+        Ok(bytes)
     }
 
     fn read(&self, bytes: Bytes, records: &mut Vec<StoredRecord>) -> Result<(), &'static str> {
@@ -137,7 +120,8 @@ impl Batch {
         let Range { start, end } = sized(rest, bytes.len())??;
         let mut rest = bytes.get(start..end)?;
         let _attributes = rest.try_get_i8().ok()?;
-        let timestamp = self.first_timestamp.checked_add(varint(&mut rest)?)?;
+        let created = self.first_timestamp.checked_add(varint(&mut rest)?)?;
+        let timestamp = if self.attributes & APPEND_TIME != 0 { self.max_timestamp } else { created };
         let offset = self.base_offset.checked_add(varint(&mut rest)?)?;
         let (key, value) = (sized(&mut rest, end)?, sized(&mut rest, end)?);
         let mut headers = Vec::with_capacity(HEADERS_USUAL);
@@ -180,6 +164,7 @@ impl Batch {
             end: offsets.end,
             producer_id,
             first_timestamp: 0,
+            max_timestamp: 0,
             attributes: TRANSACTIONAL,
             count: 0,
             damaged: false,
@@ -205,16 +190,16 @@ mod tests {
         #[test]
         fn any_bytes_end_in_a_value(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             for batch in batches(bytes.into()) {
-                let _ = (batch.records(), batch.is_abort());
+                let _ = (batch.read_into(&mut Vec::new()), batch.is_abort());
             }
         }
 
         #[test]
-        fn any_records_end_in_a_value(bytes in proptest::collection::vec(any::<u8>(), 0..300), count in -1..20) {
+        fn any_records_end_in_a_value(bytes in proptest::collection::vec(any::<u8>(), 0..300), count in -1..20, codec in 0i16..8) {
             let batch = Batch {
-                base_offset: 5, end: 6, producer_id: 1, first_timestamp: 0, attributes: CONTROL, count, damaged: false, records: bytes.into(),
+                base_offset: 5, end: 6, producer_id: 1, first_timestamp: 0, max_timestamp: 0, attributes: CONTROL | codec, count, damaged: false, records: bytes.into(),
             };
-            let _ = (batch.records(), batch.is_abort());
+            let _ = (batch.read_into(&mut Vec::new()), batch.is_abort());
         }
     }
 

@@ -147,7 +147,8 @@ mod tests {
             batch(&mut out, &mut Vec::new(), records.iter(), false).unwrap();
             let batches = decode::batches(Bytes::from(out).slice(6..));
             prop_assert_eq!(batches.len(), 1);
-            let read = batches[0].records().unwrap();
+            let mut read = Vec::new();
+            batches[0].read_into(&mut read).unwrap();
             prop_assert_eq!(read.len(), records.len());
             for (offset, (read, record)) in read.into_iter().zip(&records).enumerate() {
                 prop_assert_eq!(read.offset, offset as i64);

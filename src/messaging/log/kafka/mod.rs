@@ -5,12 +5,14 @@
 //! configured prefix on the broker and nowhere else.
 
 mod batch;
+mod codec;
 mod connections;
 mod decode;
 mod dial;
 mod encode;
 mod fetch;
 mod leaders;
+mod part;
 mod polls;
 mod produce;
 mod raw;
@@ -27,8 +29,6 @@ use async_trait::async_trait;
 use rskafka::client::error::{Error, ProtocolError};
 use rskafka::client::partition::OffsetAt;
 use tokio::sync::Mutex;
-
-pub use self::read::from_kafka;
 
 use self::connections::{Connections, Loan, Use, bounded, meaning};
 use self::dial::Dialer;
@@ -129,11 +129,16 @@ impl KafkaLog {
 
     /// A client for reading a partition that exists.
     async fn reader(&self, topic: &str, partition: i32) -> Result<Loan, LogError> {
+        self.exists(topic, partition).await?;
+        self.connections.lend(Use::Fetch, &self.name(topic), partition).await
+    }
+
+    async fn exists(&self, topic: &str, partition: i32) -> Result<(), LogError> {
         let partitions = self.partitions(topic).await?;
         if !(0..partitions).contains(&partition) {
             return Err(LogError::Defect(format!("topic {topic} has {partitions} partitions, none is {partition}")));
         }
-        self.connections.lend(Use::Fetch, &self.name(topic), partition).await
+        Ok(())
     }
 
     async fn offset(&self, topic: &str, partition: i32, at: OffsetAt) -> Result<i64, LogError> {

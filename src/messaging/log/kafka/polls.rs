@@ -5,7 +5,7 @@
 //! something asks again as soon as it has taken it over, so the next request waits a moment for these. One that comes while a request
 //! is on its way goes in another one at once, which ends with the first: then they go together again.
 //!
-//! It does the plain case only; whatever a broker answers beside records is the client library's to find out.
+//! It does the plain case only; whatever a broker answers beside records is asked for by itself ([`super::read`]).
 
 use std::collections::HashMap;
 use std::io::{Error, Result};
@@ -19,8 +19,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::connections::bounded;
 use super::dial::{Dialed, Dialer};
-use super::fetch::{self, Part, Place};
+use super::fetch::{self, Place};
 use super::leaders::Leaders;
+use super::part::Part;
 use super::raw;
 use crate::config::KafkaConfig;
 use crate::messaging::log::{Fetched, LogError};
@@ -72,7 +73,7 @@ impl LongPolls {
         Self { leaders, dialer, times, brokers: Mutex::default() }
     }
 
-    /// What lies at `place`; with nothing there it waits. `None`: the client library knows, or finds out what is wrong. May be dropped at
+    /// What lies at `place`; with nothing there it waits. `None`: it is to be asked for by itself. May be dropped at
     /// any await.
     ///
     /// # Errors
@@ -187,7 +188,7 @@ async fn serve(broker: String, dialer: Arc<Dialer>, mut asks: mpsc::Receiver<Ask
                         hand_out(asks, parts, due, &mut waiting, &mut answered);
                     }
                     Answered::Unclear(error) => {
-                        tracing::debug!(%broker, %error, "a fetch request failed; the client library makes another one");
+                        tracing::debug!(%broker, %error, "a fetch request failed; another one is made");
                         asks.into_iter().for_each(|ask| drop(ask.answer.send(Answer::Unclear)));
                     }
                     Answered::Late(late) => asks.into_iter().for_each(|ask| drop(ask.answer.send(Answer::Late(late.clone())))),

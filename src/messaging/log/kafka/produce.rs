@@ -21,7 +21,7 @@ use crate::messaging::log::{LogError, Record};
 const PARTITIONS_AT_ONCE_MAX: usize = 64;
 /// Below this compressing a batch costs more than it saves.
 const COMPRESSED_BYTES_MIN: usize = 2_048;
-/// Kafka's own default of `max.message.bytes`.
+/// Kafka's own default of `message.max.bytes`.
 const BROKER_BYTES_MAX: usize = 1_048_588;
 
 /// A lane on its way.

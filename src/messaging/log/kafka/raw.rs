@@ -1,31 +1,29 @@
-//! What is said to brokers by hand: where a topic's leaders are, and one fetch for the places where the client library cannot read the
-//! answer. A connection for each; such places are rare. Bounded by the caller.
+//! What is said to brokers by hand: where a topic's leaders are, and one fetch for a place that is asked for by itself. A connection for
+//! each; such places are rare. Bounded by the caller.
 
 use std::io::{Error, Result};
+use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::dial::Dialer;
-use super::fetch::{self, Part, Place};
+use super::fetch::{self, Place};
+use super::part::Part;
 
 const METADATA: (i16, i16) = (3, 4);
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
-/// What lies at a place and after it, up to its bytes or one batch; at once.
-pub(super) async fn fetch(dialer: &Dialer, servers: &[String], place: &Place) -> Result<Part> {
+/// What lies at a place and after it, up to its bytes or one batch; with nothing there the broker waits for so long.
+pub(super) async fn fetch(dialer: &Dialer, servers: &[String], place: &Place, wait: Duration) -> Result<Part> {
     let mut stream = dialer.dial(&leader(dialer, servers, &place.topic, place.partition).await?).await?.stream;
     let mut request = Vec::new();
-    fetch::request(&mut request, &[place], 0);
+    fetch::request(&mut request, &[place], i32::try_from(wait.as_millis()).unwrap_or(i32::MAX));
     stream.write_all(&request).await?;
     stream.flush().await?;
     let parts = fetch::parts(&mut answer(&mut stream).await?);
-    let part = parts.and_then(|mut parts| parts.pop()).ok_or_else(|| Error::other("an answer to a fetch that cannot be read"))?;
-    if part.error != 0 {
-        return Err(Error::other(format!("the broker answered a fetch with error {}", part.error)));
-    }
-    Ok(part)
+    parts.and_then(|mut parts| parts.pop()).ok_or_else(|| Error::other("an answer to a fetch that cannot be read"))
 }
 
 /// `host:port` of the partition's leader.

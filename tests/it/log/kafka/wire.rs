@@ -1,5 +1,6 @@
 //! A producer by hand, for records that the client library would not write.
 
+use std::io::Write;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut};
@@ -16,7 +17,12 @@ pub enum Codec {
 
 /// Appends one batch of `count` records, value `raw`, to partition 0; each has one header, whose value may be null.
 pub async fn produce(config: &KafkaConfig, topic: &str, codec: Codec, count: usize, header: Option<&str>) {
-    let request = request(&format!("{}{topic}", config.topic_prefix), &batch(codec, count, header));
+    produce_values(config, topic, codec, &vec![b"raw".as_slice(); count], header).await;
+}
+
+/// The same, with these values.
+pub async fn produce_values(config: &KafkaConfig, topic: &str, codec: Codec, values: &[&[u8]], header: Option<&str>) {
+    let request = request(&format!("{}{topic}", config.topic_prefix), &batch(codec, values, header));
     let exchange = async {
         let mut broker = TcpStream::connect(&config.bootstrap_servers[0]).await.unwrap();
         broker.write_all(&request).await.unwrap();
@@ -53,7 +59,8 @@ fn request(topic: &str, batch: &[u8]) -> Vec<u8> {
     request
 }
 
-fn batch(codec: Codec, count: usize, header: Option<&str>) -> Vec<u8> {
+fn batch(codec: Codec, values: &[&[u8]], header: Option<&str>) -> Vec<u8> {
+    let count = values.len();
     let now = chrono::Utc::now().timestamp_millis();
     let mut checked = Vec::new();
     checked.put_i16(if codec == Codec::Gzip { 1 } else { 0 });
@@ -65,14 +72,14 @@ fn batch(codec: Codec, count: usize, header: Option<&str>) -> Vec<u8> {
     checked.put_i32(-1);
     checked.put_i32(count as i32);
     let mut records = Vec::new();
-    for index in 0..count {
+    for (index, value) in values.iter().enumerate() {
         let mut record = Vec::new();
         record.put_u8(0);
         put_varint(&mut record, 0);
         put_varint(&mut record, index as i64);
         put_varint(&mut record, -1); // no key
-        put_varint(&mut record, 3);
-        record.put_slice(b"raw");
+        put_varint(&mut record, value.len() as i64);
+        record.put_slice(value);
         put_varint(&mut record, 1);
         put_varint(&mut record, 4);
         record.put_slice(b"name");
@@ -87,7 +94,7 @@ fn batch(codec: Codec, count: usize, header: Option<&str>) -> Vec<u8> {
     batch.put_i32(checked.len() as i32 + 9);
     batch.put_i32(-1);
     batch.put_u8(2);
-    batch.put_u32(crc32c(&checked));
+    batch.put_u32(crc32c::crc32c(&checked));
     batch.put_slice(&checked);
     batch
 }
@@ -106,23 +113,8 @@ fn put_varint(to: &mut Vec<u8>, number: i64) {
     to.put_u8(rest as u8);
 }
 
-/// One block, stored as it is.
 fn gzip(bytes: &[u8]) -> Vec<u8> {
-    let mut gzip = vec![0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 0, 255, 1];
-    gzip.put_u16_le(bytes.len() as u16);
-    gzip.put_u16_le(!(bytes.len() as u16));
-    gzip.put_slice(bytes);
-    gzip.put_u32_le(crc32(bytes, 0xedb8_8320));
-    gzip.put_u32_le(bytes.len() as u32);
-    gzip
-}
-
-fn crc32c(bytes: &[u8]) -> u32 {
-    crc32(bytes, 0x82f6_3b78)
-}
-
-fn crc32(bytes: &[u8], polynomial: u32) -> u32 {
-    !bytes.iter().fold(u32::MAX, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| if crc & 1 == 1 { crc >> 1 ^ polynomial } else { crc >> 1 })
-    })
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(bytes).unwrap();
+    encoder.finish().unwrap()
 }

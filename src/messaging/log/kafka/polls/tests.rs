@@ -253,7 +253,7 @@ fn ask(topic: &str, partition: i32) -> (Ask, oneshot::Receiver<Answer>) {
 
 fn part(topic: &str, partition: i32, end_offset: i64, bytes: usize) -> Part {
     let batches = Bytes::from(vec![0; bytes]);
-    Part { topic: topic.into(), partition, error: 0, end_offset, aborted: Vec::new(), batches }
+    Part { topic: topic.into(), partition, error: 0, end_offset, stable_offset: end_offset, aborted: Vec::new(), batches }
 }
 
 fn names(asks: &[Ask]) -> Vec<(&str, i32)> {
