@@ -103,14 +103,16 @@ impl Source for Db {
         let (mut dropped, mut left) = (0, 0);
         for Filled { segment } in filled {
             let emptied = (quiet || segment != segment::current()) && {
-                // A statement each: between two of them nothing is locked.
-                sql("select purge_outbox_segment($1, $2::pg_snapshot, $3) as emptied")
-                    .bind::<BigInt, _>(epoch)
-                    .bind::<Text, _>(snapshot)
-                    .bind::<Integer, _>(segment)
-                    .get_result::<Emptied>(&mut conn)
-                    .await?
-                    .emptied
+                // A statement each: between two of them nothing is locked. By no other snapshot than the one that is kept here: a server that
+                // crashed may have lost it, and then gives the ids again that it knows of.
+                sql("select case when exists (select 1 from outbox_cursor where name = 'outbox' and snapshot = $2)
+                                 then purge_outbox_segment($1, $2::pg_snapshot, $3) else false end as emptied")
+                .bind::<BigInt, _>(epoch)
+                .bind::<Text, _>(snapshot)
+                .bind::<Integer, _>(segment)
+                .get_result::<Emptied>(&mut conn)
+                .await?
+                .emptied
             };
             if emptied { dropped += 1 } else { left += 1 }
         }
