@@ -7,6 +7,7 @@ mod stamps;
 
 use std::time::{Duration, Instant};
 
+use chrono::Utc;
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
 use futures::future::join_all;
 use shopd::db::{self, Db, Schema};
@@ -307,15 +308,17 @@ async fn old_keys_are_deleted_a_thousand_a_step_by_any_number_of_processes() {
     db::migrate(&db, &[Schema::Payments]).await.expect("a schema");
     let day = Duration::from_secs(24 * 3600);
     // Once before there is anything: the statement's plan is made then, and kept.
-    assert_eq!(idempotency::prune(&db, day).await.unwrap(), 0);
+    assert_eq!(idempotency::prune(&db, Utc::now(), day).await.unwrap(), 0);
     let rows = "insert into idempotency_key (key, scope, body_hash, status, headers, body, created_at)
                 select 'k' || n, 'POST /', '', 200, '[]', '', now() - case when n % 2 = 0 then interval '25 hours' else interval '23 hours' end
                   from generate_series(1, 20000) n";
     db.dedicated().await.unwrap().batch_execute(rows).await.unwrap();
+    // Where the database's clock is two hours ahead of this process's, they are as old as the younger of the two says.
+    assert_eq!(idempotency::prune(&db, Utc::now() - 2 * Duration::from_secs(3600), day).await.unwrap(), 0);
     let deleted = join_all((0..4).map(|_| async {
         let mut all = 0;
         loop {
-            let deleted = idempotency::prune(&db, day).await.unwrap();
+            let deleted = idempotency::prune(&db, Utc::now(), day).await.unwrap();
             assert!(deleted <= 1_000, "{deleted}");
             all += deleted;
             if deleted == 0 {

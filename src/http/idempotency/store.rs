@@ -3,8 +3,9 @@
 use std::borrow::Cow;
 
 use actix_web::http::StatusCode;
+use chrono::{DateTime, Utc};
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Binary, Bool, Jsonb, Nullable, SmallInt, Text, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Binary, Bool, Jsonb, Nullable, SmallInt, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use serde_json::Value;
 use uuid::Uuid;
@@ -98,16 +99,18 @@ pub async fn store(mut conn: &Conn, mut records: Vec<Record<'_>>) -> Result<(), 
     Ok(())
 }
 
-/// Deletes at most `rows_max` of the answers that are older than `age_ms`, the oldest first; returns how many. What another
-/// process is deleting is left to it.
-pub(super) async fn delete_older(db: &Db, age_ms: i64, rows_max: i64) -> Result<u64, DbError> {
+/// Deletes at most `rows_max` of the answers that are older than `age_ms` by the database's clock and by `now`, the oldest first; returns how
+/// many. What another process is deleting is left to it. One clock that jumps ahead for a minute must not make every key forgotten: a deposit
+/// that is repeated then would be made twice.
+pub(super) async fn delete_older(db: &Db, now: DateTime<Utc>, age_ms: i64, rows_max: i64) -> Result<u64, DbError> {
     let mut conn = db.get().await?;
     // By the rows' places, found once and before: never joined.
     let deleted = sql("delete from idempotency_key where ctid = any(array(
-                           select ctid from idempotency_key where created_at < now() - $1 * interval '1 millisecond'
+                           select ctid from idempotency_key where created_at < least(now(), $3) - $1 * interval '1 millisecond'
                             order by created_at limit $2 for update skip locked))")
     .bind::<BigInt, _>(age_ms)
     .bind::<BigInt, _>(rows_max)
+    .bind::<Timestamptz, _>(now)
     .execute(&mut conn)
     .await?;
     Ok(deleted as u64)
