@@ -9,6 +9,7 @@ mod connection;
 mod deadline;
 mod retry;
 
+use std::cell::Cell;
 use std::pin::pin;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -90,7 +91,7 @@ impl Client {
     pub async fn send(&self, replicas: &Replicas, outgoing: &Outgoing<'_>, deadline: Instant) -> Result<Answer, UpstreamError> {
         replicas.deposit();
         let mut tried = Vec::new();
-        let (mut made, mut waits) = (0, 0);
+        let (made, mut waits) = (Cell::new(0), 0);
         let mut last = Err(UpstreamError::Unavailable("no replica is configured".to_owned()));
         while let Some(picked) = replicas.pick(&tried) {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -100,14 +101,20 @@ impl Client {
             tried.push(picked.replica.id());
             let others = replicas.has_untried(&tried);
             let until = if others { deadline - left.saturating_sub(outgoing.wait) / 2 } else { deadline };
-            let may_repeat = || replicas.may_repeat();
+            // A try within this one, behind a batch that broke.
+            let may_repeat = || {
+                let may = replicas.may_repeat();
+                made.set(made.get() + u32::from(may));
+                may
+            };
             let done = {
                 let trying = pin!(attempt(&self.0, &picked.replica, outgoing, until, &may_repeat));
                 let asked = self.0.deadlines.bound(until, trying);
                 let asked = asked.map(|asked| asked.unwrap_or_else(|| Err(Failure::late("no answer"))));
                 if others { unless_it_dies(asked, &picked, replicas, &tried).await } else { asked.await }
             };
-            made += 1;
+            made.set(made.get() + 1);
+            let made = made.get();
             let (outcome, seen) = judge(&done);
             replicas.see(&picked.replica, seen);
             let base = picked.replica.base();

@@ -122,8 +122,12 @@ mod tests {
 
     /// Two records, at `from` and after it.
     fn piece(partition: i32, epoch: i64, from: i64) -> Fetched<()> {
+        piece_of(partition, epoch, from, 2)
+    }
+
+    fn piece_of(partition: i32, epoch: i64, from: i64, bytes: usize) -> Fetched<()> {
         let record = |offset: i64| Received { event: (), delivery: Delivery::at(partition, offset) };
-        let decoded = Decoded { received: vec![record(from), record(from + 1)], poisoned: Vec::new(), bytes: 2 };
+        let decoded = Decoded { received: vec![record(from), record(from + 1)], poisoned: Vec::new(), bytes };
         Fetched::Records { partition, epoch, from, decoded, next_offset: from + 2, end_offset: 9 }
     }
 
@@ -158,6 +162,21 @@ mod tests {
         let batch = gathered.take();
         assert_eq!((spans(&batch), places(&batch)), (vec![(0, 0, 4)], vec![(0, 0), (0, 1), (0, 2), (0, 3)]));
         assert_eq!((gathered.records(), gathered.is_full(), gathered.is_empty()), (0, false, true));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn large_records_fill_a_batch_by_their_bytes_and_the_next_one_counts_from_none() {
+        let (mut holding, mut gathered) = (holding(&[(0, 1)]), Gathered::new("t".into(), 100));
+        let (to, mut fetched) = mpsc::channel(4);
+        for from in [0, 2, 4, 6] {
+            to.try_send(piece_of(0, 1, from, BYTES_MAX / 2)).unwrap();
+        }
+        for left in [2, 0] {
+            gathered.meanwhile(sleep(QUIET * 3), &mut fetched, &mut holding).await;
+            assert_eq!((gathered.records(), gathered.is_full(), fetched.len()), (4, true, left));
+            gathered.take();
+            assert!(!gathered.is_full());
+        }
     }
 
     #[tokio::test]

@@ -1,13 +1,14 @@
 //! Requests that travel together: each gets its own answer, and none is lost with the others.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use futures::future::join_all;
 use reqwest::StatusCode;
 
+use super::retries::in_progress;
 use super::service::{Reply, Service, Shop, answer, header, nobody};
 use crate::support::postgres;
 use crate::support::shop::{All, Client, PATIENCE, raw_member};
@@ -202,6 +203,39 @@ async fn where_nobody_else_could_be_asked_a_broken_batch_costs_one_request_as_a_
         assert!(statuses.iter().all(|status| [StatusCode::CREATED, StatusCode::SERVICE_UNAVAILABLE].contains(status)));
     }
     assert_eq!(refused, 1);
+}
+
+#[tokio::test]
+async fn after_a_batch_that_broke_a_request_under_its_clients_own_key_waits_for_what_may_still_run_of_it() {
+    let running = Arc::new(Mutex::new(HashSet::new()));
+    let runs = running.clone();
+    let orders = Service::start(move |request, _| {
+        let mut running = runs.lock().unwrap();
+        if is_batch(request) && running.is_empty() {
+            running.extend(enclosed(request).iter().map(|each| header(each, "idempotency-key").unwrap()));
+            return Reply::Cut("HTTP/1.1 200 OK\r\nContent-Le".to_owned());
+        }
+        // The service is still at it when it is asked the second time.
+        match !is_batch(request) && running.remove(&header(request, "idempotency-key").unwrap()) {
+            true => in_progress(),
+            false => Reply::Answer(echo(request)),
+        }
+    })
+    .await;
+    let shop = Shop::start(&[&orders.url, &orders.url], &[&nobody()]).await;
+    let (began, mut round) = (Instant::now(), 0);
+    while !orders.requests().iter().any(|request| is_batch(request)) {
+        assert!(began.elapsed() < PATIENCE, "nothing travels together");
+        let asked = (0..CLIENTS).map(async |n| {
+            let order = shop.client.post(shop.url("/api/OrdersProxy")).header("Idempotency-Key", format!("{round}-{n}"));
+            order.body(n.to_string()).send().await.unwrap().status()
+        });
+        let statuses = join_all(asked).await;
+        assert!(statuses.iter().all(|status| *status == StatusCode::CREATED), "{statuses:?}");
+        round += 1;
+    }
+    // One of them at most went elsewhere, with others.
+    assert!(running.lock().unwrap().len() <= 1);
 }
 
 /// What the gateway counted of the requests that it sent as one: so many batches, so many requests in them.

@@ -136,7 +136,7 @@ async fn the_gateway_is_ready_when_any_replica_of_each_service_is_live() {
     assert_eq!(shop.get("/health/live").await.status(), StatusCode::OK);
 }
 
-fn in_progress() -> Reply {
+pub fn in_progress() -> Reply {
     answer("409 Conflict", "Content-Type: application/problem+json\r\n", r#"{"code":"idempotency_in_progress","status":409}"#)
 }
 
