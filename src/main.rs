@@ -53,7 +53,13 @@ fn main() -> ExitCode {
         Command::Dlq { command } => return dlq(&cli.global, command),
     };
     match configure(&cli.global, role, true) {
-        Ok(config) => run(role, config, levels),
+        Ok(config) => match roles::check(role, &config) {
+            Ok(()) => run(role, config, levels),
+            Err(mistake) => {
+                complain(&mistake);
+                ExitCode::from(USAGE)
+            }
+        },
         Err(mistakes) => usage(&mistakes),
     }
 }

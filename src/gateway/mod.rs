@@ -70,6 +70,19 @@ pub struct GatewayError {
 }
 
 impl Gateway {
+    /// What the gateway alone can tell of its settings, before anything is opened.
+    ///
+    /// # Errors
+    /// A rate limit for a route that there is not.
+    pub fn check(config: &GatewayConfig) -> Result<(), GatewayError> {
+        Self::limits(config).map(drop)
+    }
+
+    fn limits(config: &GatewayConfig) -> Result<Limits, GatewayError> {
+        let limits = Limits::new(&config.rate_limits, &config.trusted_proxies);
+        limits.map_err(|problem| GatewayError { key: "gateway.rate_limits", problem })
+    }
+
     /// Takes the addresses of the services from `config`; asks nobody yet. What streams ends with `stop`.
     ///
     /// # Errors
@@ -79,11 +92,10 @@ impl Gateway {
             let replicas = Replicas::new(urls).map_err(|error| GatewayError { key, problem: error.to_string() })?;
             Ok(Service { replicas, admission: Admission::new(config.in_flight_max, config.queue_time_max) })
         };
-        let limits = Limits::new(&config.rate_limits, &config.trusted_proxies);
         let gateway = Arc::new(Inner {
             orders: service(&config.orders_urls, "gateway.orders_urls")?,
             payments: service(&config.payments_urls, "gateway.payments_urls")?,
-            limits: limits.map_err(|problem| GatewayError { key: "gateway.rate_limits", problem })?,
+            limits: Self::limits(config)?,
             upstream_timeout: config.upstream_timeout,
             documents: Documents::default(),
             cors_origins: config.cors_origins.clone(),
@@ -162,7 +174,7 @@ async fn handle(
     body: web::Payload,
 ) -> Result<HttpResponse, Error> {
     let not_found = || Problem::new(Code::RouteNotFound, "There is no such route.");
-    let path = req.uri().path();
+    let path = &routes::canonical(req.uri().path());
     let target = routes::resolve(req.method(), path).map_err(|refusal| match refusal {
         Refusal::NotFound => Error::from(not_found()),
         Refusal::MethodNotAllowed { allow } => Error::from(MethodNotAllowed { allow: allow.to_owned() }),

@@ -1,7 +1,11 @@
 //! Which path leads where: pure, over the raw bytes of the path.
 //!
-//! Nothing is decoded and no dot segment is resolved, so a segment stays the one segment it is (`..`, `%2e%2e`, `a%2Fb`) and no
-//! path leads to another route. May import nothing of ours.
+//! As the original's router does, a route's own words are found in any letter case and before a last `/`; [`canonical`] writes them as the
+//! services know them. Of what is encoded only letters, digits, `-`, `_` and `~` are decoded, which mean the same either way, and no dot
+//! segment is resolved: a segment stays the one segment it is (`..`, `%2e%2e`, `a%2Fb`) and no path leads to another route. May import
+//! nothing of ours.
+
+use std::borrow::Cow;
 
 use actix_web::http::Method;
 
@@ -39,7 +43,7 @@ impl ServiceName {
     }
 }
 
-/// Where a request goes; texts are raw, as the client wrote them.
+/// Where a request goes; a user's and an order's segments are raw, as the client wrote them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target<'a> {
     /// To a service; `rest` follows its prefix, empty or beginning with `/`.
@@ -112,15 +116,66 @@ pub fn limited() -> impl Iterator<Item = (Method, &'static str)> {
 
 /// The pattern of a path that [`resolve`] has a target for; a limit's and a metric's name for it.
 pub fn pattern(path: &str) -> Option<&'static str> {
+    match PATTERNS.iter().find(|pattern| **pattern == path) {
+        Some(plain) => Some(plain),
+        None => spelled(&decoded(path)),
+    }
+}
+
+/// The path of its route as the services know it; itself, where it has none.
+pub fn canonical(path: &str) -> Cow<'_, str> {
+    if PATTERNS.contains(&path) {
+        return path.into();
+    }
+    let decoded = decoded(path);
+    let Some(pattern) = spelled(&decoded) else { return decoded };
+    let pairs = || pattern.split('/').zip(decoded.split('/'));
+    let own = |(part, segment): (&'static str, _)| if part.starts_with('{') { segment } else { part };
+    let is_canonical = pattern.split('/').count() == decoded.split('/').count() && pairs().all(|pair| own(pair) == pair.1);
+    if is_canonical {
+        return decoded;
+    }
+    pairs().map(own).collect::<Vec<_>>().join("/").into()
+}
+
+/// The pattern that a path is an instance of, in any letter case and before a last `/`.
+fn spelled(path: &str) -> Option<&'static str> {
+    let without_last = path.strip_suffix('/').filter(|path| !path.is_empty() && !path.ends_with('/'));
+    let path = without_last.unwrap_or(path);
+    let is_part = |part: &str, segment: &str| match part.starts_with('{') {
+        true => !segment.is_empty(),
+        false => part.eq_ignore_ascii_case(segment),
+    };
     let fits = |pattern: &&&str| {
         let mut segments = path.split('/');
-        pattern.split('/').all(|part| segments.next().is_some_and(|segment| part.starts_with('{') || part == segment))
-            && segments.next().is_none()
+        pattern.split('/').all(|part| segments.next().is_some_and(|segment| is_part(part, segment))) && segments.next().is_none()
     };
     PATTERNS.iter().find(fits).copied()
 }
 
-/// Decides by the raw path and the method; `HEAD` is allowed wherever `GET` is, and `OPTIONS` everywhere.
+/// Without the encoding of what needs none (RFC 3986, 6.2.2.2), `.` aside: others resolve dot segments.
+fn decoded(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') {
+        return path.into();
+    }
+    let mut plain = String::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((before, after)) = rest.split_once('%') {
+        plain.push_str(before);
+        let hex = after.get(..2).filter(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()));
+        // What is no encoding must not become one by what is decoded behind it.
+        let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) else { return path.into() };
+        match byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) {
+            true => plain.push(char::from(byte)),
+            false => plain.push_str(&rest[before.len()..before.len() + 3]),
+        }
+        rest = &after[2..];
+    }
+    plain.push_str(rest);
+    plain.into()
+}
+
+/// Decides by the [`canonical`] path and the method; `HEAD` is allowed wherever `GET` is, and `OPTIONS` everywhere.
 pub fn resolve<'a>(method: &Method, path: &'a str) -> Result<Target<'a>, Refusal> {
     let (target, allow) = find(path).ok_or(Refusal::NotFound)?;
     if method == Method::OPTIONS {
@@ -191,6 +246,8 @@ impl<'a> Segments<'a> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn proxied(service: ServiceName, rest: &str) -> Result<Target<'_>, Refusal> {
@@ -227,7 +284,9 @@ mod tests {
             ("/api/OrdersProxy/events", Some("/api/OrdersProxy/events")),
             ("/api/OrdersProxy/..", Some("/api/OrdersProxy/{id}")),
             ("/api/PaymentsProxy/u%2F/balance", Some("/api/PaymentsProxy/{userId}/balance")),
-            ("/api/PaymentsProxy/u/balance/", None),
+            ("/api/PaymentsProxy/u/balance/", Some("/api/PaymentsProxy/{userId}/balance")),
+            ("/API/ordersproxy/%45vents", Some("/api/OrdersProxy/events")),
+            ("/api/PaymentsProxy//balance", None),
             ("/api/nothing", None),
         ] {
             assert_eq!(pattern(path), expected, "{path}");
@@ -267,6 +326,46 @@ mod tests {
             "*",
         ] {
             assert_eq!(resolve(&Method::GET, path), Err(Refusal::NotFound), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_routes_words_are_found_in_any_case_and_before_a_last_slash_as_the_originals_router_does() {
+        for (path, expected) in [
+            ("/api/ordersproxy", "/api/OrdersProxy"),
+            ("/api/OrdersProxy/", "/api/OrdersProxy"),
+            ("/API/ORDERSPROXY/A-1/TIMELINE/", "/api/OrdersProxy/A-1/timeline"),
+            ("/api/PaymentsProxy/Balance/Balance", "/api/PaymentsProxy/Balance/balance"),
+            ("/api/Users/U1/Summary", "/api/users/U1/summary"),
+            ("/Swagger/V1/swagger.JSON", "/swagger/v1/swagger.json"),
+            ("/swagger/swagger-ui.css", "/swagger/swagger-ui.css"),
+            ("/swagger/", "/swagger/"),
+            // What needs no encoding means the same with it: else it would be an order to us, and `events` to the service.
+            ("/api/OrdersProxy/%65vents", "/api/OrdersProxy/events"),
+            ("/api/PaymentsProxy/u%2d%31/%64eposit", "/api/PaymentsProxy/u-1/deposit"),
+            // Everything else stays as it is.
+            ("/api/PaymentsProxy/%2e%2E/balance", "/api/PaymentsProxy/%2e%2E/balance"),
+            ("/api/PaymentsProxy/a%2Fb%25%2565/balance", "/api/PaymentsProxy/a%2Fb%25%2565/balance"),
+            ("/api/PaymentsProxy/%zz%65%2%35/balance", "/api/PaymentsProxy/%zz%65%2%35/balance"),
+            ("/api/PaymentsProxy/é%C3%A9%/balance", "/api/PaymentsProxy/é%C3%A9%/balance"),
+            ("/", "/"),
+            ("//", "//"),
+            ("/api/OrdersProxy//", "/api/OrdersProxy//"),
+            ("/api/nothing/", "/api/nothing/"),
+        ] {
+            assert_eq!(canonical(path), expected, "{path}");
+            assert_eq!(canonical(expected), expected);
+            assert_eq!(pattern(path).is_some(), resolve(&Method::OPTIONS, expected).is_ok(), "{path}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_canonical_path_is_its_own_and_has_the_same_pattern(path in "(/(api|API|OrdersProxy|events|(%6[0-9a-f]|%2[5ef]|%3[05]|[.a%]){0,3})){0,5}/?") {
+            let one = canonical(&path).into_owned();
+            prop_assert_eq!(canonical(&one), one.as_str());
+            prop_assert_eq!(pattern(&path), pattern(&one));
+            prop_assert_eq!(path.trim_end_matches('/').matches('/').count(), one.trim_end_matches('/').matches('/').count());
         }
     }
 

@@ -13,10 +13,10 @@ pub mod relay;
 use std::time::Duration;
 
 use crate::audit::AuditError;
-use crate::config::{Config, Secret};
+use crate::config::{Config, Role, Secret};
 use crate::db::{Db, DbError};
 use crate::embedded::EmbeddedError;
-use crate::gateway::GatewayError;
+use crate::gateway::{Gateway, GatewayError};
 use crate::http::{Readiness, ServeError};
 use crate::messaging::log::{KafkaLog, LogError, SharedLog};
 use crate::shutdown::Shutdown;
@@ -46,6 +46,17 @@ pub enum RoleError {
     Output(std::io::Error),
     #[error("a task of ours ended badly: {0}")]
     Task(#[from] tokio::task::JoinError),
+}
+
+/// What of its settings only a role can judge, before anything is opened.
+///
+/// # Errors
+/// The mistake, which begins with the setting's key.
+pub fn check(role: Role, config: &Config) -> Result<(), GatewayError> {
+    match role {
+        Role::Gateway | Role::All => Gateway::check(&config.gateway),
+        Role::Orders | Role::Payments | Role::Relay | Role::Migrate | Role::Audit | Role::Dlq => Ok(()),
+    }
 }
 
 /// Percent of the time to end that a role alone gives its requests: nothing comes after them.

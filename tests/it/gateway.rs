@@ -75,6 +75,25 @@ async fn no_path_leads_to_another_route() {
     }
 }
 
+/// Clients of the original may have written its routes so: its router found them.
+#[tokio::test]
+async fn a_route_is_found_in_any_letter_case_and_with_a_slash_behind_it_and_its_service_sees_one_spelling() {
+    let payments = Service::start(|_, _| json_answer("{}")).await;
+    let shop = Shop::start(&[&nobody()], &[&payments.url]).await;
+    for (path, sent) in [
+        ("/api/paymentsproxy/U1/BALANCE?a=B/", "/api/Account/U1/balance?a=B/"),
+        ("/API/PaymentsProxy/U1/Transactions/", "/api/Account/U1/transactions"),
+        ("/api/PaymentsProxy/%55%31/%62alance", "/api/Account/U1/balance"),
+    ] {
+        let answered = shop.raw(&format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        assert!(answered.starts_with("HTTP/1.1 200 "), "{path}: {answered}");
+        assert!(payments.requests().last().unwrap().starts_with(&format!("GET {sent} HTTP/1.1\r\n")), "{path}");
+    }
+    assert_eq!(shop.post("/api/paymentsproxy/u1/Deposit/", "1").await.status(), StatusCode::OK);
+    assert_eq!(shop.get("/Swagger").await.status(), StatusCode::OK);
+    assert_eq!(problem(shop.get("/api/PaymentsProxy/u1/balance//").await).await, code(404, "route_not_found"));
+}
+
 #[tokio::test]
 async fn what_is_no_route_is_refused_at_the_gateway() {
     let orders = Service::start(|_, _| json_answer("{}")).await;
