@@ -15,7 +15,7 @@ Exit status:
   128 + the signal's number (130, 143): a second SIGINT or SIGTERM ended it at once
 
 Settings come from built-in defaults, then DIR/default.toml, then DIR/NAME.toml, then the environment
-(SHOPD__SECTION__KEY, or SHOPD__SECTION__KEY_FILE for a value in a file), then flags. docs/SETTINGS.md lists them.
+(SHOPD__SECTION__KEY, or SHOPD__SECTION__KEY_FILE for a value in a file). docs/SETTINGS.md lists them.
 SHOPD_LOG, else RUST_LOG, says what is logged (for example `debug` or `info,shopd::relay=debug`); the default is `info`.";
 
 /// An online shop's backend whose money is never wrong.

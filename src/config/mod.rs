@@ -1,4 +1,4 @@
-//! Every setting: built-in defaults, `default.toml`, a profile, the environment, flags, the later over the earlier; validated at start.
+//! Every setting: built-in defaults, `default.toml`, a profile, the environment, the later over the earlier; validated at start.
 //!
 //! Owns the settings' names, limits and defaults (`settings.rs` is the one table of them; docs/SETTINGS.md is compared with it).
 //! Reads the files in `--config DIR` and those that `SHOPD__…_FILE` variables name; writes nothing. May import
@@ -174,7 +174,7 @@ pub struct KafkaConfig {
     pub request_timeout: Duration,
     /// How long a fetch may wait at the broker for a first record.
     pub fetch_wait: Duration,
-    /// Cap on one produced batch, in bytes; below the broker's `max.message.bytes`.
+    /// Cap on one produced batch, in bytes; below the broker's `message.max.bytes`.
     pub batch_bytes_max: usize,
     pub security_protocol: SecurityProtocol,
     /// Certificates of the authorities that brokers' certificates are signed by; `None`: those that the system trusts.

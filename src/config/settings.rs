@@ -52,7 +52,7 @@ settings! {
     "gateway.orders_urls" => gateway.orders_urls, Replicas, "replicas of orders";
     "gateway.payments_urls" => gateway.payments_urls, Replicas, "replicas of payments";
     "gateway.upstream_timeout_ms" => gateway.upstream_timeout, Millis(1..=HOUR_MS), "bound on one request to a service, other replicas included";
-    "gateway.in_flight_max" => gateway.in_flight_max, Count(1..=100_000), "requests to the services under way at once, event streams and waits on purpose aside; further ones wait their turn";
+    "gateway.in_flight_max" => gateway.in_flight_max, Count(1..=100_000), "requests under way at once at each service, event streams and waits on purpose aside; further ones wait their turn";
     "gateway.queue_time_max_ms" => gateway.queue_time_max, Millis(1..=HOUR_MS), "how long one may wait its turn in a burst; in a queue that does not empty it is shed much sooner";
     "gateway.rate_limits" => gateway.rate_limits, RateLimits, "how often one client may ask for one route";
     "gateway.trusted_proxies" => gateway.trusted_proxies, Networks, "proxies in front, whose X-Forwarded-For says who the client is";
@@ -73,7 +73,7 @@ settings! {
     "kafka.topic_prefix" => kafka.topic_prefix, TopicPrefix, "stands before every topic's name, for several shops on one cluster";
     "kafka.request_timeout_ms" => kafka.request_timeout, Millis(1..=HOUR_MS), "bound on one request to the broker";
     "kafka.fetch_wait_ms" => kafka.fetch_wait, Millis(1..=HOUR_MS), "how long a fetch may wait at the broker for a first record";
-    "kafka.batch_bytes_max" => kafka.batch_bytes_max, Count(1_024..=104_857_600), "bytes of one produced batch; keep it below the broker's max.message.bytes";
+    "kafka.batch_bytes_max" => kafka.batch_bytes_max, Count(1_024..=104_857_600), "bytes of one produced batch; keep it below the broker's message.max.bytes (of a topic: max.message.bytes)";
     "kafka.security_protocol" => kafka.security_protocol, Protocol, "how the brokers are spoken to, by Kafka's own names";
     "kafka.ssl_ca_file" => kafka.ssl_ca_file, PemFile, "authorities that the brokers' certificates are signed by; without it those that the system trusts";
     "kafka.ssl_certificate_file" => kafka.ssl_certificate_file, PemFile, "certificate that shopd shows to brokers which ask for one, with those that lead to its authority";
@@ -82,7 +82,7 @@ settings! {
     "kafka.sasl_username" => kafka.sasl_username, Name, "user at the brokers";
     "kafka.sasl_password" => kafka.sasl_password, Password, "the user's password; a secret";
     "log.retention_ms" => log.retention, Millis(1_000..=3_650 * DAY_MS), "how long the embedded log of `all` keeps a record";
-    "database.pool_size_max" => database.pool_size_max, Count(2..=1_000), "connections of one process to one database";
+    "database.pool_size_max" => database.pool_size_max, Count(2..=1_000), "connections of a process's general pool to one database; OPERATIONS counts all";
     "database.connect_timeout_ms" => database.connect_timeout, Millis(1..=HOUR_MS), "bound on making one connection";
     "database.statement_timeout_ms" => database.statement_timeout, Millis(1..=HOUR_MS), "bound on one statement";
     "database.lock_timeout_ms" => database.lock_timeout, Millis(1..=HOUR_MS), "bound on waiting for one lock";
@@ -98,7 +98,7 @@ settings! {
     "http.idempotency_retention_ms" => http.idempotency_retention, Millis(1_000..=3_650 * DAY_MS), "how long an answer is kept under its Idempotency-Key";
     "shutdown.timeout_ms" => shutdown.timeout, Millis(1..=HOUR_MS), "from the first signal until everything has drained; past it the process ends with a failure";
     "telemetry.otlp_endpoint" => telemetry.otlp_endpoint, Collector, "collector that takes OTLP over HTTP, to which the spans of traces go; none: no span is recorded";
-    "telemetry.trace_one_in" => telemetry.trace_one_in, Count(1..=1_000_000), "of so many traces that begin here one is recorded; those of clients with a traceparent are as it says";
+    "telemetry.trace_one_in" => telemetry.trace_one_in, Count(1..=1_000_000), "one in so many traces that begin here is recorded; a client's traceparent decides for its own";
 }
 
 /// The settings as a Markdown table, with their defaults; docs/SETTINGS.md holds exactly this.

@@ -36,12 +36,10 @@ impl PaymentStatusUpdated {
             _ => return Err(Malformed::field("OrderId", "a string was expected")),
         };
         let status = members.get("Status").ok_or_else(|| Malformed::field("Status", "missing"))?;
-        let outcome = match status.get() {
-            "\"New\"" | "\"Processing\"" | "0" | "1" => Outcome::Pending,
-            "\"Finished\"" | "2" => Outcome::Finished,
-            "\"Cancelled\"" | "3" => Outcome::Cancelled,
-            _ => return Err(Malformed::field("Status", "none of New, Processing, Finished, Cancelled")),
-        };
+        // Its letters may be escaped.
+        let escaped = || members.string("Status")?.ok().and_then(|text| outcome(&format!("\"{text}\"")));
+        let unknown = || Malformed::field("Status", "none of New, Processing, Finished, Cancelled");
+        let outcome = outcome(status.get()).or_else(escaped).ok_or_else(unknown)?;
         let failure_reason = match members.string("FailureReason") {
             Some(Ok(text)) => Some(text.into_owned()),
             Some(Err(())) => return Err(Malformed::field("FailureReason", "a string was expected")),
@@ -70,6 +68,16 @@ impl PaymentStatusUpdated {
     }
 }
 
+/// By the name, in its quotes, or the number of the original's enum.
+fn outcome(json: &str) -> Option<Outcome> {
+    match json {
+        "\"New\"" | "\"Processing\"" | "0" | "1" => Some(Outcome::Pending),
+        "\"Finished\"" | "2" => Some(Outcome::Finished),
+        "\"Cancelled\"" | "3" => Some(Outcome::Cancelled),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,6 +90,7 @@ mod tests {
             (r#""{\"OrderId\":\"3f2504e0-4f89-11d3-9a0c-0305e82c3301\",\"Status\":2}""#, Outcome::Finished),
             (r#"{"OrderId":"3f2504e0-4f89-11d3-9a0c-0305e82c3301","Status":3}"#, Outcome::Cancelled),
             (r#"{"OrderId":"3f2504e0-4f89-11d3-9a0c-0305e82c3301","Status":"Processing"}"#, Outcome::Pending),
+            (r#"{"OrderId":"3f2504e0-4f89-11d3-9a0c-0305e82c3301","Status":"\u0046in\u0069shed"}"#, Outcome::Finished),
             (r#"{"OrderId":"3f2504e0-4f89-11d3-9a0c-0305e82c3301","Status":"Cancelled","FailureReason":"x"}"#, Outcome::Cancelled),
         ] {
             assert_eq!(PaymentStatusUpdated::decode(value.as_bytes()).unwrap().outcome, outcome, "{value}");
@@ -90,7 +99,7 @@ mod tests {
 
     #[test]
     fn an_unknown_status_is_malformed() {
-        for status in ["4", "\"Paid\"", "null", "-1", "{}"] {
+        for status in ["4", "\"2\"", "\"Paid\"", "null", "-1", "{}"] {
             let value = format!(r#"{{"OrderId":"3f2504e0-4f89-11d3-9a0c-0305e82c3301","Status":{status}}}"#);
             assert!(PaymentStatusUpdated::decode(value.as_bytes()).is_err(), "{status}");
         }

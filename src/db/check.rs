@@ -11,7 +11,7 @@ use super::pool::Conn;
 use super::sql::sql;
 
 /// Offenders of one check that are listed; all are counted.
-pub const OFFENDERS_LISTED_MAX: usize = 100;
+pub const OFFENDERS_LISTED_MAX: usize = 10_000;
 
 /// What the offenders of a check are named by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct Check {
 macro_rules! offenders {
     ($query:expr) => {
         // The limit is `OFFENDERS_LISTED_MAX`; the total counts all.
-        concat!("select offender, detail, count(*) over () as total from (", $query, ") found order by offender limit 100")
+        concat!("select offender, detail, count(*) over () as total from (", $query, ") found order by offender limit 10000")
     };
 }
 pub(crate) use offenders;

@@ -61,6 +61,12 @@ pub async fn attach(options: &Options) -> Result<Attached, EmbeddedError> {
     }
 }
 
+/// [`EmbeddedError::InUse`] where another process keeps the data directory; makes nothing.
+pub fn in_use(options: &Options) -> Option<EmbeddedError> {
+    let holder = Folder { root: options.data_dir.clone() }.holder()?;
+    Some(EmbeddedError::InUse { path: options.data_dir.clone(), pid: holder.pid })
+}
+
 /// Whether the data directory holds a database; makes nothing.
 pub fn exists(options: &Options) -> bool {
     options.data_dir.join("postgres").join("PG_VERSION").exists()

@@ -28,6 +28,16 @@ pub(super) struct Holder {
     pub passing: bool,
 }
 
+impl Holder {
+    fn named_in(mut file: File) -> Self {
+        let mut text = String::new();
+        // Unreadable is unknown; only the message suffers.
+        let _ = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text));
+        let mut words = text.split_whitespace();
+        Self { pid: words.next().and_then(|pid| pid.parse().ok()), passing: words.next().is_some() }
+    }
+}
+
 /// Held until dropped; the kernel lets go of it when the process dies.
 #[derive(Debug)]
 pub(super) struct Lock(File);
@@ -110,14 +120,17 @@ impl Folder {
                 written.map_err(io("cannot write", &path))?;
                 Ok(Ok(Lock(file)))
             }
-            Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                // Unreadable is unknown; only the message suffers.
-                let _ = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text));
-                let mut words = text.split_whitespace();
-                Ok(Err(Holder { pid: words.next().and_then(|pid| pid.parse().ok()), passing: words.next().is_some() }))
-            }
+            Err(TryLockError::WouldBlock) => Ok(Err(Holder::named_in(file))),
             Err(TryLockError::Error(error)) => Err(io("cannot lock", &path)(error)),
+        }
+    }
+
+    /// Whoever has the lock, where somebody does and it can be read; takes none itself.
+    pub fn holder(&self) -> Option<Holder> {
+        let file = File::open(self.root.join("lock")).ok()?;
+        match file.try_lock_shared() {
+            Err(TryLockError::WouldBlock) => Some(Holder::named_in(file)),
+            Ok(()) | Err(TryLockError::Error(_)) => None,
         }
     }
 

@@ -20,7 +20,7 @@ mod socket;
 
 use std::path::PathBuf;
 
-pub use attach::{Attached, attach, exists};
+pub use attach::{Attached, attach, exists, in_use};
 pub use error::EmbeddedError;
 pub use fetch::Fetch;
 pub use programs::Search;

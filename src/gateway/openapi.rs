@@ -151,8 +151,17 @@ fn add_own_answers(method: &str, path: &str, operation: &mut Value) {
     let Value::Object(operation) = operation else { return };
     let responses = operation.entry("responses").or_insert_with(|| json!({}));
     let Value::Object(responses) = responses else { return };
-    let body: &[Code] = if method == "post" { &[Code::InvalidRequest, Code::PayloadTooLarge] } else { &[] };
-    let own = [Code::RateLimited, Code::UpstreamUnavailable, Code::UpstreamTimeout, Code::Unavailable, Code::Internal];
+    let body: &[Code] = if method == "post" { &[Code::InvalidRequest] } else { &[] };
+    // A body that is too large is refused whatever it is for.
+    let own = [
+        Code::PayloadTooLarge,
+        Code::HeadTooLarge,
+        Code::RateLimited,
+        Code::UpstreamUnavailable,
+        Code::UpstreamTimeout,
+        Code::Unavailable,
+        Code::Internal,
+    ];
     let codes = [&own, body].concat();
     for (status, own) in problem_answers(&codes, path) {
         match responses.get_mut(&status) {

@@ -96,6 +96,7 @@ impl Worker {
         let has_body = req.version() >= Version::HTTP_2
             || [header::CONTENT_LENGTH, header::TRANSFER_ENCODING].iter().any(|name| req.headers().contains_key(name));
         let body = if has_body { body::read(body, req.headers(), bound).await? } else { Bytes::new() };
+        let deadline = Instant::now() + bound + wait;
         // Only now: a client that sends slowly must not hold a place.
         // What waits on purpose holds none either: it would keep those out who do not.
         let _place = match is_stream || !wait.is_zero() {
@@ -125,7 +126,7 @@ impl Worker {
             },
             wait,
         };
-        let answer = self.client.send(self.gateway.replicas(service), &outgoing, Instant::now() + bound + wait).await;
+        let answer = self.client.send(self.gateway.replicas(service), &outgoing, deadline).await;
         asked.answered(&answer);
         answer.map(|answer| respond::respond(answer, &self.gateway.0.stop)).map_err(|error| problem(service, error))
     }

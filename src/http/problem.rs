@@ -142,6 +142,13 @@ impl Problem {
         self
     }
 
+    /// Of a WebSocket's handshake: the answer names the version that is spoken here (RFC 6455, 4.2.2).
+    #[must_use]
+    pub fn of_handshake(mut self) -> Self {
+        self.headers.push(("sec-websocket-version", HeaderValue::from_static("13")));
+        self
+    }
+
     /// A service that cannot work now.
     pub fn unavailable(cause: impl fmt::Display) -> Self {
         let mut problem = Self::new(Code::Unavailable, "The service cannot answer now; try again.").caused_by(cause);

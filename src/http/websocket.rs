@@ -55,6 +55,7 @@ impl FromRequest for Handshake {
         let refused = |error: actix_web::Error| {
             Problem::invalid("Upgrade", "This route speaks WebSocket: it needs the headers of RFC 6455's handshake.")
                 .caused_by(error)
+                .of_handshake()
         };
         let body = web::Payload::from_request(req, payload).into_inner();
         let begun = body.and_then(|body| actix_ws::handle(req, body));

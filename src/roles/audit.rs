@@ -130,13 +130,17 @@ fn write_tables(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
     writeln!(out, "{verdict} ({} ms)", report.elapsed.as_millis())
 }
 
+/// Of one check, to people; `--json` has all that are listed.
+const OFFENDERS_SHOWN_MAX: usize = 100;
+
 fn write_offences(out: &mut impl Write, report: &Report) -> std::io::Result<()> {
     let mut offences = table(["check", "order or user", "what is wrong"]);
     for tally in &report.checks {
-        for Offence { id, detail, .. } in &tally.offences {
+        let shown = tally.offences.len().min(OFFENDERS_SHOWN_MAX);
+        for Offence { id, detail, .. } in &tally.offences[..shown] {
             offences.add_row([tally.check, &printable(id), &printable(detail)]);
         }
-        let more = tally.total - tally.offences.len() as u64;
+        let more = tally.total - shown as u64;
         if more > 0 {
             offences.add_row([tally.check, "", &format!("and {more} more")]);
         }

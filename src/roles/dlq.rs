@@ -237,20 +237,25 @@ fn page(row: &Row) -> String {
         ("waiting behind it", row.followers.to_string()),
         ("key", text(row.key.as_deref())),
     ] {
-        table.add_row([name.to_owned(), cell(&value)]);
+        table.add_row([name.to_owned(), printable(&value)]);
     }
     for (name, value) in headers_from_json(&row.headers).iter() {
-        table.add_row([format!("header {}", cell(&name)), cell(&text(Some(value)))]);
+        table.add_row([format!("header {}", cell(&name)), printable(&text(Some(value)))]);
     }
-    let value = row.value.as_deref().map_or_else(|| "none".to_owned(), |value| cell(&text(Some(value))));
+    let value = row.value.as_deref().map_or_else(|| "none".to_owned(), |value| printable(&text(Some(value))));
     let bytes = row.value.as_ref().map_or(0, Vec::len);
     table.add_row([format!("value ({bytes} bytes)"), value]);
     format!("{table}\n")
 }
 
-/// Printable and short; another producer's text may hold what moves a terminal's cursor.
+/// Another producer's text may hold what moves a terminal's cursor.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Printable and short.
 fn cell(text: &str) -> String {
-    let mut cell: String = text.chars().take(CELL_CHARS_MAX).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let mut cell = printable(&text.chars().take(CELL_CHARS_MAX).collect::<String>());
     if text.chars().nth(CELL_CHARS_MAX).is_some() {
         cell.push('…');
     }

@@ -79,6 +79,8 @@ fn hopeless(cause: &str) -> bool {
         "authentication failed",
         "does not exist",
         "no pg_hba.conf entry",
+        "pg_hba.conf rejects",
+        "is not permitted to log in",
         "permission denied",
         "password missing",
         "invalid configuration",

@@ -60,6 +60,20 @@ fn every_mistake_is_a_line_and_no_secret_is_in_it() {
 }
 
 #[test]
+fn a_rate_limit_for_a_route_that_there_is_not_is_a_mistake_before_anything_is_opened() {
+    let environment = [
+        ("SHOPD__GATEWAY__RATE_LIMITS", "GET /api/Orders=1/s"),
+        ("SHOPD__GATEWAY__ORDERS_URLS", "http://127.0.0.1:1"),
+        ("SHOPD__GATEWAY__PAYMENTS_URLS", "http://127.0.0.1:1"),
+    ];
+    for role in ["gateway", "all"] {
+        let output = shopd(&[role], &[&environment[..], &[("HOME", "/nowhere")]].concat());
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert_eq!(stderr(&output), ["shopd: gateway.rate_limits: there is no route GET /api/Orders"]);
+    }
+}
+
+#[test]
 fn a_health_check_of_a_role_that_is_not_there_fails() {
     // Not a port that was free a moment ago: the system may give it to another test's server.
     let output = shopd(&["healthcheck", "relay"], &[("SHOPD__RELAY__LISTEN", "127.0.0.1:1")]);
@@ -86,4 +100,13 @@ fn a_port_that_is_taken_is_said_before_a_server_is_made() {
     let said = stderr(&output).concat();
     assert!(said.contains(&address) && said.contains("gateway.listen"), "{said}");
     assert!(!data.exists());
+    // Where it is another shopd's, on the same data directory, that is what is said.
+    std::fs::create_dir(&data).expect("a folder");
+    let lock = std::fs::File::create(data.join("lock")).expect("its lock");
+    lock.lock().expect("nobody else's");
+    std::fs::write(data.join("lock"), "4711\n").expect("whose it is");
+    let output = shopd(&["all", "--data-dir", data.to_str().expect("a name")], &environment);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = stderr(&output).concat();
+    assert!(said.contains("in use by another shopd (process 4711)") && !data.join("postgres").exists(), "{said}");
 }

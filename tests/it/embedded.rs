@@ -58,6 +58,8 @@ async fn a_second_start_on_the_same_directory_is_refused_and_names_the_first() {
     assert!(matches!(refused, EmbeddedError::InUse { .. }), "{refused}");
     let text = refused.to_string();
     assert!(text.contains(&format!("in use by another shopd (process {})", std::process::id())), "{text}");
+    let known = embedded::in_use(&options(&dir)).expect("the first").to_string();
+    assert_eq!(known, text);
     assert_eq!(query(first.url("postgres").expose(), "select 1").await, "1");
     first.stop(STOP).await.expect("a clean stop");
     embedded::start(&options(&dir)).await.expect("free again").stop(STOP).await.expect("a clean stop");

@@ -60,7 +60,7 @@ pub async fn socket(
         Answer { status: StatusCode::NO_CONTENT, .. } => None,
         other => return Ok(respond::respond(other, &worker.gateway.0.stop)),
     };
-    let no_upgrade = |error| Problem::invalid("Upgrade", format!("This route is a WebSocket: {error}."));
+    let no_upgrade = |error| Problem::invalid("Upgrade", format!("This route is a WebSocket: {error}.")).of_handshake();
     let (response, session, messages) = actix_ws::handle(req, body).map_err(no_upgrade)?;
     let messages = messages.max_frame_size(CLIENT_FRAME_BYTES_MAX).aggregate_continuations();
     spawn(Bridge { worker: worker.clone(), feed, session }.run(chunks, messages.max_continuation_size(CLIENT_FRAME_BYTES_MAX)));

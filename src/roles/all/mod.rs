@@ -44,7 +44,8 @@ const PRUNE_PAUSE: Duration = Duration::from_millis(50);
 pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let started = std::time::Instant::now();
     // First of all: a port that is taken is said before anything is fetched or started, and who connects meanwhile waits.
-    let ports = Ports::open(&config)?;
+    // By a shopd on the same data directory, mostly: that says more.
+    let ports = Ports::open(&config).map_err(|taken| stores::in_use(&config).unwrap_or(taken.into()))?;
     let services = Shutdown::new();
     // Fetching a server and making its database take their time; nobody who says stop should wait for that.
     let mut stores = tokio::select! {

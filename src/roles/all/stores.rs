@@ -44,6 +44,12 @@ pub fn options(config: &Config) -> Options {
     Options::new(&config.data_dir)
 }
 
+/// Another process keeps the data directory that a server of our own would have.
+pub fn in_use(config: &Config) -> Option<RoleError> {
+    let brings_its_own = config.orders.database_url.is_none() || config.payments.database_url.is_none();
+    brings_its_own.then(|| embedded::in_use(&options(config))).flatten().map(RoleError::from)
+}
+
 impl Stores {
     /// # Errors
     /// Where the server of our own does not start; a configured one may be away.

@@ -56,6 +56,8 @@ async fn the_commands_list_show_redrive_and_discard() {
     assert!(DateTime::parse_from_rfc3339(ann["at"].as_str().unwrap()).is_ok());
     let shown = lines(&bench.dlq(&["show", &id, "--json"]).await);
     assert_eq!((&shown[0]["value"], &shown[0]["headers"]["ce_id"]), (&json!("ann:0"), &json!("ann:0")));
+    let page = bench.dlq(&["show", &id]).await;
+    assert!(String::from_utf8_lossy(&page.stdout).matches("ann:0").count() >= 2, "{page:?}");
     let people = bench.dlq(&["list"]).await;
     assert!(String::from_utf8_lossy(&people.stdout).contains(&id), "{people:?}");
 

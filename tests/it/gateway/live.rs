@@ -190,6 +190,10 @@ async fn what_is_no_upgrade_or_no_order_is_refused_before_the_socket_opens() {
     let asked = std::time::Instant::now();
     let refused = shop.raw(upgrade).await;
     assert!(refused.starts_with("HTTP/1.1 404 ") && refused.contains("order_not_found"), "{refused}");
+    // Of a version that is not spoken here it says which one is.
+    let newer = upgrade.replace("/2/ws", "/1/ws").replace("Version: 13", "Version: 14");
+    let refused = shop.raw(&newer).await.to_ascii_lowercase();
+    assert!(refused.starts_with("http/1.1 400 ") && refused.contains("\r\nsec-websocket-version: 13\r\n"), "{refused}");
     // Such a request's body has no end; nobody waits for it, also where it names one.
     let named = "POST /api/OrdersProxy HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
                  Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
