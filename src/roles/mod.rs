@@ -17,7 +17,7 @@ use crate::config::{Config, Role, Secret};
 use crate::db::{Db, DbError};
 use crate::embedded::EmbeddedError;
 use crate::gateway::{Gateway, GatewayError};
-use crate::http::{Readiness, ServeError};
+use crate::http::{Health, Readiness, ServeError};
 use crate::messaging::log::{KafkaLog, LogError, SharedLog};
 use crate::shutdown::Shutdown;
 
@@ -88,6 +88,18 @@ fn kafka(config: &Config) -> Result<SharedLog, RoleError> {
         return Err(RoleError::NotConfigured("kafka.bootstrap_servers"));
     }
     Ok(std::sync::Arc::new(KafkaLog::new(&config.kafka)))
+}
+
+/// A broker that is away hinders no service: what it accepts waits in its outbox. But it is named. Asked for shortly, because a probe's patience
+/// is mostly a second.
+async fn ready_without_a_broker(missing: impl Future<Output = Vec<String>>, log: &SharedLog) -> Health {
+    const BROKER_WAIT: Duration = Duration::from_millis(500);
+    let (mut missing, broker) = tokio::join!(missing, tokio::time::timeout(BROKER_WAIT, log.ping()));
+    let ready = missing.is_empty();
+    if !matches!(broker, Ok(Ok(()))) {
+        missing.push("broker".into());
+    }
+    Health { ready, missing }
 }
 
 /// Says what a role waits for, once each time that changes, and when it is ready.

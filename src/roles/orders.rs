@@ -32,7 +32,7 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let keys = keep_pruned(db.clone(), config.http.idempotency_retention, stop.clone());
     let depth = outbox::watch_depth(db.clone(), "orders", stop.clone());
     let orders = Orders::with_live(db, notifier, live, ends.clone());
-    let (bound, readiness) = bind(port, &config, orders, super::share(&config, DRAIN_ALONE))?;
+    let (bound, readiness) = bind(port, &config, orders, log.clone(), super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("orders", readiness, stop.clone()));
     let consumer = consumer(&config, batches, log, super::owner("orders"), ended, ends);
     let (consumed, swept) = (consumer.run(stop.clone()), orders::run_sweeper(sweeper, stop.clone()));
@@ -46,11 +46,18 @@ pub(super) fn open(config: &Config) -> Result<Port, ServeError> {
     Port::open("orders", config.orders.listen)
 }
 
-pub(super) fn bind(port: Port, config: &Config, orders: Orders, drain: Duration) -> Result<(Bound, Readiness), ServeError> {
+/// Ready with its database; a broker that does not answer is named.
+pub(super) fn bind(
+    port: Port,
+    config: &Config,
+    orders: Orders,
+    log: SharedLog,
+    drain: Duration,
+) -> Result<(Bound, Readiness), ServeError> {
     let asked = orders.clone();
     let readiness = Readiness::new(move || {
-        let orders = asked.clone();
-        async move { orders.missing().await }
+        let (orders, log) = (asked.clone(), log.clone());
+        async move { super::ready_without_a_broker(orders.missing(), &log).await }
     });
     let routes = orders::routes(orders);
     let bound = http::bind(port, &config.http, drain, routes, readiness.clone())?;

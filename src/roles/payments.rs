@@ -27,7 +27,7 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     let depth = outbox::watch_depth(db.clone(), "payments", stop.clone());
     let payments = Payments::new(db);
     let known = payments.known();
-    let (bound, readiness) = bind(port, &config, payments, super::share(&config, DRAIN_ALONE))?;
+    let (bound, readiness) = bind(port, &config, payments, log.clone(), super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("payments", readiness, stop.clone()));
     let consumer = consumer(&config, batches, log, super::owner("payments"), OnOrder::new(notifier, known));
     let consumed = consumer.run(stop.clone());
@@ -41,11 +41,18 @@ pub(super) fn open(config: &Config) -> Result<Port, ServeError> {
     Port::open("payments", config.payments.listen)
 }
 
-pub(super) fn bind(port: Port, config: &Config, payments: Payments, drain: Duration) -> Result<(Bound, Readiness), ServeError> {
+/// Ready with its database; a broker that does not answer is named.
+pub(super) fn bind(
+    port: Port,
+    config: &Config,
+    payments: Payments,
+    log: SharedLog,
+    drain: Duration,
+) -> Result<(Bound, Readiness), ServeError> {
     let asked = payments.clone();
     let readiness = Readiness::new(move || {
-        let payments = asked.clone();
-        async move { payments.missing().await }
+        let (payments, log) = (asked.clone(), log.clone());
+        async move { super::ready_without_a_broker(payments.missing(), &log).await }
     });
     let routes = payments::routes(payments);
     let bound = http::bind(port, &config.http, drain, routes, readiness.clone())?;

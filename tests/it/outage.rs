@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::json;
 use shopd::db::Db;
 use shopd::embedded;
 
@@ -44,7 +45,13 @@ async fn orders_placed_while_kafka_is_killed_or_paused_are_accepted_and_end_afte
             tokio::time::sleep(Duration::from_millis(200)).await; // a client's pace, no poll
         }
         shop.client.ready().await;
-        Client::new(shop.orders.address("orders").await).ready().await;
+        for (name, role) in [("orders", &shop.orders), ("payments", &shop.payments)] {
+            let (client, asked) = (Client::new(role.address(name).await), Instant::now());
+            let health = client.get("/health/ready").await.expect(200).json();
+            assert_eq!((&health["status"], &health["missing"]), (&json!("ready"), &json!(["broker"])), "{name}");
+            // A probe that waits for a second must not take it for dead.
+            assert!(asked.elapsed() < Duration::from_millis(900), "{:?}", asked.elapsed());
+        }
         if killed {
             broker.start().await
         } else {

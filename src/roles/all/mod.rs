@@ -138,10 +138,10 @@ async fn run_roles(
         ..config.gateway.clone()
     };
     let public = reachable(ports.gateway.local_addr);
-    let (orders_bound, _) = orders::bind(ports.orders, config, orders, behind)?;
+    let (orders_bound, _) = orders::bind(ports.orders, config, orders, log.clone(), behind)?;
     let payments_door = Payments::new(payments_db.clone());
     let known = payments_door.known();
-    let (payments_bound, _) = payments::bind(ports.payments, config, payments_door, behind)?;
+    let (payments_bound, _) = payments::bind(ports.payments, config, payments_door, log.clone(), behind)?;
     let (relay_bound, relay_ready) = relay::bind(ports.relay, config, orders_db.clone(), payments_db.clone(), log.clone(), behind)?;
     let public_port = Gateway::new(&gateway_config, stop.clone())?;
     let (gateway_bound, gateway_ready) = gateway::bind(ports.gateway, config, &public_port, super::share(config, 40))?;
