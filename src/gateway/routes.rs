@@ -116,41 +116,41 @@ pub fn limited() -> impl Iterator<Item = (Method, &'static str)> {
 
 /// The pattern of a path that [`resolve`] has a target for; a limit's and a metric's name for it.
 pub fn pattern(path: &str) -> Option<&'static str> {
-    match PATTERNS.iter().find(|pattern| **pattern == path) {
-        Some(plain) => Some(plain),
-        None => spelled(&decoded(path)),
-    }
+    as_documented(path).or_else(|| spelled(&decoded(path)))
 }
 
 /// The path of its route as the services know it; itself, where it has none.
 pub fn canonical(path: &str) -> Cow<'_, str> {
-    if PATTERNS.contains(&path) {
+    if as_documented(path).is_some() {
         return path.into();
     }
     let decoded = decoded(path);
     let Some(pattern) = spelled(&decoded) else { return decoded };
-    let pairs = || pattern.split('/').zip(decoded.split('/'));
     let own = |(part, segment): (&'static str, _)| if part.starts_with('{') { segment } else { part };
-    let is_canonical = pattern.split('/').count() == decoded.split('/').count() && pairs().all(|pair| own(pair) == pair.1);
-    if is_canonical {
-        return decoded;
-    }
-    pairs().map(own).collect::<Vec<_>>().join("/").into()
+    let canonical = pattern.split('/').zip(decoded.split('/')).map(own).collect::<Vec<_>>().join("/");
+    canonical.into()
+}
+
+/// The pattern of a path that is written as ours are, which nearly all are: each request is looked for here, twice.
+fn as_documented(path: &str) -> Option<&'static str> {
+    // In another case it may be the route's own word.
+    let is_own = |segment: &str| !segment.is_empty() && !segment.eq_ignore_ascii_case("events") && !segment.contains('%');
+    PATTERNS.iter().find(|pattern| is_instance(pattern, path, |part, segment| part == segment, is_own)).copied()
+}
+
+/// Segment by segment: `is_word` compares a pattern's words, `is_own` says what may stand for a name in braces.
+fn is_instance(pattern: &str, path: &str, is_word: impl Fn(&str, &str) -> bool, is_own: impl Fn(&str) -> bool) -> bool {
+    let mut segments = path.split('/');
+    let fits = |part: &str, segment: &str| if part.starts_with('{') { is_own(segment) } else { is_word(part, segment) };
+    pattern.split('/').all(|part| segments.next().is_some_and(|segment| fits(part, segment))) && segments.next().is_none()
 }
 
 /// The pattern that a path is an instance of, in any letter case and before a last `/`.
 fn spelled(path: &str) -> Option<&'static str> {
     let without_last = path.strip_suffix('/').filter(|path| !path.is_empty() && !path.ends_with('/'));
     let path = without_last.unwrap_or(path);
-    let is_part = |part: &str, segment: &str| match part.starts_with('{') {
-        true => !segment.is_empty(),
-        false => part.eq_ignore_ascii_case(segment),
-    };
-    let fits = |pattern: &&&str| {
-        let mut segments = path.split('/');
-        pattern.split('/').all(|part| segments.next().is_some_and(|segment| is_part(part, segment))) && segments.next().is_none()
-    };
-    PATTERNS.iter().find(fits).copied()
+    let is_own = |segment: &str| !segment.is_empty();
+    PATTERNS.iter().find(|pattern| is_instance(pattern, path, str::eq_ignore_ascii_case, is_own)).copied()
 }
 
 /// Without the encoding of what needs none (RFC 3986, 6.2.2.2), `.` aside: others resolve dot segments.
