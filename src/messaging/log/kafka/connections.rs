@@ -1,8 +1,8 @@
 //! Connections to the cluster: made when first needed, bounded in time, dropped after an error and made anew.
 //!
 //! A partition client is taken out of the pool while it is used and put back only after an answer. So a call that was
-//! dropped or timed out closes its connection instead of leaving an old request in front of the next one, and a waiting
-//! fetch never shares a connection with a produce.
+//! dropped or timed out closes its connection instead of leaving an old request in front of the next one, and who asks for
+//! offsets never waits behind a produce. Records are fetched over others ([`super::polls`]).
 
 use std::collections::HashMap;
 use std::future::Future;

@@ -74,10 +74,13 @@ impl Part {
                 Ok(bytes) => plain_bytes += bytes,
                 Err(reason) if steps_over => {
                     records.truncate(count);
-                    // What comes next tells better how far it went than it does itself.
-                    let behind = batches.get(index + 1).map_or(end.min(self.end_offset), |next| next.base_offset);
                     let first = next_offset.max(batch.base_offset);
-                    end = behind.clamp(first + 1, first + UNREADABLE_MAX);
+                    // What comes next tells better how far it went than it does itself, and may begin where we are.
+                    let (least, behind) = match batches.get(index + 1) {
+                        Some(next) => (first, next.base_offset),
+                        None => (first + 1, end.min(self.end_offset)),
+                    };
+                    end = behind.clamp(least, first + UNREADABLE_MAX);
                     records.extend((first..end).map(|offset| unreadable(offset, reason)));
                 }
                 Err(_) => return None,
@@ -213,6 +216,16 @@ mod tests {
         assert_eq!((fetched.records.len() as i64, fetched.next_offset), (UNREADABLE_MAX, 5 + UNREADABLE_MAX));
         batch[23..27].copy_from_slice(&(-7i32).to_be_bytes());
         assert_eq!(part(batch, 6).whatever_it_takes(5).map(|fetched| fetched.next_offset), Some(6));
+    }
+
+    /// A broker finds batches by what they say of themselves, so it may send one again that was stepped over.
+    #[test]
+    fn a_damaged_batch_that_is_sent_again_costs_nothing_of_the_next_one() {
+        let mut batch = stored(5, &["five", "six"], false);
+        batch[30] ^= 1;
+        batch.extend(stored(7, &["seven"], false));
+        let fetched = part(batch, 8).whatever_it_takes(7).unwrap();
+        assert_eq!((offsets(&fetched), fetched.next_offset), (vec![(7, false)], 8));
     }
 
     #[test]
