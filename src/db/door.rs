@@ -1,25 +1,45 @@
 //! The one way into a database: over TLS, or plain, as its URL asks for.
 
-use tokio_postgres::config::SslMode;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::timeout;
+use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
-use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{Client, Config, Connection, Error, Socket};
+use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
+use tokio_postgres::{Client, Config, Connection, Error, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::PostgresTarget;
 
+use super::dial::{self, Address, Place, Stream};
 use super::error::{self, DbError};
+use super::line::{Above, Line, Traffic};
+use super::watch::Peer;
 
 /// libpq's name of the protocol, which a server asks for where TLS begins at once (`sslnegotiation=direct`).
 const PROTOCOL: &[u8] = b"postgresql";
 
-type Stream = <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream;
+type Tls = <MakeRustlsConnect as MakeTlsConnect<Stream>>::TlsConnect;
+type Driver = Connection<Line<Stream>, Line<<Tls as TlsConnect<Stream>>::Stream>>;
 
 /// Cheap to clone; all connections of it share the sessions of TLS.
 #[derive(Clone)]
 pub(super) struct Door {
     tls: MakeRustlsConnect,
     or_plain: bool,
+}
+
+/// A connection that was let in.
+pub(super) struct Opened {
+    pub client: Client,
+    /// To be driven.
+    pub driver: Driver,
+    pub peer: Peer,
+    pub traffic: Arc<Traffic>,
 }
 
 impl Door {
@@ -33,26 +53,104 @@ impl Door {
         Ok(Self { tls: MakeRustlsConnect::new(client), or_plain: target.tls.or_plain })
     }
 
-    /// A connection as `config` describes it. Bounded by the caller.
+    /// A connection as `config` describes it, to the first host that lets us in and is what the URL looks for. All of it within `bound`, of
+    /// which each host has an even share, and each address of a host an even share of that.
     ///
-    /// With `sslmode=prefer` it is tried plain where TLS does not come about, or where the server lets this user in without it only, as
-    /// libpq does.
-    pub async fn open(&self, config: &Config) -> Result<(Client, Connection<Socket, Stream>), DbError> {
-        let first = match config.connect(self.tls.clone()).await {
-            Err(error) if self.or_plain && is_about_tls(&error) => error,
-            other => return Ok(other?),
-        };
-        let mut plain = config.clone();
-        plain.ssl_mode(SslMode::Disable);
-        match plain.connect(self.tls.clone()).await {
-            Ok(connected) => Ok(connected),
-            Err(second) => {
-                // Both count: which of them can be mended, the reader knows.
-                let (first, second) = (error::text(&first), error::text(&second));
-                Err(DbError::Unavailable(if first == second { first } else { format!("{first}; without TLS: {second}") }))
+    /// # Errors
+    /// [`DbError::Unavailable`] with what each host said.
+    pub async fn open(&self, config: &Config, bound: Duration) -> Result<Opened, DbError> {
+        let places = dial::places(config);
+        let share = bound / u32::try_from(places.len()).unwrap_or(u32::MAX).max(1);
+        let mut refusals: Vec<String> = Vec::new();
+        for place in &places {
+            match self.open_at(place, config, share).await {
+                Ok(opened) => return Ok(opened),
+                Err(refusal) if refusals.contains(&refusal) => {}
+                Err(refusal) => refusals.push(refusal),
             }
         }
+        Err(DbError::Unavailable(refusals.join("; ")))
     }
+
+    async fn open_at(&self, place: &Place, config: &Config, share: Duration) -> Result<Opened, String> {
+        let late = |share: Duration| format!("no connection within {} ms", share.as_millis());
+        let addresses = match timeout(share, place.addresses()).await {
+            Ok(found) => found.map_err(|error| format!("error connecting to server: {error}"))?,
+            Err(_) => return Err(late(share)),
+        };
+        let share = share / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+        let mut refusal = String::new();
+        for address in &addresses {
+            match timeout(share, self.enter(address, &place.name, config)).await {
+                Ok(Ok(opened)) => return Ok(opened),
+                Ok(Err(error)) => refusal = error,
+                Err(_) => refusal = late(share),
+            }
+        }
+        Err(refusal)
+    }
+
+    /// With `sslmode=prefer` it is tried plain where TLS does not come about, or where the server lets this user in without it only, as
+    /// libpq does.
+    async fn enter(&self, address: &Address, name: &str, config: &Config) -> Result<Opened, String> {
+        let mut plain = config.clone();
+        plain.ssl_mode(SslMode::Disable);
+        // As with libpq, what goes through a socket of this machine is not encrypted.
+        let first = match self.knock(address, name, if address.is_local() { &plain } else { config }).await {
+            Err(Refused::Server(error)) if self.or_plain && is_about_tls(&error) => error::text(&error),
+            other => return other.map_err(|refused| refused.to_string()),
+        };
+        self.knock(address, name, &plain).await.map_err(|second| {
+            // Both count: which of them can be mended, the reader knows.
+            let second = second.to_string();
+            if first == second { first } else { format!("{first}; without TLS: {second}") }
+        })
+    }
+
+    async fn knock(&self, address: &Address, name: &str, config: &Config) -> Result<Opened, Refused> {
+        let traffic = Arc::new(Traffic::default());
+        let line = Line::new(address.dial(config).await?, traffic.clone());
+        let Ok(tls) = MakeTlsConnect::<Stream>::make_tls_connect(&mut self.tls.clone(), name);
+        let (client, mut driver) = config.connect_raw(line, Above(tls)).await?;
+        let wanted = match config.get_target_session_attrs() {
+            TargetSessionAttrs::ReadWrite => Some(("off", "it does not allow writes: no primary")),
+            TargetSessionAttrs::ReadOnly => Some(("on", "it is not read only")),
+            _ => None,
+        };
+        if let Some((wanted, otherwise)) = wanted {
+            let answer = driven(&mut driver, client.simple_query("show transaction_read_only")).await?;
+            let is_so =
+                |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some(wanted));
+            if !answer.iter().any(is_so) {
+                return Err(Refused::NotWanted(otherwise));
+            }
+        }
+        traffic.begin();
+        Ok(Opened { client, driver, peer: address.peer(), traffic })
+    }
+}
+
+/// Why a server is not the one.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("error connecting to server: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("{}", error::text(.0))]
+    Server(#[from] Error),
+    #[error("{0}")]
+    NotWanted(&'static str),
+}
+
+/// What is asked over a connection that nobody drives yet.
+async fn driven<T>(driver: &mut Driver, asked: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let mut asked = pin!(asked);
+    poll_fn(|context| {
+        while let Poll::Ready(Some(message)) = driver.poll_message(context) {
+            message?;
+        }
+        asked.as_mut().poll(context)
+    })
+    .await
 }
 
 /// Its handshake failed, or `pg_hba.conf` has no entry for this user with it.
@@ -63,7 +161,7 @@ fn is_about_tls(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Arc, Mutex};
+    use std::sync::Mutex;
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
@@ -107,7 +205,8 @@ mod tests {
         /// Why it could not be connected to, and what it heard.
         async fn open(&self, parameters: &str) -> (String, Vec<u32>) {
             let target = PostgresTarget::read(&format!("postgres://u@127.0.0.1:{}/d?{parameters}", self.port)).unwrap();
-            let error = Door::new(&target).unwrap().open(&target.config).await.err().unwrap();
+            let opened = Door::new(&target).unwrap().open(&target.config, Duration::from_secs(20)).await;
+            let error = opened.err().unwrap();
             (error.to_string(), std::mem::take(&mut *self.heard.lock().unwrap()))
         }
     }

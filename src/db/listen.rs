@@ -11,7 +11,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use diesel_async::SimpleAsyncConnection;
-use futures::StreamExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
@@ -57,23 +56,21 @@ impl Listener {
 }
 
 /// Returns why listening ended.
-async fn listen(db: &Db, channel: &str, wake: &Notify, incident: &mut Incident) -> String {
-    let mut conn = match db.dedicated().await {
-        Ok(conn) => conn,
+async fn listen(db: &Db, channel: &'static str, wake: &Arc<Notify>, incident: &mut Incident) -> String {
+    let (own, woken) = (db.sender().to_owned(), wake.clone());
+    let heard = move |payload: &str| {
+        if payload != own {
+            woken.notify_one();
+        }
+    };
+    let listening = match db.listen(channel, heard).await {
+        Ok(listening) => listening,
         Err(error) => return error.to_string(),
     };
-    if let Err(error) = conn.batch_execute(&format!("listen {channel}")).await {
-        return error.to_string();
-    }
     incident.recovered();
     // What was committed while nobody listened is looked for now.
     wake.notify_one();
-    let mut notifications = std::pin::pin!(conn.notifications_stream());
-    while let Some(Ok(notification)) = notifications.next().await {
-        if notification.payload != db.sender() {
-            wake.notify_one();
-        }
-    }
+    listening.ended().await;
     "the connection was closed".into()
 }
 

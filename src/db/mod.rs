@@ -4,17 +4,21 @@
 
 mod check;
 mod crowd;
+mod dial;
 mod door;
 mod error;
 mod group;
+mod line;
 mod listen;
 mod migrations;
 mod pace;
 mod pipeline;
 mod pool;
+mod sessions;
 mod snapshot;
 mod sql;
 pub mod types;
+mod watch;
 
 pub(crate) use check::offenders;
 pub use check::{Check, Found, OFFENDERS_LISTED_MAX, Offender, Subject, begin_snapshot, end_snapshot, prefer_indexes};
@@ -25,5 +29,6 @@ pub use migrations::{Schema, migrate, missing, pending};
 pub use pace::Pace;
 pub use pipeline::Pipeline;
 pub use pool::{Conn, Db, Pooled, Retry, in_time};
+pub use sessions::Listening;
 pub use snapshot::Snapshot;
 pub use sql::{Bind, Binds, Sql, sql};

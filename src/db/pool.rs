@@ -1,27 +1,24 @@
 //! One bounded pool of connections to one database, and the one transaction function.
 
-use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::managed::QueueMode;
 use diesel_async::pooled_connection::deadpool::{Object, Pool};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
-use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::{AsyncConnection, AsyncPgConnection, SimpleAsyncConnection};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio_postgres::AsyncMessage;
 use uuid::Uuid;
 
-use crate::config::{DatabaseConfig, PostgresTarget, Secret};
+use crate::config::{DatabaseConfig, Secret};
 use crate::faults;
 use crate::telemetry;
 
-use super::door::Door;
-use super::error::{DbError, is_readable, messages_are_foreign};
-use super::sql::sql;
+use super::error::DbError;
+use super::sessions::{Listening, Sessions};
 
 pub type Conn = AsyncPgConnection;
 pub type Pooled = Object<AsyncPgConnection>;
@@ -47,11 +44,6 @@ const AUDIT_POOL_SIZE: usize = 1;
 /// Connections for batches: one works, one stands by after a failure.
 const BATCH_POOL_SIZE: usize = 2;
 
-/// After this silence a session's connection is probed, and again at the second interval until the server's timeout is over. A
-/// host that is gone says nothing, and whoever waits for its answer would wait for hours.
-const PROBE_AFTER: Duration = Duration::from_secs(5);
-const PROBE_AGAIN: Duration = Duration::from_secs(2);
-
 /// Times a transaction is tried when it lost a race (deadlock, serialization).
 const ATTEMPTS_MAX: u32 = 3;
 
@@ -59,7 +51,7 @@ const ATTEMPTS_MAX: u32 = 3;
 #[derive(Clone)]
 pub struct Db {
     pool: Pool<AsyncPgConnection>,
-    settings: Settings,
+    sessions: Sessions,
     /// Transactions run here, whoever asks: a caller that goes away must not drop one half-way.
     runtime: Handle,
     acquire_timeout: Duration,
@@ -67,25 +59,15 @@ pub struct Db {
     sender: Arc<str>,
 }
 
-#[derive(Clone)]
-struct Settings {
-    config: tokio_postgres::Config,
-    door: Door,
-    role: Arc<str>,
-    connect_timeout: Duration,
-    /// Set once connected: a session that begins with it is no primary's to a url that looks for one.
-    read_only: bool,
-}
-
 impl Db {
     /// `role` becomes the sessions' `application_name`. Must be called inside the process's runtime.
     pub fn new(url: &Secret, role: &str, config: &DatabaseConfig) -> Result<Self, DbError> {
-        Self::with(Settings::new(url, role, config)?, plans::LOOKUPS, config.pool_size_max, "requests")
+        Self::with(Sessions::new(url, role, config)?, plans::LOOKUPS, config.pool_size_max, "requests")
     }
 
     /// The same database for a consumer's batches, with a small pool of its own.
     pub fn for_batches(url: &Secret, role: &str, config: &DatabaseConfig) -> Result<Self, DbError> {
-        Self::with(Settings::new(url, role, config)?, plans::LOOKUPS, BATCH_POOL_SIZE, "batches")
+        Self::with(Sessions::new(url, role, config)?, plans::LOOKUPS, BATCH_POOL_SIZE, "batches")
     }
 
     /// The same database for an audit: sessions that only read, see one state of it in each transaction, plan by what the tables
@@ -96,23 +78,21 @@ impl Db {
             idle_in_transaction_timeout: AUDIT_STATEMENT_TIMEOUT,
             ..config.clone()
         };
-        let settings = Settings { read_only: true, ..Settings::new(url, "audit", &config)? };
-        Self::with(settings, plans::AUDITS, AUDIT_POOL_SIZE, "audits")
+        Self::with(Sessions::new(url, "audit", &config)?.read_only(), plans::AUDITS, AUDIT_POOL_SIZE, "audits")
     }
 
-    fn with(mut settings: Settings, plans: &str, pool_size: usize, kind: &'static str) -> Result<Self, DbError> {
-        let options = format!("{} {plans}", settings.config.get_options().unwrap_or_default());
-        settings.config.options(options);
-        let (for_pool, runtime) = (settings.clone(), Handle::current());
-        let acquire_timeout = settings.connect_timeout;
+    fn with(mut sessions: Sessions, plans: &str, pool_size: usize, kind: &'static str) -> Result<Self, DbError> {
+        sessions.set(plans);
+        let (for_pool, runtime) = (sessions.clone(), Handle::current());
+        let acquire_timeout = sessions.connect_timeout;
         let mut manager = ManagerConfig::<AsyncPgConnection>::default();
         manager.recycling_method = RecyclingMethod::Fast;
         manager.custom_setup = Box::new(move |_| {
-            let (settings, runtime) = (for_pool.clone(), runtime.clone());
+            let (sessions, runtime) = (for_pool.clone(), runtime.clone());
             // On the process's own runtime: a connection is driven where it was made, and must not end with the HTTP worker
             // that happened to ask for it first while others still use it.
             async move {
-                let connected = runtime.spawn(async move { settings.connect().await }).await;
+                let connected = runtime.spawn(async move { sessions.connection().await }).await;
                 let connected = connected.map_err(|error| DbError::Unavailable(error.to_string())).flatten();
                 connected.map_err(|error| diesel::ConnectionError::BadConnection(error.to_string()))
             }
@@ -125,9 +105,10 @@ impl Db {
             .queue_mode(QueueMode::Lifo)
             .build()
             .map_err(|error| DbError::Defect(format!("connection pool: {error}")))?;
-        observe(&pool, &settings.role, settings.config.get_dbname().unwrap_or_default(), kind);
+        observe(&pool, &sessions.role, sessions.database(), kind);
+        sessions.keep_watch(&Handle::current());
         let sender = Uuid::new_v4().to_string().into();
-        Ok(Self { pool, settings, runtime: Handle::current(), acquire_timeout, sender })
+        Ok(Self { pool, sessions, runtime: Handle::current(), acquire_timeout, sender })
     }
 
     /// A connection of the pool, within `database.connect_timeout_ms`.
@@ -139,32 +120,37 @@ impl Db {
         }
     }
 
-    /// A connection of its own, outside the pool, for listening or migrating.
+    /// A connection of its own, outside the pool, for what takes long.
     pub async fn dedicated(&self) -> Result<AsyncPgConnection, DbError> {
-        self.settings.connect().await
+        self.sessions.connection().await
     }
 
     /// A connection of its own to be spoken to directly: several statements may be on their way at once, and rows are read where they lie.
     /// `wake` is signalled for every notification of others' on a channel that it listens to, and when it ends.
     pub async fn session(&self, wake: Arc<Notify>) -> Result<tokio_postgres::Client, DbError> {
-        self.settings
-            .in_time(async {
-                let (client, mut connection) = self.settings.door.open(&self.settings.config).await?;
-                let own = self.sender.clone();
-                // Ends with the client. What ends it otherwise, the client's next statement says.
-                self.runtime.spawn(async move {
-                    while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
-                        if let AsyncMessage::Notification(notification) = message
-                            && notification.payload() != &*own
-                        {
-                            wake.notify_one();
-                        }
-                    }
-                    wake.notify_one();
-                });
-                Ok(client)
-            })
-            .await
+        let (own, wake) = (self.sender.clone(), WokenAtEnd(wake));
+        let sessions = self.sessions.clone();
+        let heard = move |payload: &str| {
+            if *payload != *own {
+                wake.0.notify_one();
+            }
+        };
+        self.on_runtime(async move { sessions.client(heard).await }).await
+    }
+
+    /// A connection of its own that hears `channel`, from when this returns. `heard` gets each notification's payload.
+    pub async fn listen(&self, channel: &'static str, heard: impl FnMut(&str) + Send + 'static) -> Result<Listening, DbError> {
+        let sessions = self.sessions.clone();
+        self.on_runtime(async move { sessions.listen(channel, heard).await }).await
+    }
+
+    /// On the process's own runtime, whoever asks.
+    async fn on_runtime<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, DbError>> + Send + 'static,
+    ) -> Result<T, DbError> {
+        let done = self.runtime.spawn(work).await;
+        done.map_err(|error| DbError::Unavailable(error.to_string())).flatten()
     }
 
     /// Runs `work` in one transaction, in a task of its own: a caller that is cancelled cannot leave it half-way with its
@@ -215,7 +201,7 @@ impl Db {
 
     /// Of the process that uses it.
     pub fn role(&self) -> &str {
-        &self.settings.role
+        &self.sessions.role
     }
 
     /// Whose notifications are those of this handle and its clones.
@@ -226,6 +212,15 @@ impl Db {
     /// The process's runtime.
     pub fn runtime(&self) -> &Handle {
         &self.runtime
+    }
+}
+
+/// Whoever reads over a connection is woken when it ends, and hears of that from its next statement.
+struct WokenAtEnd(Arc<Notify>);
+
+impl Drop for WokenAtEnd {
+    fn drop(&mut self) {
+        self.0.notify_one();
     }
 }
 
@@ -272,108 +267,5 @@ impl Retry for DbError {
             Self::Duplicate(_) => true,
             Self::Fenced(_) | Self::Defect(_) => false,
         }
-    }
-}
-
-impl Settings {
-    fn new(url: &Secret, role: &str, limits: &DatabaseConfig) -> Result<Self, DbError> {
-        let target = PostgresTarget::read(url.expose());
-        let target = target.map_err(|problem| DbError::Defect(format!("the database url {problem}")))?;
-        let door = Door::new(&target)?;
-        let mut config = target.config;
-        let mut options = config.get_options().map(|o| format!("{o} ")).unwrap_or_default();
-        for (name, value) in [
-            ("statement_timeout", limits.statement_timeout),
-            ("lock_timeout", limits.lock_timeout),
-            ("idle_in_transaction_session_timeout", limits.idle_in_transaction_timeout),
-        ] {
-            options.push_str(&format!("-c {name}={} ", value.as_millis()));
-        }
-        // Plans of ours are short; compiling them costs more than they do. Each statement sees what is committed when it begins, whatever the
-        // database has for its default: what drops a segment of the outbox looks into it again under its lock.
-        options.push_str("-c jit=off -c default_transaction_isolation=read\\ committed");
-        config.options(options);
-        config.application_name(format!("shopd-{role}"));
-        // One host after the other, all within the bound: the first may be one that is gone without a word.
-        let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(u32::MAX).max(1);
-        config.connect_timeout(limits.connect_timeout / hosts);
-        config.keepalives_idle(PROBE_AFTER).keepalives_interval(PROBE_AGAIN).keepalives_retries(3);
-        config.tcp_user_timeout(limits.statement_timeout + limits.connect_timeout);
-        Ok(Self { config, door, role: role.into(), connect_timeout: limits.connect_timeout, read_only: false })
-    }
-
-    async fn connect(&self) -> Result<AsyncPgConnection, DbError> {
-        self.in_time(async {
-            let (client, connection) = self.door.open(&self.config).await?;
-            let conn = AsyncPgConnection::try_from_client_and_connection(client, connection).await;
-            let mut conn = conn.map_err(|error| DbError::Unavailable(error.to_string()))?;
-            speak_english(&mut conn).await?;
-            if self.read_only {
-                conn.batch_execute("set default_transaction_read_only = on").await?;
-            }
-            Ok(conn)
-        })
-        .await
-    }
-
-    async fn in_time<T>(&self, connect: impl Future<Output = Result<T, DbError>>) -> Result<T, DbError> {
-        match tokio::time::timeout(self.connect_timeout, connect).await {
-            Ok(result) => result,
-            Err(_) => Err(DbError::Unavailable(format!("no connection within {} ms", self.connect_timeout.as_millis()))),
-        }
-    }
-}
-
-/// The driver hides an error's code, so errors are told apart by their texts: the session's must be the untranslated ones.
-async fn speak_english(conn: &mut AsyncPgConnection) -> Result<(), DbError> {
-    #[derive(diesel::QueryableByName)]
-    struct Language {
-        #[diesel(sql_type = diesel::sql_types::Text)]
-        lc_messages: String,
-    }
-    let Language { lc_messages } = sql("select current_setting('lc_messages') as lc_messages").get_result(conn).await?;
-    if is_readable(&lc_messages) {
-        return Ok(());
-    }
-    // Only a superuser may, or who was granted it. Without: what only a text explains is tried again for ever, and parks nothing.
-    if let Err(error) = conn.batch_execute("set lc_messages = 'C'").await
-        && messages_are_foreign()
-    {
-        tracing::warn!(
-            lc_messages,
-            %error,
-            "the server's messages are translated; no record that it refuses is parked for them. \
-             Let it run `alter role ... set lc_messages = 'C'` for the role of the url"
-        );
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_that_is_gone_without_a_word_is_noticed_within_seconds() {
-        let url = Secret::new("postgres://user@127.0.0.1/name".to_owned());
-        let settings = Settings::new(&url, "test", &crate::config::Config::default().database).unwrap();
-        assert_eq!(settings.config.get_keepalives_idle(), PROBE_AFTER);
-        assert_eq!(settings.config.get_keepalives_interval(), Some(PROBE_AGAIN));
-        assert_eq!(settings.config.get_keepalives_retries(), Some(3));
-    }
-
-    /// 192.0.2.1 is an address that nobody may have, and that nothing answers from; where the system has no way to it at all it is refused
-    /// at once, which is as good.
-    #[tokio::test]
-    async fn a_host_that_is_gone_without_a_word_leaves_time_for_the_one_behind_it() {
-        let limits = DatabaseConfig { connect_timeout: Duration::from_secs(2), ..crate::config::Config::default().database };
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let url = format!("postgres://user@192.0.2.1:5432,127.0.0.1:{port}/name?target_session_attrs=read-write");
-        let settings = Settings::new(&Secret::new(url), "test", &limits).unwrap();
-        let connecting = tokio::spawn(async move { settings.connect().await.map(drop) });
-        let reached = tokio::time::timeout(limits.connect_timeout, listener.accept()).await;
-        assert!(reached.is_ok(), "the second host was not tried in time");
-        connecting.abort();
     }
 }

@@ -32,6 +32,7 @@ mod replay;
 mod replicas;
 mod restore;
 mod scenario;
+mod silence;
 mod streams;
 mod support;
 mod sweep;

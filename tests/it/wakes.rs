@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
-use futures::StreamExt;
 use shopd::config::Secret;
 use shopd::db::{self, Db, DbError, Listener, Notifier, Schema, sql};
 use shopd::messaging::outbox::{self, Reader};
@@ -35,16 +34,12 @@ async fn listen(db: &Db, stop: &Shutdown) -> Arc<Notify> {
 
 /// How many notifications there were; a wake-up may stand for several.
 async fn heard(db: &Db) -> Arc<AtomicUsize> {
-    let mut conn = db.dedicated().await.unwrap();
-    conn.batch_execute(&format!("listen {CHANNEL}")).await.unwrap();
     let heard = Arc::new(AtomicUsize::new(0));
     let counted = heard.clone();
-    tokio::spawn(async move {
-        let mut notifications = std::pin::pin!(conn.notifications_stream());
-        while let Some(Ok(_)) = notifications.next().await {
-            counted.fetch_add(1, Ordering::Relaxed);
-        }
-    });
+    let count = move |_: &str| {
+        counted.fetch_add(1, Ordering::Relaxed);
+    };
+    tokio::spawn(db.listen(CHANNEL, count).await.unwrap().ended());
     heard
 }
 

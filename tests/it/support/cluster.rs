@@ -120,26 +120,52 @@ impl Cluster {
 
     /// SIGKILL to every process of it at once, as when its machine goes: what a session was about to answer is not answered.
     pub async fn crash(&self) {
-        let data = self.data().canonicalize().expect("its data");
-        let inside = || {
-            let all = std::fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| {
-                let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-                (std::fs::read_link(entry.path().join("cwd")).ok()? == data).then_some(pid)
-            });
-            all.collect::<Vec<_>>()
-        };
-        assert!(!inside().is_empty(), "it runs");
+        assert!(!self.processes().is_empty(), "it runs");
         loop {
-            let pids = inside();
+            let pids = self.processes();
             if pids.is_empty() {
                 return;
             }
-            for pid in pids {
-                // One may have ended in between.
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-            }
+            signal(&pids, Signal::SIGKILL);
             poll().await;
         }
+    }
+
+    /// SIGSTOP to every process of it, as when its machine stands still: the kernel goes on to acknowledge what is sent to it, and to take
+    /// connections.
+    pub async fn hang(&self) {
+        let mut stopped = Vec::new();
+        loop {
+            let more: Vec<i32> = self.processes().into_iter().filter(|pid| !stopped.contains(pid)).collect();
+            if more.is_empty() {
+                return;
+            }
+            signal(&more, Signal::SIGSTOP);
+            stopped.extend(more);
+            poll().await;
+        }
+    }
+
+    /// After [`Self::hang`].
+    pub fn go_on(&self) {
+        signal(&self.processes(), Signal::SIGCONT);
+    }
+
+    /// Those that work in its folder.
+    fn processes(&self) -> Vec<i32> {
+        let data = self.data().canonicalize().expect("its data");
+        let all = std::fs::read_dir("/proc").expect("/proc").flatten().filter_map(|entry| {
+            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+            (std::fs::read_link(entry.path().join("cwd")).ok()? == data).then_some(pid)
+        });
+        all.collect()
+    }
+}
+
+fn signal(pids: &[i32], signal: Signal) {
+    for pid in pids {
+        // One may have ended in between.
+        let _ = kill(Pid::from_raw(*pid), signal);
     }
 }
 

@@ -9,8 +9,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use diesel_async::SimpleAsyncConnection;
-use futures::StreamExt;
 use tokio::sync::{Notify, watch};
 
 use super::store::{self, Place};
@@ -141,17 +139,13 @@ impl Signals {
         }
     }
 
-    async fn listen(&self, db: &Db) -> Result<(), DbError> {
-        let mut conn = db.dedicated().await?;
-        conn.batch_execute(&format!("listen {CHANNEL}")).await?;
+    async fn listen(self: &Arc<Self>, db: &Db) -> Result<(), DbError> {
+        let signals = self.clone();
+        let heard = move |payload: &str| parse(payload).for_each(|(place, end)| signals.saw(place, end));
+        let listening = db.listen(CHANNEL, heard).await?;
         // What was committed while nobody listened is looked for now.
         self.look.notify_one();
-        let mut notifications = std::pin::pin!(conn.notifications_stream());
-        while let Some(notification) = notifications.next().await {
-            for (place, end) in parse(&notification?.payload) {
-                self.saw(place, end);
-            }
-        }
+        listening.ended().await;
         Ok(())
     }
 

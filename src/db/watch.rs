@@ -1,0 +1,142 @@
+//! Gives up connections to a server that owes an answer and is not the one to go to any more.
+//!
+//! A primary that hangs, while its kernel still acknowledges what is sent, never ends a connection; its standby may be the primary by
+//! now. After a silence as long as a statement may take, a new connection is made as any other: only where that leads elsewhere, or
+//! nowhere, those to the old server are ended. What waited on one hears of it, and is done again on a new one. A server that lets us in may be
+//! slow for a reason (a commit waits for its synchronous standby, a migration for a lock), and another connection to it would wait as well.
+
+use std::collections::BTreeSet;
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::line::{Stand, Traffic};
+
+/// Looks in the silence after which a server is suspected: it may last longer by one of them.
+const LOOKS: u32 = 8;
+
+/// Where a connection leads: an address and port, or a socket's path.
+pub(super) type Peer = Arc<str>;
+
+/// All connections of one [`super::Db`].
+#[derive(Default)]
+pub(super) struct Watch(Mutex<Vec<Watched>>);
+
+struct Watched {
+    peer: Peer,
+    traffic: Arc<Traffic>,
+    driver: AbortHandle,
+    silence: Silence,
+}
+
+/// How long a server has owed an answer and said nothing. Pure.
+#[derive(Default)]
+struct Silence {
+    heard_bytes: u64,
+    /// Since the look at which the silence was there for the first time.
+    looks: Option<u32>,
+}
+
+impl Silence {
+    /// A look, one of [`LOOKS`] in the bound; whether that is over. Where it is, the next one begins.
+    fn look(&mut self, stand: Stand) -> bool {
+        let before = mem::replace(&mut self.heard_bytes, stand.heard_bytes);
+        self.looks = match self.looks {
+            _ if !stand.owes => None,
+            Some(looks) if before == stand.heard_bytes && looks < LOOKS => Some(looks + 1),
+            _ => Some(0),
+        };
+        self.looks == Some(LOOKS)
+    }
+}
+
+impl Watch {
+    pub fn add(&self, peer: Peer, traffic: Arc<Traffic>, driver: AbortHandle) {
+        self.locked().push(Watched { peer, traffic, driver, silence: Silence::default() });
+    }
+
+    /// Runs as long as somebody has the watch. `bound` is the longest silence; `dial` makes a connection and says where it leads.
+    pub fn start<F>(self: &Arc<Self>, runtime: &Handle, bound: Duration, dial: impl Fn() -> F + Send + 'static)
+    where
+        F: Future<Output = Option<Peer>> + Send,
+    {
+        let watch = Arc::downgrade(self);
+        runtime.spawn(async move {
+            let mut ticks = interval(bound / LOOKS);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                ticks.tick().await;
+                let Some(silent) = watch.upgrade().map(|watch| watch.look()) else { return };
+                if silent.is_empty() {
+                    continue;
+                }
+                let leads_to = dial().await;
+                let Some(watch) = watch.upgrade() else { return };
+                for peer in silent.iter().filter(|peer| leads_to.as_ref() != Some(peer)) {
+                    let ended = watch.end(peer);
+                    tracing::warn!(
+                        %peer, connections = ended, new_ones_lead_to = leads_to.as_deref().unwrap_or("nowhere"),
+                        "a database server has said nothing for {} s to what it was asked; its connections are given up", bound.as_secs_f32()
+                    );
+                }
+            }
+        });
+    }
+
+    /// Those who owe an answer for too long.
+    fn look(&self) -> BTreeSet<Peer> {
+        let mut all = self.locked();
+        all.retain(|one| !one.driver.is_finished());
+        all.iter_mut().filter_map(|one| one.silence.look(one.traffic.stand()).then(|| one.peer.clone())).collect()
+    }
+
+    /// Ends all connections to this server, also those that are asked nothing now: each would be found out by somebody who waits.
+    fn end(&self, peer: &Peer) -> usize {
+        let mut all = self.locked();
+        let before = all.len();
+        all.retain(|one| {
+            let stays = one.peer != *peer;
+            if !stays {
+                one.driver.abort();
+            }
+            stays
+        });
+        before - all.len()
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Vec<Watched>> {
+        // It is whole at any time: nothing panics in the middle of a change of it.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// What is owed at each look, and whether something was heard before it.
+        #[test]
+        fn a_server_is_suspected_where_it_owed_and_was_silent_for_the_whole_bound_and_only_there(
+            looks in prop::collection::vec((prop::bool::weighted(0.95), prop::bool::weighted(0.05)), 0..80),
+        ) {
+            let (mut silence, mut heard_bytes, mut since) = (Silence::default(), 0, None);
+            for (now, (owes, hears)) in looks.into_iter().enumerate() {
+                heard_bytes += u64::from(hears) * 6;
+                let begins = if owes { Some(now) } else { None };
+                since = if owes && !hears { since.or(begins) } else { begins };
+                let suspected = silence.look(Stand { owes, heard_bytes });
+                prop_assert_eq!(suspected, since.is_some_and(|since| now - since == LOOKS as usize));
+                if suspected {
+                    since = None;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! A database server that says nothing to what it was asked, while its kernel acknowledges every byte.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use diesel_async::SimpleAsyncConnection;
+use futures::FutureExt;
+use shopd::config::{Config, DatabaseConfig, Secret};
+use shopd::db::{Db, DbError};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout};
+
+use crate::support::cluster::Cluster;
+use crate::support::inside::until;
+
+/// Short, so that a server is suspected after one of these and the next quarter.
+const BOUND: Duration = Duration::from_secs(1);
+/// A session that only listens asks every ten seconds.
+const LISTENERS_BOUND: Duration = Duration::from_secs(20);
+
+fn connect(cluster: &Cluster) -> Db {
+    let limits = DatabaseConfig {
+        connect_timeout: BOUND / 2,
+        statement_timeout: BOUND / 2,
+        idle_in_transaction_timeout: 60 * BOUND,
+        ..Config::default().database
+    };
+    Db::new(&Secret::new(cluster.url("postgres")), "test", &limits).unwrap()
+}
+
+/// Red where a server is given up for its silence alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_lets_others_in_is_waited_for_however_long_its_answer_takes() {
+    let cluster = Cluster::new(&[]).await;
+    let mut conn = connect(&cluster).dedicated().await.unwrap();
+    // As a commit that waits for its synchronous standby, which no bound of the server's own ends.
+    let slow = format!("set statement_timeout = 0; select pg_sleep({})", 5 * BOUND.as_secs());
+    conn.batch_execute(&slow).await.expect("it is answered in the end");
+}
+
+/// Each of them is red where nobody watches what a server owes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_for_a_server_that_hangs_hears_of_it_and_is_served_once_it_goes_on() {
+    let cluster = Cluster::new(&[]).await;
+    let db = connect(&cluster);
+    // One that waits for its commit when the server stops, one in the pool, and two that listen.
+    let (begun, stopped) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let transaction = {
+        let (db, begun, stopped) = (db.clone(), begun.clone(), stopped.clone());
+        tokio::spawn(async move {
+            db.transaction(move |conn| {
+                let (begun, stopped) = (begun.clone(), stopped.clone());
+                async move {
+                    conn.batch_execute("select pg_current_xact_id()").await?;
+                    begun.notify_one();
+                    stopped.notified().await;
+                    Ok::<_, DbError>(())
+                }
+                .boxed()
+            })
+            .await
+        })
+    };
+    begun.notified().await;
+    drop(db.get().await.unwrap());
+    let listening = db.listen("a", |_| {}).await.unwrap();
+    let ended = Arc::new(Notify::new());
+    let session = db.session(ended.clone()).await.unwrap();
+    session.batch_execute("listen a").await.unwrap();
+    cluster.hang().await;
+    let since = Instant::now();
+    stopped.notify_one();
+    let outcome = timeout(10 * BOUND, transaction).await.expect("its fate is unknown, and it is told").unwrap();
+    assert!(matches!(outcome, Err(DbError::Unavailable(_))), "{outcome:?}");
+    assert!(since.elapsed() >= BOUND, "not before a statement may take as long");
+    // Found out by the one: who asks next does not wait for another one.
+    timeout(LISTENERS_BOUND, ended.notified()).await.expect("a session that is asked nothing ends with the others");
+    timeout(LISTENERS_BOUND, listening.ended()).await.expect("and so does one that only listens");
+    assert!(matches!(db.get().await.map(drop), Err(DbError::Unavailable(_))), "the one in the pool is not handed out");
+    cluster.go_on();
+    until("it serves again", async || db.ping(BOUND).await.is_ok()).await;
+}
+
+/// By itself a session that only listens finds out as well.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_only_listens_asks_whether_the_server_is_there() {
+    let cluster = Cluster::new(&[]).await;
+    let db = connect(&cluster);
+    let listening = db.listen("a", |_| {}).await.unwrap();
+    cluster.hang().await;
+    timeout(LISTENERS_BOUND, listening.ended()).await.expect("it ends");
+    cluster.go_on();
+    until("it is made again", async || db.listen("a", |_| {}).await.is_ok()).await;
+}
