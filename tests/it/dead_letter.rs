@@ -279,7 +279,7 @@ async fn a_poison_message_among_ten_thousand_good_ones_holds_up_only_its_key_who
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_record_that_cannot_be_read_is_dead_at_once_and_its_copy_is_the_record_byte_for_byte() {
     let bench = Bench::new().await;
-    let headers = [("own", &b"\x00\xff"[..]), ("dlq_reason", b"theirs"), ("nul\0", b"x")];
+    let headers = [("own", &b"\x00\xff"[..]), ("dlq_reason", b"theirs"), ("nul\0", b"x"), ("own", b"again")];
     let odd = |key: Option<&'static [u8]>, value: Option<Vec<u8>>| Record {
         topic: TOPIC.into(),
         key: key.map(Bytes::from_static),
@@ -301,7 +301,9 @@ async fn a_record_that_cannot_be_read_is_dead_at_once_and_its_copy_is_the_record
         let copy = copies.iter().find(|copy| copy.key == record.key).expect("a copy");
         assert_eq!(copy.value, record.value);
         let header = |name: &str| copy.headers.get(name).expect(name);
-        assert_eq!(header("own"), record.headers[0].1);
+        let own: Vec<&[u8]> = copy.headers.iter().filter(|(name, _)| name == "own").map(|(_, value)| value).collect();
+        assert_eq!(own, [&record.headers[0].1, &record.headers[3].1], "each of them, in their order");
+        assert_eq!(copy.headers.iter().filter(|(name, _)| name == "dlq_reason").count(), 1);
         assert_eq!(header("nul\0"), record.headers[2].1);
         assert_eq!(header("dlq_topic"), TOPIC.as_bytes());
         assert_eq!(header("dlq_attempts"), b"1");

@@ -15,7 +15,7 @@ const TRUNCATED: &str = "dlq_truncated";
 /// Beside what a cut saves, the header that tells of it takes its place.
 const TRUNCATED_BYTES: usize = 64;
 
-/// The original headers and ours over them.
+/// The original headers, but for those of the names of ours, and ours behind them.
 pub fn headers(delivery: &Delivery, reason: &str, attempts: i32) -> Headers {
     let position = &delivery.position;
     let [partition, offset, attempts] = [position.partition.to_string(), position.offset.to_string(), attempts.to_string()];
@@ -26,7 +26,8 @@ pub fn headers(delivery: &Delivery, reason: &str, attempts: i32) -> Headers {
         ("dlq_offset", &offset),
         ("dlq_attempts", &attempts),
     ];
-    delivery.headers.with(ours.map(|(name, value)| (name, value.as_bytes())))
+    let theirs = delivery.headers.iter().filter(|(name, _)| ours.iter().all(|(own, _)| own != name));
+    theirs.chain(ours.map(|(name, value)| (name.into(), value.as_bytes()))).collect()
 }
 
 /// Whether this is a dead letter's copy, and no producer's own record.

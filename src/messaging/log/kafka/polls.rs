@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::connections::bounded;
 use super::dial::{Dialed, Dialer};
@@ -34,6 +34,8 @@ const PLAIN_AT_ONCE_MAX: usize = 16 * 1024;
 const ASKS_MAX: usize = 4_096;
 /// Connections that are kept while nothing is on its way over them.
 const IDLE_LINES_MAX: usize = 2;
+/// A broker that nobody asked for so long has no place here any more; it may be gone for good.
+const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// What somebody waits for.
 struct Ask {
@@ -108,6 +110,7 @@ impl LongPolls {
         if let Some(asks) = brokers.get(&address).filter(|asks| !asks.is_closed()) {
             return asks.clone();
         }
+        brokers.retain(|_, asks| !asks.is_closed());
         let (to, asks) = mpsc::channel(ASKS_MAX);
         tokio::spawn(serve(address.clone(), self.dialer.clone(), asks, self.times));
         brokers.insert(address, to.clone());
@@ -142,7 +145,7 @@ enum Answered {
     Late(LogError),
 }
 
-/// Asks one broker until nobody can ask any more.
+/// Asks one broker until nobody can ask any more, or did for long.
 async fn serve(broker: String, dialer: Arc<Dialer>, mut asks: mpsc::Receiver<Ask>, times: Times) {
     let mut flights = FuturesUnordered::new();
     // When the broker answers them at the latest.
@@ -195,6 +198,7 @@ async fn serve(broker: String, dialer: Arc<Dialer>, mut asks: mpsc::Receiver<Ask
                 }
             }
             () = sleep_until(wait_until), if !waiting.is_empty() => {}
+            () = sleep(IDLE_MAX), if waiting.is_empty() && flights.is_empty() => return,
         }
     }
 }

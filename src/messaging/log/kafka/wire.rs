@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
 
 use super::dial::{Dialed, Dialer};
 use super::leaders::Leaders;
@@ -18,6 +19,10 @@ const PRODUCE: (i16, i16) = (0, 7);
 const ALL_IN_SYNC: i16 = -1;
 /// Buffers that a page was written into are kept up to here.
 const BUFFER_KEPT_MAX: usize = 1024 * 1024;
+
+/// A connection that nobody used for so long is closed: its broker may be gone for good, and one that is there closes it after ten minutes
+/// (`connections.max.idle.ms`), when the next request would be lost on it.
+const IDLE_MAX: Duration = Duration::from_secs(240);
 
 /// What goes to one partition: at most one batch of it.
 pub(super) struct Part<'r> {
@@ -32,6 +37,13 @@ struct Line {
     connection: Dialed,
     request: Vec<u8>,
     scratch: Vec<u8>,
+    used: Instant,
+}
+
+impl Line {
+    fn is_usable(&self) -> bool {
+        self.connection.is_admitted() && self.used.elapsed() < IDLE_MAX
+    }
 }
 
 /// The connections for produce requests, by the brokers' addresses.
@@ -61,9 +73,12 @@ impl Wire {
     /// when it is dropped, nobody knows.
     pub async fn produce(&self, broker: &str, parts: &[&Part<'_>], timeout: Duration) -> Result<Vec<bool>> {
         let idle = locked(&self.idle).remove(broker);
-        let mut line = match idle.filter(|line| line.connection.is_admitted()) {
+        let mut line = match idle.filter(Line::is_usable) {
             Some(line) => line,
-            None => Line { connection: self.dialer.dial(broker).await?, request: Vec::new(), scratch: Vec::new() },
+            None => {
+                let connection = self.dialer.dial(broker).await?;
+                Line { connection, request: Vec::new(), scratch: Vec::new(), used: Instant::now() }
+            }
         };
         line.request.clear();
         write_request(&mut line.request, &mut line.scratch, parts, timeout)?;
@@ -75,7 +90,11 @@ impl Wire {
             buffer.clear();
             buffer.shrink_to(BUFFER_KEPT_MAX);
         }
-        locked(&self.idle).entry(broker.to_owned()).or_insert(line);
+        line.used = Instant::now();
+        let mut idle = locked(&self.idle);
+        // Those to brokers that are asked for nothing any more, too.
+        idle.retain(|_, line| line.is_usable());
+        idle.entry(broker.to_owned()).or_insert(line);
         Ok(taken)
     }
 }
@@ -194,6 +213,23 @@ mod tests {
             }
             assert_eq!(connections.load(Ordering::Relaxed), expected, "{lifetime_ms}");
         }
+    }
+
+    #[tokio::test]
+    async fn connections_that_nobody_uses_are_closed_also_those_to_brokers_that_are_gone() {
+        let ((gone, _), (there, connections)) = (broker(0).await, broker(0).await);
+        let dialer = Arc::new(Dialer::new(&Config::default().kafka));
+        let wire = Wire::new(Arc::new(Leaders::new(&[], dialer.clone())), dialer);
+        let part = Part { topic: "t", partition: 0, records: vec![], compressed: false };
+        let produce = async |broker: &str| wire.produce(broker, &[&part], Duration::from_secs(20)).await.unwrap();
+        produce(&gone).await;
+        produce(&there).await;
+        tokio::time::pause();
+        tokio::time::advance(IDLE_MAX).await;
+        tokio::time::resume();
+        produce(&there).await;
+        assert_eq!(connections.load(Ordering::Relaxed), 2, "it could have been closed by the broker");
+        assert_eq!(locked(&wire.idle).keys().collect::<Vec<_>>(), [&there]);
     }
 
     #[test]

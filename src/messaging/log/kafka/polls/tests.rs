@@ -293,3 +293,21 @@ fn whoever_has_no_part_of_an_answer_waits_on_until_the_time_is_over() {
     let (waiting, answered, _) = hand(vec![part("t", 0, 9, 16 << 20), part("t", 1, 9, 0), part("t", 2, 9, 0)], soon);
     assert_eq!((waiting, answered), (vec![1, 2], vec![0]));
 }
+
+#[tokio::test]
+async fn a_broker_that_is_asked_nothing_any_more_leaves_neither_a_task_nor_a_connection() {
+    let broker = Broker::start(1).await;
+    let polls = broker.polls();
+    broker.append(0);
+    let fetch = || async { polls.fetch(place(0, 0)).await.unwrap().expect("an answer").records.len() };
+    assert_eq!(fetch().await, 1);
+    let asks = polls.brokers.lock().unwrap()[&broker.address].clone();
+    tokio::time::pause();
+    tokio::time::advance(IDLE_MAX / 2).await;
+    assert!(!asks.is_closed());
+    // Polled once more, its time begins anew: what matters is that it ends.
+    tokio::time::advance(IDLE_MAX).await;
+    tokio::time::resume();
+    timeout(PATIENCE, asks.closed()).await.expect("it ends");
+    assert_eq!(fetch().await, 1, "and is made again when it is asked");
+}
