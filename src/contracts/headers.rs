@@ -66,6 +66,14 @@ impl Headers {
         self.spans.is_empty()
     }
 
+    /// These, and `more` after them.
+    pub fn with<'h>(&'h self, more: impl IntoIterator<Item = (&'h str, &'h [u8])>) -> Self {
+        let mut gathered = Gathered::with_room(self.len());
+        self.parts().for_each(|(name, value)| gathered.put(name, value));
+        more.into_iter().for_each(|(name, value)| gathered.put(name.as_bytes(), value));
+        gathered.done()
+    }
+
     fn parts(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.spans.iter().map(|span| (self.part(span.name), self.part(span.value)))
     }
@@ -136,8 +144,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn they_are_read_as_a_map_to_which_they_are_added_in_their_order(all in some()) {
-            let headers: Headers = all.iter().map(|(name, value)| (name, value)).collect();
+        fn they_are_read_as_a_map_to_which_they_are_added_in_their_order(some in some(), more in some()) {
+            let headers: Headers = some.iter().map(|(name, value)| (name, value)).collect();
+            let headers = headers.with(more.iter().map(|(name, value)| (name.as_str(), value.as_slice())));
+            let all: Vec<_> = some.into_iter().chain(more).collect();
             let read: Vec<_> = headers.iter().map(|(name, value)| (name.into_owned(), value.to_vec())).collect();
             prop_assert_eq!(&read, &all);
             prop_assert_eq!(headers.len(), all.len());

@@ -27,7 +27,7 @@ pub fn headers(delivery: &Delivery, reason: &str, attempts: i32) -> Headers {
         ("dlq_attempts", &attempts),
     ];
     let theirs = delivery.headers.iter().filter(|(name, _)| ours.iter().all(|(own, _)| own != name));
-    theirs.chain(ours.map(|(name, value)| (name.into(), value.as_bytes()))).collect()
+    theirs.collect::<Headers>().with(ours.map(|(name, value)| (name, value.as_bytes())))
 }
 
 /// Whether this is a dead letter's copy, and no producer's own record.
