@@ -31,6 +31,7 @@ mod promotion;
 mod replay;
 mod replicas;
 mod restore;
+mod rights;
 mod scenario;
 mod silence;
 mod streams;

@@ -173,6 +173,25 @@ pub struct Four {
     pub env: Vec<(String, String)>,
 }
 
+/// What all roles are told.
+pub fn environment(kafka: &str, orders_db: &str, payments_db: &str, prefix: &str) -> Vec<(String, String)> {
+    [
+        ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", kafka),
+        ("SHOPD__KAFKA__TOPIC_PREFIX", prefix),
+        ("SHOPD__KAFKA__PARTITIONS", "4"),
+        ("SHOPD__ORDERS__DATABASE_URL", orders_db),
+        ("SHOPD__PAYMENTS__DATABASE_URL", payments_db),
+    ]
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .to_vec()
+}
+
+/// Both databases, and the topics.
+pub async fn migrate(env: &[(String, String)]) {
+    let mut migrate = Process::start(&["migrate"], env);
+    assert!(migrate.ended().await.success(), "{}", migrate.log());
+}
+
 impl Four {
     /// Migrates, then starts the roles one after the other.
     pub async fn start(kafka: &str, orders_db: &str, payments_db: &str, prefix: &str) -> Self {
@@ -187,18 +206,14 @@ impl Four {
         prefix: &str,
         extra: &[(N, V)],
     ) -> Self {
-        let mut env: Vec<(String, String)> = [
-            ("SHOPD__KAFKA__BOOTSTRAP_SERVERS", kafka),
-            ("SHOPD__KAFKA__TOPIC_PREFIX", prefix),
-            ("SHOPD__KAFKA__PARTITIONS", "4"),
-            ("SHOPD__ORDERS__DATABASE_URL", orders_db),
-            ("SHOPD__PAYMENTS__DATABASE_URL", payments_db),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .to_vec();
+        let mut env = environment(kafka, orders_db, payments_db, prefix);
         env.extend(extra.iter().map(|(name, value)| (name.as_ref().to_owned(), value.as_ref().to_owned())));
-        let mut migrate = Process::start(&["migrate"], &env);
-        assert!(migrate.ended().await.success(), "{}", migrate.log());
+        migrate(&env).await;
+        Self::on_migrated(env).await
+    }
+
+    /// The roles one after the other, over databases that are migrated already.
+    pub async fn on_migrated(mut env: Vec<(String, String)>) -> Self {
         let orders = Process::start(&["orders"], &env);
         let payments = Process::start(&["payments"], &env);
         let relay = Process::start(&["relay"], &env);
