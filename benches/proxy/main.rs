@@ -1,8 +1,8 @@
 //! `make bench-proxy`: what the gateway costs a request beside nginx and HAProxy, each in front of the same upstream, in turns.
 //!
 //! Starts everything itself, on the loopback. CPU is that of a proxy's processes over a fixed number of requests; the load and the
-//! upstream run in this process and count for nobody. Writes docs/PROXY_BENCHMARKS.md and `target/proxy_benchmarks.json`.
-//! `QUICK=1` is a short run. `ONLY=shopd,nginx` measures these alone and writes no document. A proxy that is not installed is named
+//! upstream run in this process and count for nobody. Writes docs/PROXY_BENCHMARKS.md and its figures as JSON.
+//! `QUICK=1` is a short run, `ONLY=shopd,nginx` measures these alone; neither writes a document. A proxy that is not installed is named
 //! and left out.
 
 mod contenders;
@@ -68,7 +68,7 @@ fn main() -> Result<()> {
         eprintln!("bench: {name} is not installed; its column is left out");
     }
     let figures = measure(plan, upstream.to_string(), &load, proxies)?;
-    report::write(&figures, &missing, quick, only.is_none())
+    report::write(&figures, &missing, only.is_none() && !quick)
 }
 
 fn measure(plan: Plan, upstream: String, load: &Load, proxies: Vec<Started>) -> Result<Figures> {

@@ -37,6 +37,8 @@ impl Sample {
 
 pub struct Figures {
     plan: Plan,
+    measured_at: String,
+    commit: String,
     proxies: Vec<(&'static str, String)>,
     samples: BTreeMap<Series, Vec<Sample>>,
     pub resident: Vec<(&'static str, u64)>,
@@ -62,7 +64,8 @@ impl std::fmt::Display for Spread {
 
 impl Figures {
     pub fn new(plan: Plan, proxies: Vec<(&'static str, String)>) -> Self {
-        Self { plan, proxies, samples: BTreeMap::new(), resident: Vec::new() }
+        let measured_at = chrono::Utc::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+        Self { plan, measured_at, commit: machine::commit(), proxies, samples: BTreeMap::new(), resident: Vec::new() }
     }
 
     pub fn add(&mut self, series: Series, sample: Sample) {
@@ -139,6 +142,8 @@ impl Figures {
             })
         });
         json!({
+            "measured_at": self.measured_at,
+            "commit": self.commit,
             "machine": machine::describe(),
             "workers": WORKERS,
             "requests_a_round": self.plan.requests,
@@ -149,12 +154,13 @@ impl Figures {
     }
 }
 
-/// The table to standard output, the JSON under target/, and, where `document`, the page in docs/.
-pub fn write(figures: &Figures, missing: &[&str], quick: bool, document: bool) -> Result<()> {
+/// The table to standard output, the JSON under target/, and, where `document`, the page and its JSON in docs/.
+pub fn write(figures: &Figures, missing: &[&str], document: bool) -> Result<()> {
     let table = figures.table()?;
     println!("{table}");
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().ok_or("no target folder")?;
-    std::fs::write(target.join("proxy_benchmarks.json"), serde_json::to_string_pretty(&figures.json())?)?;
+    let json = serde_json::to_string_pretty(&figures.json())?;
+    std::fs::write(target.join("proxy_benchmarks.json"), &json)?;
     if !document {
         return Ok(());
     }
@@ -163,7 +169,7 @@ pub fn write(figures: &Figures, missing: &[&str], quick: bool, document: bool) -
     let text = format!(
         "# The gateway beside nginx and HAProxy
 
-Written by `make bench-proxy`{}. Release build. {}, each with {WORKERS} workers, in front of the same upstream, on the
+Written by `make bench-proxy`, {}, commit {}. Release build. {}, each with {WORKERS} workers, in front of the same upstream, on the
 loopback of one machine: {}.{missing}
 
 Each of {} rounds asks one after the other {} times over {CONNECTIONS} keep-alive connections, then {} times over {CONNECTIONS_QUIET}:
@@ -174,13 +180,16 @@ of a proxy's processes. Figures are the median over the rounds, with the least a
 the cores, so times are worth less than their ratios.
 
 {table}",
-        if quick { " (quick)" } else { "" },
+        figures.measured_at,
+        figures.commit,
         versions.join(", "),
         machine::describe(),
         figures.plan.rounds,
         figures.plan.requests,
         figures.plan.requests_quiet,
     );
-    std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/PROXY_BENCHMARKS.md"), text)?;
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
+    std::fs::write(docs.join("PROXY_BENCHMARKS.md"), text)?;
+    std::fs::write(docs.join("benchmarks/proxy_benchmarks.json"), json)?;
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! What the machine is, and what processes use of it.
 
+use std::process::Command;
 use std::time::Duration;
 
 /// User and system time of a process, and of every child of it that was waited for.
@@ -70,4 +71,12 @@ pub fn describe() -> String {
     let memory =
         memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
     format!("{cores} cores ({model}), {} GiB", memory.unwrap_or_default().div_ceil(1024 * 1024))
+}
+
+/// Short, and marked where the tree differs from it; `unknown` outside a repository.
+pub fn commit() -> String {
+    let mut git = Command::new("git");
+    git.args(["describe", "--always", "--exclude", "*", "--dirty", "--abbrev=10"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let said = git.output().ok().filter(|output| output.status.success());
+    said.map_or_else(|| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

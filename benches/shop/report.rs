@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::process::Command;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -62,7 +61,7 @@ impl Book {
     pub fn put(&mut self, part: &str, options: &Options, postgres: &str, took: Duration, figures: Value) {
         let entry = Entry {
             measured_at: Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            commit: commit(),
+            commit: machine::commit(),
             machine: machine::describe(),
             postgres: postgres.to_owned(),
             quick: options.quick,
@@ -182,12 +181,4 @@ fn wrapped(text: &str) -> String {
         lines.push(short);
     }
     lines.join("\n")
-}
-
-/// Short, and marked where the tree differs from it; `unknown` outside a repository.
-fn commit() -> String {
-    let mut git = Command::new("git");
-    git.args(["describe", "--always", "--exclude", "*", "--dirty", "--abbrev=10"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    let said = git.output().ok().filter(|output| output.status.success());
-    said.map_or_else(|| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

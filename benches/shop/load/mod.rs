@@ -139,3 +139,8 @@ pub fn orders(path: &str, headers: &str, accounts: usize) -> Requests {
     let order = |user| post(path, headers, &format!(r#"{{"userId":"u{user}","amount":0.01,"description":"a small book"}}"#));
     (0..accounts).map(order).collect()
 }
+
+/// A deposit of a cent to each of the users `u0..`.
+pub fn deposits(accounts: usize) -> Requests {
+    (0..accounts).map(|user| post(&format!("/api/Account/u{user}/deposit"), "", "0.01")).collect()
+}

@@ -25,6 +25,9 @@ pub struct Figures {
     /// By way: at the role, through the gateway.
     alone: Vec<Turns>,
     while_paid: Vec<Rates>,
+    /// Deposits over [`CONNECTIONS`] at the payments role.
+    #[serde(default)]
+    deposits: Rates,
     /// By way: connections, accepted a second, p50 in milliseconds from the sending.
     curve: Vec<Vec<(usize, f64, f64)>>,
 }
@@ -47,6 +50,7 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
         seconds: time.as_secs(),
         alone: WAYS.map(|_| Turns::new(CASE)).into(),
         while_paid: WAYS.map(|_| Rates::default()).into(),
+        deposits: Rates::default(),
         curve: vec![Vec::new(); WAYS.len()],
     };
     step("intake: the limit");
@@ -64,6 +68,11 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
             figures.alone[at].ours.0.push(accepted(&shop, way, CONNECTIONS, time).await?.rate);
             shop.close().await?;
         }
+        let shop = Shop::open(&bench.servers, &["payments"]).await?;
+        shop.accounts(SPREAD).await?;
+        bench.servers.checkpoint().await?;
+        figures.deposits.0.push(ran(&shop, "payments", &load::deposits(SPREAD), CONNECTIONS, time).await?.rate);
+        shop.close().await?;
         let limit = self::limit(bench).await?;
         figures.alone.iter_mut().for_each(|turns| turns.limit.each.push(limit));
     }
@@ -95,8 +104,11 @@ pub struct Accepted {
 }
 
 pub async fn accepted(shop: &Shop<'_>, way: Way, connections: usize, time: Duration) -> Result<Accepted> {
-    let requests = load::orders(way.path, "", SPREAD);
-    let load = |time| Load::closed(shop.address(way.role), requests.clone(), connections, time);
+    ran(shop, way.role, &load::orders(way.path, "", SPREAD), connections, time).await
+}
+
+async fn ran(shop: &Shop<'_>, role: &str, requests: &load::Requests, connections: usize, time: Duration) -> Result<Accepted> {
+    let load = |time| Load::closed(shop.address(role), requests.clone(), connections, time);
     let warm = load(WARM).run_accepted().await?.accepted();
     let cpu: Cpu = shop.cpu();
     let ran = load(time).run_accepted().await?;
@@ -134,6 +146,16 @@ CPU is beside that of the processes; it shares the cores.\n",
             let (ours, load) = (&turns.ours, turns.ours.load_us());
             let cells = [ours.cpu_us(&[]).show(1), ours.by_process(), load.show(1), paid.cpu_us(&[]).show(1), paid.by_process()];
             writeln!(text, "| {} | {} |", way.shown, cells.join(" | "))?;
+        }
+        if !self.deposits.0.is_empty() {
+            let deposits = &self.deposits;
+            writeln!(
+                text,
+                "\nDeposits over {CONNECTIONS} connections and 1 000 accounts, at the payments role: {}/s, at {} us of CPU each ({}).",
+                deposits.per_second().show(0),
+                deposits.cpu_us(&[]).show(1),
+                deposits.by_process()
+            )?;
         }
         writeln!(
             text,

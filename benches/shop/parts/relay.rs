@@ -32,8 +32,9 @@ pub struct Figures {
     whole: Spread,
     /// From a POST's answer to the record at a waiting reader; below 0 where the record was there first.
     from_answer: Latency,
-    /// From the POST's sending.
-    from_sending: Latency,
+    /// From when the POST was due.
+    #[serde(alias = "from_sending")]
+    from_due: Latency,
     /// A small GET and its answer, p50, milliseconds.
     trip: f64,
 }
@@ -58,8 +59,8 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
         shop.close().await?;
     }
     step("relay: orders one by one, 200 a second");
-    let (from_answer, from_sending, trip) = singly(bench, bench.options.time(5, 20)).await?;
-    Ok(Figures { rows, steady, whole, from_answer, from_sending, trip })
+    let (from_answer, from_due, trip) = singly(bench, bench.options.time(5, 20)).await?;
+    Ok(Figures { rows, steady, whole, from_answer, from_due, trip })
 }
 
 /// When the request of an order arrived at a waiting reader.
@@ -81,15 +82,15 @@ async fn singly(bench: &Bench, time: Duration) -> Result<(Latency, Latency, f64)
         trips.push(since.elapsed().as_secs_f64() * 1e3);
     }
     let mut ticks = tokio::time::interval(Duration::from_secs(1) / SINGLY_PER_SECOND as u32);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // What could not be sent in time is sent at once, and counted from when it was due.
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
     let mut sent = Vec::new();
     for n in 0..time.as_secs() as usize * SINGLY_PER_SECOND as usize {
-        ticks.tick().await;
+        let due = ticks.tick().await.into_std();
         let id = Uuid::now_v7();
         let body = format!(r#"{{"orderId":"{id}","userId":"u{}","amount":0.01,"description":"a small book"}}"#, n % SPREAD);
-        let sending = Instant::now();
         client.post("/api/Orders", "", &body).await?.expect(201)?;
-        sent.push((id, sending, Instant::now()));
+        sent.push((id, due, Instant::now()));
     }
     let since = Instant::now();
     while arrivals.lock().unwrap_or_else(PoisonError::into_inner).len() < sent.len() {
@@ -163,7 +164,7 @@ POST's sending and its answer. So the figure is the time from the answer to the 
             "\n| at {SINGLY_PER_SECOND} rows/s, ms | p50 | p99 | p99.9 | greatest | samples |\n|---|---|---|---|---|---|"
         )?;
         writeln!(text, "| from the POST's answer to a reader | {} |", self.from_answer.cells())?;
-        writeln!(text, "| from the POST's sending to a reader | {} |", self.from_sending.cells())?;
+        writeln!(text, "| from when the POST was due to a reader | {} |", self.from_due.cells())?;
         let p50 = self.from_answer.p50 + self.trip;
         let targets = [
             Target::at_most("relay, CPU a row in relay and Postgres", 8.0, cost.median(), cost.show(2), " us"),

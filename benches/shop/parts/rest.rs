@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::super::figures::{Spread, Target};
+use super::super::load::{self, Load};
 use super::super::report::Section;
 use super::super::rig::{Cpu, ROLES, Shop, all_in_one};
 use super::super::{Bench, Result, machine, settle, step};
@@ -16,6 +17,8 @@ const STARTS: usize = 5;
 const CONNECTIONS: usize = 64;
 /// What a start leaves behind is done by then.
 const SETTLED: Duration = Duration::from_secs(3);
+/// Far more than the accounts take.
+const LOAD_BOUND: Duration = Duration::from_secs(60);
 const MIB: f64 = 1024.0 * 1024.0;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,7 +48,7 @@ struct Resting {
 }
 
 pub async fn measure(bench: &Bench) -> Result<Figures> {
-    let idle = bench.options.time(4, 30);
+    let (idle, loaded) = (bench.options.time(4, 30), bench.options.time(2, 15));
     let mut shop = Shop::open(&bench.servers, &ROLES).await?;
     let mut roles: Vec<Resting> = ROLES.map(|name| Resting { name: name.into(), ..Resting::default() }).into();
 
@@ -74,20 +77,32 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     }
     step("rest: after orders came in through the gateway");
     shop.accounts(SPREAD).await?;
-    intake::accepted(&shop, THROUGH_GATEWAY, CONNECTIONS, bench.options.time(2, 15)).await?;
+    intake::accepted(&shop, THROUGH_GATEWAY, CONNECTIONS, loaded).await?;
     shop.all_final().await?;
     for resting in &mut roles {
         resting.loaded_bytes = machine::memory(pid(&resting.name), "VmHWM:");
     }
     shop.close().await?;
 
-    let (all, all_ready, all_server_ms) = all(idle).await?;
+    let (all, all_ready, all_server_ms) = all(idle, loaded).await?;
     let binary_bytes = std::fs::metadata(env!("CARGO_BIN_EXE_shopd"))?.len();
     Ok(Figures { idle_seconds: seconds, roles, all, servers_ms, all_server_ms, all_ready, binary_bytes })
 }
 
-/// `shopd all` on its embedded default: warm starts, and idle.
-async fn all(idle: Duration) -> Result<(Resting, Spread, f64)> {
+/// Accounts, and orders as fast as they are taken.
+async fn place(gateway: &str, time: Duration) -> Result<()> {
+    let open: load::Requests = (0..SPREAD).map(|n| load::post(&format!("/api/PaymentsProxy/u{n}"), "", "")).collect();
+    let deposit = |n| load::post(&format!("/api/PaymentsProxy/u{n}/deposit"), "", "1000000");
+    for requests in [open, (0..SPREAD).map(deposit).collect()] {
+        Load::counted(gateway, requests, CONNECTIONS, SPREAD, LOAD_BOUND).run_accepted().await?;
+    }
+    Load::closed(gateway, load::orders("/api/OrdersProxy", "", SPREAD), CONNECTIONS, time).run_accepted().await?;
+    settle(SETTLED).await;
+    Ok(())
+}
+
+/// `shopd all` on its embedded default: warm starts, idle, and under load for `loaded`.
+async fn all(idle: Duration, loaded: Duration) -> Result<(Resting, Spread, f64)> {
     step("rest: `shopd all`");
     let dir = tempfile::Builder::new().prefix("shopd-bench-").tempdir()?;
     let mut all = Resting { name: "all".into(), ..Resting::default() };
@@ -116,6 +131,9 @@ async fn all(idle: Duration) -> Result<(Resting, Spread, f64)> {
             all.idle_ms = ms("all");
             server_ms = ms("tree") - ms("all");
             all.idle_bytes = machine::resident(started.pid);
+            step("rest: orders come in at `shopd all`");
+            place(&started.address, loaded).await?;
+            all.loaded_bytes = machine::memory(started.pid, "VmHWM:");
         }
         started.stop().await?;
     }
@@ -161,6 +179,7 @@ warm, which counts apart.\n",
             target("at rest, CPU of all four roles", 5.0, idle, 2, " ms/s"),
             target("at rest, CPU of `all`", 5.0, self.all.idle_ms, 2, " ms/s"),
             target("at rest, `all` idle", 30.0, mib(self.all.idle_bytes), 1, " MiB"),
+            target("`all` under load", 80.0, mib(self.all.loaded_bytes), 1, " MiB"),
             target("start to listening, the slowest role", 100.0, listening, 0, " ms"),
             target("start to listening, `all`", 100.0, self.all.listening.median(), 0, " ms"),
             target("the stripped binary", 30.0, mib(self.binary_bytes), 1, " MiB"),
