@@ -13,8 +13,6 @@ use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
 use tokio_util::either::Either;
 
-use super::watch::Peer;
-
 pub(super) type Stream = Either<TcpStream, UnixStream>;
 
 /// Where a URL without one looks.
@@ -56,12 +54,15 @@ pub(super) fn places(config: &Config) -> Vec<Place> {
 impl Place {
     /// # Errors
     /// Where its name is not known.
-    pub async fn addresses(&self) -> io::Result<Vec<Address>> {
+    pub async fn addresses(&self, config: &Config) -> io::Result<Vec<Address>> {
         match &self.host {
             Host::Tcp(name) => {
-                let found: Vec<Address> = lookup_host((name.as_str(), self.port)).await?.map(Address::Tcp).collect();
+                let mut found: Vec<Address> = lookup_host((name.as_str(), self.port)).await?.map(Address::Tcp).collect();
                 if found.is_empty() {
                     return Err(io::Error::new(io::ErrorKind::NotFound, format!("{name} has no address")));
+                }
+                if config.get_load_balance_hosts() == LoadBalanceHosts::Random {
+                    found.shuffle(&mut rand::rng());
                 }
                 Ok(found)
             }
@@ -71,7 +72,8 @@ impl Place {
 }
 
 impl Address {
-    pub fn peer(&self) -> Peer {
+    /// For people.
+    pub fn name(&self) -> Arc<str> {
         match self {
             Self::Tcp(address) => Arc::from(address.to_string()),
             Self::Unix(path) => Arc::from(path.to_string_lossy()),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tokio_postgres::config::{SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::{MakeTlsConnect, TlsConnect};
@@ -15,13 +15,17 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::PostgresTarget;
 
-use super::dial::{self, Address, Place, Stream};
+use super::dial::{self, Address, Stream};
 use super::error::{self, DbError};
 use super::line::{Above, Line, Traffic};
 use super::watch::Peer;
 
 /// libpq's name of the protocol, which a server asks for where TLS begins at once (`sslnegotiation=direct`).
 const PROTOCOL: &[u8] = b"postgresql";
+
+/// Which server this is, whatever address it has, and whether it is a primary: its postmaster's beginning, to the microsecond.
+const WHO: &str = "select pg_postmaster_start_time(); show transaction_read_only";
+const LATE: &str = "it did not let us in within its share of the time";
 
 type Tls = <MakeRustlsConnect as MakeTlsConnect<Stream>>::TlsConnect;
 type Driver = Connection<Line<Stream>, Line<<Tls as TlsConnect<Stream>>::Stream>>;
@@ -53,57 +57,58 @@ impl Door {
         Ok(Self { tls: MakeRustlsConnect::new(client), or_plain: target.tls.or_plain })
     }
 
-    /// A connection as `config` describes it, to the first host that lets us in and is what the URL looks for. All of it within `bound`, of
-    /// which each host has an even share, and each address of a host an even share of that.
+    /// A connection as `config` describes it, to the first host that lets us in and is what the URL looks for. All of it within `bound`: each
+    /// host has an even share of what is left, and each of its addresses an even share of that.
     ///
     /// # Errors
-    /// [`DbError::Unavailable`] with what each host said.
-    pub async fn open(&self, config: &Config, bound: Duration) -> Result<Opened, DbError> {
+    /// What each host said.
+    pub async fn open(&self, config: &Config, bound: Duration) -> Result<Opened, Closed> {
+        let until = Instant::now() + bound;
         let places = dial::places(config);
-        let share = bound / u32::try_from(places.len()).unwrap_or(u32::MAX).max(1);
-        let mut refusals: Vec<String> = Vec::new();
-        for place in &places {
-            match self.open_at(place, config, share).await {
-                Ok(opened) => return Ok(opened),
-                Err(refusal) if refusals.contains(&refusal) => {}
-                Err(refusal) => refusals.push(refusal),
+        let mut closed = Closed::default();
+        for (at, place) in places.iter().enumerate() {
+            let until = share(until, places.len() - at);
+            let addresses = match timeout_at(until, place.addresses(config)).await {
+                Ok(Ok(found)) => found,
+                Ok(Err(error)) => {
+                    closed.add(format!("error connecting to server: {error}"));
+                    continue;
+                }
+                Err(_) => {
+                    closed.add(LATE.to_owned());
+                    continue;
+                }
+            };
+            for (at, address) in addresses.iter().enumerate() {
+                match timeout_at(share(until, addresses.len() - at), self.enter(address, &place.name, config)).await {
+                    Ok(Ok(opened)) => return Ok(opened),
+                    Ok(Err(refused)) => {
+                        if refused.is_an_answer() {
+                            closed.answered.push(address.name());
+                        }
+                        closed.add(refused.to_string());
+                    }
+                    Err(_) => closed.add(LATE.to_owned()),
+                }
             }
         }
-        Err(DbError::Unavailable(refusals.join("; ")))
-    }
-
-    async fn open_at(&self, place: &Place, config: &Config, share: Duration) -> Result<Opened, String> {
-        let late = |share: Duration| format!("no connection within {} ms", share.as_millis());
-        let addresses = match timeout(share, place.addresses()).await {
-            Ok(found) => found.map_err(|error| format!("error connecting to server: {error}"))?,
-            Err(_) => return Err(late(share)),
-        };
-        let share = share / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
-        let mut refusal = String::new();
-        for address in &addresses {
-            match timeout(share, self.enter(address, &place.name, config)).await {
-                Ok(Ok(opened)) => return Ok(opened),
-                Ok(Err(error)) => refusal = error,
-                Err(_) => refusal = late(share),
-            }
-        }
-        Err(refusal)
+        Err(closed)
     }
 
     /// With `sslmode=prefer` it is tried plain where TLS does not come about, or where the server lets this user in without it only, as
     /// libpq does.
-    async fn enter(&self, address: &Address, name: &str, config: &Config) -> Result<Opened, String> {
+    async fn enter(&self, address: &Address, name: &str, config: &Config) -> Result<Opened, Refused> {
         let mut plain = config.clone();
         plain.ssl_mode(SslMode::Disable);
         // As with libpq, what goes through a socket of this machine is not encrypted.
         let first = match self.knock(address, name, if address.is_local() { &plain } else { config }).await {
             Err(Refused::Server(error)) if self.or_plain && is_about_tls(&error) => error::text(&error),
-            other => return other.map_err(|refused| refused.to_string()),
+            other => return other,
         };
-        self.knock(address, name, &plain).await.map_err(|second| {
-            // Both count: which of them can be mended, the reader knows.
-            let second = second.to_string();
-            if first == second { first } else { format!("{first}; without TLS: {second}") }
+        // Both count: which of them can be mended, the reader knows.
+        self.knock(address, name, &plain).await.map_err(|second| match second.to_string() == first {
+            true => second,
+            false => Refused::Twice { first, second: Box::new(second) },
         })
     }
 
@@ -112,21 +117,48 @@ impl Door {
         let line = Line::new(address.dial(config).await?, traffic.clone());
         let Ok(tls) = MakeTlsConnect::<Stream>::make_tls_connect(&mut self.tls.clone(), name);
         let (client, mut driver) = config.connect_raw(line, Above(tls)).await?;
-        let wanted = match config.get_target_session_attrs() {
-            TargetSessionAttrs::ReadWrite => Some(("off", "it does not allow writes: no primary")),
-            TargetSessionAttrs::ReadOnly => Some(("on", "it is not read only")),
-            _ => None,
-        };
-        if let Some((wanted, otherwise)) = wanted {
-            let answer = driven(&mut driver, client.simple_query("show transaction_read_only")).await?;
-            let is_so =
-                |message: &SimpleQueryMessage| matches!(message, SimpleQueryMessage::Row(row) if row.get(0) == Some(wanted));
-            if !answer.iter().any(is_so) {
-                return Err(Refused::NotWanted(otherwise));
+        let rows = driven(&mut driver, client.simple_query(WHO)).await?;
+        let mut values = rows.iter().filter_map(|row| if let SimpleQueryMessage::Row(row) = row { row.get(0) } else { None });
+        let (server, is_read_only) = (values.next().unwrap_or_default(), values.next() == Some("on"));
+        match config.get_target_session_attrs() {
+            TargetSessionAttrs::ReadWrite if is_read_only => {
+                return Err(Refused::NotWanted("it does not allow writes: no primary"));
             }
+            TargetSessionAttrs::ReadOnly if !is_read_only => return Err(Refused::NotWanted("it is not read only")),
+            _ => {}
         }
+        let peer = Peer { address: address.name(), server: server.into() };
         traffic.begin();
-        Ok(Opened { client, driver, peer: address.peer(), traffic })
+        Ok(Opened { client, driver, peer, traffic })
+    }
+}
+
+/// The end of one of so many even shares of the time until then.
+fn share(until: Instant, shares: usize) -> Instant {
+    let now = Instant::now();
+    now + until.saturating_duration_since(now) / u32::try_from(shares).unwrap_or(u32::MAX).max(1)
+}
+
+/// Why nobody let us in.
+#[derive(Debug, Default)]
+pub(super) struct Closed {
+    refusals: Vec<String>,
+    /// The addresses of those who refused us by themselves.
+    pub answered: Vec<Arc<str>>,
+}
+
+impl Closed {
+    /// Several that say the same say it once.
+    fn add(&mut self, refusal: String) {
+        if !self.refusals.contains(&refusal) {
+            self.refusals.push(refusal);
+        }
+    }
+}
+
+impl From<Closed> for DbError {
+    fn from(closed: Closed) -> Self {
+        Self::Unavailable(closed.refusals.join("; "))
     }
 }
 
@@ -139,6 +171,19 @@ enum Refused {
     Server(#[from] Error),
     #[error("{0}")]
     NotWanted(&'static str),
+    #[error("{first}; without TLS: {second}")]
+    Twice { first: String, second: Box<Refused> },
+}
+
+impl Refused {
+    /// A living server said so, of itself and not of its part: one that is no primary is not waited for.
+    fn is_an_answer(&self) -> bool {
+        match self {
+            Self::Server(error) => error.code().is_some(),
+            Self::Twice { second, .. } => second.is_an_answer(),
+            Self::Io(_) | Self::NotWanted(_) => false,
+        }
+    }
 }
 
 /// What is asked over a connection that nobody drives yet.
@@ -206,7 +251,7 @@ mod tests {
         async fn open(&self, parameters: &str) -> (String, Vec<u32>) {
             let target = PostgresTarget::read(&format!("postgres://u@127.0.0.1:{}/d?{parameters}", self.port)).unwrap();
             let opened = Door::new(&target).unwrap().open(&target.config, Duration::from_secs(20)).await;
-            let error = opened.err().unwrap();
+            let error = DbError::from(opened.err().unwrap());
             (error.to_string(), std::mem::take(&mut *self.heard.lock().unwrap()))
         }
     }

@@ -1,6 +1,7 @@
 //! One bounded pool of connections to one database, and the one transaction function.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use deadpool::managed::QueueMode;
@@ -128,14 +129,21 @@ impl Db {
     /// A connection of its own to be spoken to directly: several statements may be on their way at once, and rows are read where they lie.
     /// `wake` is signalled for every notification of others' on a channel that it listens to, and when it ends.
     pub async fn session(&self, wake: Arc<Notify>) -> Result<tokio_postgres::Client, DbError> {
-        let (own, wake) = (self.sender.clone(), WokenAtEnd(wake));
-        let sessions = self.sessions.clone();
+        let (own, sessions) = (self.sender.clone(), self.sessions.clone());
+        let armed = Arc::new(AtomicBool::new(false));
+        let ended = WokenAtEnd(wake, armed.clone());
         let heard = move |payload: &str| {
             if *payload != *own {
-                wake.0.notify_one();
+                ended.0.notify_one();
             }
         };
-        self.on_runtime(async move { sessions.client(heard).await }).await
+        let client = self.on_runtime(async move { sessions.client(heard).await }).await?;
+        // One that never came about wakes nobody.
+        armed.store(true, Ordering::Release);
+        if client.is_closed() {
+            return Err(DbError::Unavailable("the connection ended at once".into()));
+        }
+        Ok(client)
     }
 
     /// A connection of its own that hears `channel`, from when this returns. `heard` gets each notification's payload.
@@ -216,11 +224,13 @@ impl Db {
 }
 
 /// Whoever reads over a connection is woken when it ends, and hears of that from its next statement.
-struct WokenAtEnd(Arc<Notify>);
+struct WokenAtEnd(Arc<Notify>, Arc<AtomicBool>);
 
 impl Drop for WokenAtEnd {
     fn drop(&mut self) {
-        self.0.notify_one();
+        if self.1.load(Ordering::Acquire) {
+            self.0.notify_one();
+        }
     }
 }
 

@@ -13,9 +13,9 @@ use tokio_postgres::{AsyncMessage, Client};
 use crate::config::{DatabaseConfig, PostgresTarget, Secret};
 
 use super::door::Door;
-use super::error::{DbError, is_readable, messages_are_foreign};
+use super::error::{self, DbError, is_readable, messages_are_foreign};
 use super::sql::sql;
-use super::watch::Watch;
+use super::watch::{Dialed, Watch};
 
 /// After this silence a session's connection is probed, and again at the second interval until the server's timeout is over. A
 /// host that is gone says nothing, and whoever waits for its answer would wait for hours.
@@ -83,7 +83,12 @@ impl Sessions {
         let (door, config, connect_timeout) = (self.door.clone(), self.config.clone(), self.connect_timeout);
         self.watch.start(runtime, self.silence_max, move || {
             let (door, config) = (door.clone(), config.clone());
-            async move { door.open(&config, connect_timeout).await.ok().map(|opened| opened.peer) }
+            async move {
+                match door.open(&config, connect_timeout).await {
+                    Ok(opened) => Dialed::In(opened.peer),
+                    Err(closed) => Dialed::Refused(closed.answered),
+                }
+            }
         });
     }
 
@@ -99,9 +104,13 @@ impl Sessions {
         let watch = self.watch.clone();
         let driver = tokio::spawn(async move {
             let _watched = watch;
-            while let Some(Ok(message)) = poll_fn(|context| opened.driver.poll_message(context)).await {
-                if let AsyncMessage::Notification(notification) = message {
-                    heard(notification.payload());
+            loop {
+                match poll_fn(|context| opened.driver.poll_message(context)).await {
+                    Some(Ok(AsyncMessage::Notification(notification))) => heard(notification.payload()),
+                    Some(Ok(_)) => {}
+                    // Who waits hears only that it is closed.
+                    Some(Err(error)) => break tracing::info!(error = error::text(&error), "a connection to a database ended"),
+                    None => break,
                 }
             }
         });

@@ -5,7 +5,6 @@
 //! nowhere, those to the old server are ended. What waited on one hears of it, and is done again on a new one. A server that lets us in may be
 //! slow for a reason (a commit waits for its synchronous standby, a migration for a lock), and another connection to it would wait as well.
 
-use std::collections::BTreeSet;
 use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,8 +18,39 @@ use super::line::{Stand, Traffic};
 /// Looks in the silence after which a server is suspected: it may last longer by one of them.
 const LOOKS: u32 = 8;
 
-/// Where a connection leads: an address and port, or a socket's path.
-pub(super) type Peer = Arc<str>;
+/// Where a connection leads.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    /// An address and port, or a socket's path: for people. Behind it there may be another server by now, and one may have several.
+    pub address: Arc<str>,
+    /// When its postmaster began, as the server says: what a server is known by.
+    pub server: Arc<str>,
+}
+
+/// What became of another connection.
+pub(super) enum Dialed {
+    /// It was let in by this server.
+    In(Peer),
+    /// These addresses answered, and not for lack of a primary: too many connections, a stop, another password.
+    Refused(Vec<Arc<str>>),
+}
+
+impl Dialed {
+    /// Whether this one is there, and to be waited for.
+    fn shows_life_of(&self, peer: &Peer) -> bool {
+        match self {
+            Self::In(found) => found.server == peer.server,
+            Self::Refused(addresses) => addresses.contains(&peer.address),
+        }
+    }
+
+    fn leads_to(&self) -> &str {
+        match self {
+            Self::In(found) => &found.address,
+            Self::Refused(_) => "nowhere",
+        }
+    }
+}
 
 /// All connections of one [`super::Db`].
 #[derive(Default)]
@@ -52,6 +82,11 @@ impl Silence {
         };
         self.looks == Some(LOOKS)
     }
+
+    /// It was over at the last look, and goes on.
+    fn lasts(&self, stand: Stand) -> bool {
+        self.looks == Some(LOOKS) && stand.owes && stand.heard_bytes == self.heard_bytes
+    }
 }
 
 impl Watch {
@@ -59,10 +94,10 @@ impl Watch {
         self.locked().push(Watched { peer, traffic, driver, silence: Silence::default() });
     }
 
-    /// Runs as long as somebody has the watch. `bound` is the longest silence; `dial` makes a connection and says where it leads.
+    /// Runs as long as somebody has the watch. `bound` is the longest silence; `dial` makes a connection and says what became of it.
     pub fn start<F>(self: &Arc<Self>, runtime: &Handle, bound: Duration, dial: impl Fn() -> F + Send + 'static)
     where
-        F: Future<Output = Option<Peer>> + Send,
+        F: Future<Output = Dialed> + Send,
     {
         let watch = Arc::downgrade(self);
         runtime.spawn(async move {
@@ -74,36 +109,49 @@ impl Watch {
                 if silent.is_empty() {
                     continue;
                 }
-                let leads_to = dial().await;
+                let dialed = dial().await;
                 let Some(watch) = watch.upgrade() else { return };
-                for peer in silent.iter().filter(|peer| leads_to.as_ref() != Some(peer)) {
+                for peer in silent.iter().filter(|peer| !dialed.shows_life_of(peer)) {
                     let ended = watch.end(peer);
-                    tracing::warn!(
-                        %peer, connections = ended, new_ones_lead_to = leads_to.as_deref().unwrap_or("nowhere"),
-                        "a database server has said nothing for {} s to what it was asked; its connections are given up", bound.as_secs_f32()
-                    );
+                    if ended > 0 {
+                        tracing::warn!(
+                            peer = %peer.address, connections = ended, new_ones_lead_to = dialed.leads_to(),
+                            "a database server has said nothing for {} s to what it was asked; its connections are given up",
+                            bound.as_secs_f32()
+                        );
+                    }
                 }
             }
         });
     }
 
-    /// Those who owe an answer for too long.
-    fn look(&self) -> BTreeSet<Peer> {
+    /// The servers that owe an answer for too long.
+    fn look(&self) -> Vec<Peer> {
         let mut all = self.locked();
         all.retain(|one| !one.driver.is_finished());
-        all.iter_mut().filter_map(|one| one.silence.look(one.traffic.stand()).then(|| one.peer.clone())).collect()
+        let mut silent: Vec<Peer> = Vec::new();
+        for one in all.iter_mut() {
+            if one.silence.look(one.traffic.stand()) && silent.iter().all(|peer| peer.server != one.peer.server) {
+                silent.push(one.peer.clone());
+            }
+        }
+        silent
     }
 
-    /// Ends all connections to this server, also those that are asked nothing now: each would be found out by somebody who waits.
+    /// Ends all connections to this server, also those that are asked nothing now: each would be found out by somebody who waits. None of them
+    /// where it has answered meanwhile.
     fn end(&self, peer: &Peer) -> usize {
         let mut all = self.locked();
+        let is_its = |one: &Watched| one.peer.server == peer.server;
+        if !all.iter().any(|one| is_its(one) && one.silence.lasts(one.traffic.stand())) {
+            return 0;
+        }
         let before = all.len();
         all.retain(|one| {
-            let stays = one.peer != *peer;
-            if !stays {
+            if is_its(one) {
                 one.driver.abort();
             }
-            stays
+            !is_its(one)
         });
         before - all.len()
     }
@@ -133,6 +181,11 @@ mod tests {
                 since = if owes && !hears { since.or(begins) } else { begins };
                 let suspected = silence.look(Stand { owes, heard_bytes });
                 prop_assert_eq!(suspected, since.is_some_and(|since| now - since == LOOKS as usize));
+                // Until it is heard of again, or has answered.
+                prop_assert_eq!(silence.lasts(Stand { owes, heard_bytes }), suspected);
+                let heard_more = Stand { owes, heard_bytes: heard_bytes + 1 };
+                let over = [heard_more, Stand { owes: false, heard_bytes }];
+                prop_assert!(over.into_iter().all(|stand| !silence.lasts(stand)));
                 if suspected {
                     since = None;
                 }

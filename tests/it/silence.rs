@@ -1,5 +1,6 @@
 //! A database server that says nothing to what it was asked, while its kernel acknowledges every byte.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,34 +8,40 @@ use diesel_async::SimpleAsyncConnection;
 use futures::FutureExt;
 use shopd::config::{Config, DatabaseConfig, Secret};
 use shopd::db::{Db, DbError};
-use tokio::sync::Notify;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
+use tokio_postgres::config::Host;
 
 use crate::support::cluster::Cluster;
 use crate::support::inside::until;
 
-/// Short, so that a server is suspected after one of these and the next quarter.
-const BOUND: Duration = Duration::from_secs(1);
+/// Enough to make a connection on a busy machine.
+const CONNECT: Duration = Duration::from_secs(2);
+const STATEMENT: Duration = Duration::from_millis(200);
+/// The silence after which a server is suspected, or an eighth later.
+const BOUND: Duration = Duration::from_millis(2_200);
 /// A session that only listens asks every ten seconds.
 const LISTENERS_BOUND: Duration = Duration::from_secs(20);
 
-fn connect(cluster: &Cluster) -> Db {
+fn connect(url: &str) -> Db {
     let limits = DatabaseConfig {
-        connect_timeout: BOUND / 2,
-        statement_timeout: BOUND / 2,
+        connect_timeout: CONNECT,
+        statement_timeout: STATEMENT,
         idle_in_transaction_timeout: 60 * BOUND,
         ..Config::default().database
     };
-    Db::new(&Secret::new(cluster.url("postgres")), "test", &limits).unwrap()
+    Db::new(&Secret::new(url.to_owned()), "test", &limits).unwrap()
 }
 
 /// Red where a server is given up for its silence alone.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_lets_others_in_is_waited_for_however_long_its_answer_takes() {
     let cluster = Cluster::new(&[]).await;
-    let mut conn = connect(&cluster).dedicated().await.unwrap();
+    let mut conn = connect(&cluster.url("postgres")).dedicated().await.unwrap();
     // As a commit that waits for its synchronous standby, which no bound of the server's own ends.
-    let slow = format!("set statement_timeout = 0; select pg_sleep({})", 5 * BOUND.as_secs());
+    let slow = format!("set statement_timeout = 0; select pg_sleep({})", 3 * BOUND.as_secs());
     conn.batch_execute(&slow).await.expect("it is answered in the end");
 }
 
@@ -42,7 +49,7 @@ async fn a_server_that_lets_others_in_is_waited_for_however_long_its_answer_take
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_waits_for_a_server_that_hangs_hears_of_it_and_is_served_once_it_goes_on() {
     let cluster = Cluster::new(&[]).await;
-    let db = connect(&cluster);
+    let db = connect(&cluster.url("postgres"));
     // One that waits for its commit when the server stops, one in the pool, and two that listen.
     let (begun, stopped) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let transaction = {
@@ -85,10 +92,48 @@ async fn whoever_waits_for_a_server_that_hangs_hears_of_it_and_is_served_once_it
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_only_listens_asks_whether_the_server_is_there() {
     let cluster = Cluster::new(&[]).await;
-    let db = connect(&cluster);
+    let db = connect(&cluster.url("postgres"));
     let listening = db.listen("a", |_| {}).await.unwrap();
     cluster.hang().await;
     timeout(LISTENERS_BOUND, listening.ended()).await.expect("it ends");
     cluster.go_on();
     until("it is made again", async || db.listen("a", |_| {}).await.is_ok()).await;
+}
+
+fn socket(cluster: &Cluster) -> PathBuf {
+    let config: tokio_postgres::Config = cluster.url("postgres").parse().unwrap();
+    let Host::Unix(folder) = &config.get_hosts()[0] else { panic!("a socket") };
+    folder.join(format!(".s.PGSQL.{}", config.get_ports().first().copied().unwrap_or(5432)))
+}
+
+/// An address that leads to one server after the other, as a balancer's does, or a name's. Those who are connected stay with theirs.
+async fn balancer(to: watch::Receiver<PathBuf>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let to = to.borrow().clone();
+            tokio::spawn(async move {
+                let mut server = UnixStream::connect(to).await.unwrap();
+                copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    address
+}
+
+/// Red where a server is known by its address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_is_left_also_where_its_successor_has_the_same_address() {
+    let (old, new) = (Cluster::new(&[]).await, Cluster::new(&[]).await);
+    let (switch, to) = watch::channel(socket(&old));
+    let db = connect(&format!("postgres://shopd@{}/postgres?sslmode=disable", balancer(to).await));
+    db.ping(CONNECT).await.unwrap();
+    old.hang().await;
+    switch.send_replace(socket(&new));
+    let since = Instant::now();
+    let waits = timeout(10 * BOUND, async { db.get().await?.batch_execute("select 1").await.map_err(DbError::from) });
+    let outcome = waits.await.expect("it is told");
+    assert!(matches!(outcome, Err(DbError::Unavailable(_))) && since.elapsed() >= BOUND, "{outcome:?}");
+    until("the successor is asked", async || db.ping(CONNECT).await.is_ok()).await;
 }
