@@ -109,9 +109,9 @@ pub enum Dlq {
     List {
         #[command(flatten)]
         letters: Letters,
-        /// Letters at most
-        #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
-        limit: i64,
+        /// Letters at most; without it 1000 in a table, and all with --json
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=1_000_000))]
+        limit: Option<i64>,
         /// One JSON object a line
         #[arg(long)]
         json: bool,

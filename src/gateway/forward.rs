@@ -14,6 +14,7 @@ use crate::http::{IDEMPOTENCY_KEY_HEADER, PREFIX_HEADER, REQUEST_ID_HEADER, STAM
 const INNER: &str = "x-shopd-";
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
+const PREFER: &str = "prefer";
 /// Where it stands in a `traceparent`.
 const TRACE_ID: std::ops::Range<usize> = 3..35;
 /// How `Via` names us.
@@ -58,6 +59,8 @@ pub struct Hop<'a> {
     pub traceparent: &'a str,
     /// Of a request that has an effect: names it over all its tries, and is its key where the client sent none.
     pub stamp: Option<&'a str>,
+    /// What the client would have us wait for (`Prefer`) goes on with it.
+    pub prefers: bool,
 }
 
 /// How a request goes to a service.
@@ -82,6 +85,7 @@ pub fn request(incoming: &HeaderMap, hop: &Hop<'_>, travels: Travels, out: &mut 
         let own = match text {
             "host" | "content-length" | "expect" | REQUEST_ID_HEADER | TRACEPARENT | VIA | FORWARDED | FORWARDED_FOR => true,
             TRACESTATE => !keeps_state,
+            PREFER => !hop.prefers,
             _ => text.starts_with(INNER),
         };
         if !own && !is_hop_by_hop(text, &dropped) {
@@ -220,6 +224,7 @@ mod tests {
             request_id: "r-1",
             traceparent: TRACE,
             stamp,
+            prefers: true,
         };
         let mut out = BytesMut::new();
         request(incoming, &hop, travels, &mut out);

@@ -265,6 +265,8 @@ fn summary(knows_orders: bool) -> Value {
     let codes = [
         Code::InvalidRequest,
         Code::AccountNotFound,
+        Code::PayloadTooLarge,
+        Code::HeadTooLarge,
         Code::RateLimited,
         Code::Internal,
         Code::UpstreamUnavailable,

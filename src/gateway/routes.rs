@@ -1,13 +1,12 @@
 //! Which path leads where: pure, over the raw bytes of the path.
 //!
-//! As the original's router does, a route's own words are found in any letter case and before a last `/`; [`canonical`] writes them as the
-//! services know them. Of what is encoded only letters, digits, `-`, `_` and `~` are decoded, which mean the same either way, and no dot
-//! segment is resolved: a segment stays the one segment it is (`..`, `%2e%2e`, `a%2Fb`) and no path leads to another route. May import
-//! nothing of ours.
+//! A route's own words are found as [`Paths`] says; [`canonical`] writes them as the services know them.
 
 use std::borrow::Cow;
 
 use actix_web::http::Method;
+
+use crate::http::Paths;
 
 /// A service behind the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,7 +85,7 @@ const POST: &str = "POST, OPTIONS";
 const GET_POST: &str = "GET, HEAD, POST, OPTIONS";
 
 /// Every route as a pattern, for limits and the metrics' labels; [`resolve`] alone decides.
-const PATTERNS: &[&str] = &[
+const PATHS: Paths = Paths::new(&[
     "/",
     "/swagger",
     "/swagger/",
@@ -103,76 +102,25 @@ const PATTERNS: &[&str] = &[
     "/api/PaymentsProxy/{userId}/deposit",
     "/api/PaymentsProxy/{userId}/balance",
     "/api/PaymentsProxy/{userId}/transactions",
-];
+]);
 
 /// The routes of the API, whose clients may be limited.
 pub fn limited() -> impl Iterator<Item = (Method, &'static str)> {
-    let api = PATTERNS.iter().filter(|pattern| pattern.starts_with("/api/"));
+    let api = PATHS.patterns().filter(|pattern| pattern.starts_with("/api/"));
     api.flat_map(|pattern| {
         let allow = find(pattern).map_or("", |(_, allow)| allow);
-        [Method::GET, Method::POST].into_iter().filter(|method| allows(allow, method)).map(|method| (method, *pattern))
+        [Method::GET, Method::POST].into_iter().filter(|method| allows(allow, method)).map(move |method| (method, pattern))
     })
 }
 
 /// The pattern of a path that [`resolve`] has a target for; a limit's and a metric's name for it.
 pub fn pattern(path: &str) -> Option<&'static str> {
-    as_documented(path).or_else(|| spelled(&decoded(path)))
+    PATHS.pattern(path)
 }
 
 /// The path of its route as the services know it; itself, where it has none.
 pub fn canonical(path: &str) -> Cow<'_, str> {
-    if as_documented(path).is_some() {
-        return path.into();
-    }
-    let decoded = decoded(path);
-    let Some(pattern) = spelled(&decoded) else { return decoded };
-    let own = |(part, segment): (&'static str, _)| if part.starts_with('{') { segment } else { part };
-    let canonical = pattern.split('/').zip(decoded.split('/')).map(own).collect::<Vec<_>>().join("/");
-    canonical.into()
-}
-
-/// The pattern of a path that is written as ours are, which nearly all are: each request is looked for here, twice.
-fn as_documented(path: &str) -> Option<&'static str> {
-    // In another case it may be the route's own word.
-    let is_own = |segment: &str| !segment.is_empty() && !segment.eq_ignore_ascii_case("events") && !segment.contains('%');
-    PATTERNS.iter().find(|pattern| is_instance(pattern, path, |part, segment| part == segment, is_own)).copied()
-}
-
-/// Segment by segment: `is_word` compares a pattern's words, `is_own` says what may stand for a name in braces.
-fn is_instance(pattern: &str, path: &str, is_word: impl Fn(&str, &str) -> bool, is_own: impl Fn(&str) -> bool) -> bool {
-    let mut segments = path.split('/');
-    let fits = |part: &str, segment: &str| if part.starts_with('{') { is_own(segment) } else { is_word(part, segment) };
-    pattern.split('/').all(|part| segments.next().is_some_and(|segment| fits(part, segment))) && segments.next().is_none()
-}
-
-/// The pattern that a path is an instance of, in any letter case and before a last `/`.
-fn spelled(path: &str) -> Option<&'static str> {
-    let without_last = path.strip_suffix('/').filter(|path| !path.is_empty() && !path.ends_with('/'));
-    let path = without_last.unwrap_or(path);
-    let is_own = |segment: &str| !segment.is_empty();
-    PATTERNS.iter().find(|pattern| is_instance(pattern, path, str::eq_ignore_ascii_case, is_own)).copied()
-}
-
-/// Without the encoding of what needs none (RFC 3986, 6.2.2.2), `.` aside: others resolve dot segments.
-fn decoded(path: &str) -> Cow<'_, str> {
-    if !path.contains('%') {
-        return path.into();
-    }
-    let mut plain = String::with_capacity(path.len());
-    let mut rest = path;
-    while let Some((before, after)) = rest.split_once('%') {
-        plain.push_str(before);
-        let hex = after.get(..2).filter(|hex| hex.bytes().all(|digit| digit.is_ascii_hexdigit()));
-        // What is no encoding must not become one by what is decoded behind it.
-        let Some(byte) = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) else { return path.into() };
-        match byte.is_ascii_alphanumeric() || b"-_~".contains(&byte) {
-            true => plain.push(char::from(byte)),
-            false => plain.push_str(&rest[before.len()..before.len() + 3]),
-        }
-        rest = &after[2..];
-    }
-    plain.push_str(rest);
-    plain.into()
+    PATHS.canonical(path)
 }
 
 /// Decides by the [`canonical`] path and the method; `HEAD` is allowed wherever `GET` is, and `OPTIONS` everywhere.
@@ -291,7 +239,7 @@ mod tests {
         ] {
             assert_eq!(pattern(path), expected, "{path}");
         }
-        assert!(PATTERNS.iter().all(|known| pattern(known) == Some(*known) && resolve(&Method::OPTIONS, known).is_ok()));
+        assert!(PATHS.patterns().all(|known| pattern(known) == Some(known) && resolve(&Method::OPTIONS, known).is_ok()));
         assert_eq!(limited().filter(|(_, pattern)| *pattern == "/api/OrdersProxy").count(), 2);
         assert!(limited().all(|(_, pattern)| !pattern.contains("swagger")));
     }

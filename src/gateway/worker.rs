@@ -64,7 +64,8 @@ impl Worker {
         let way = self.way(None, "gateway");
         let asked = Asked::now(service, Method::GET, context);
         let traceparent = asked.trace.traceparent();
-        let hop = Hop { way: &way, service, request_id: &context.request_id, traceparent: &traceparent, stamp: None };
+        let hop =
+            Hop { way: &way, service, request_id: &context.request_id, traceparent: &traceparent, stamp: None, prefers: true };
         let target = target.parse().map_err(|error| UpstreamError::Unavailable(format!("{target}: {error}")))?;
         let headers = |out: &mut BytesMut, travels| forward::request(headers, &hop, travels, out);
         let outgoing = Outgoing { method: Method::GET, target, headers: &headers, body: Bytes::new(), kind, wait: Duration::ZERO };
@@ -113,11 +114,12 @@ impl Worker {
         let asked = Asked::now(service, req.method().clone(), context);
         let traceparent = asked.trace.traceparent();
         let (request_id, stamp) = (&*context.request_id, stamp.as_deref());
-        let hop = Hop { way: &way, service, request_id, traceparent: &traceparent, stamp };
+        let hop = Hop { way: &way, service, request_id, traceparent: &traceparent, stamp, prefers: true };
+        let headers = |out: &mut BytesMut, travels| forward::request(req.headers(), &hop, travels, out);
         let outgoing = Outgoing {
             method: req.method().clone(),
             target: inner_target(service, rest, req.uri().query()).map_err(Problem::internal)?,
-            headers: &|out, travels| forward::request(req.headers(), &hop, travels, out),
+            headers: &headers,
             body,
             kind: match (is_stream, own_key) {
                 (true, _) => Kind::Stream,
@@ -126,9 +128,36 @@ impl Worker {
             },
             wait,
         };
-        let answer = self.client.send(self.gateway.replicas(service), &outgoing, deadline).await;
+        let answer = match wait.is_zero() {
+            true => self.client.send(self.gateway.replicas(service), &outgoing, deadline).await,
+            // Elsewhere: most do not wait, and each request's future is moved with room for this.
+            false => Box::pin(self.send_until_stop(outgoing, &hop, req.headers(), deadline)).await,
+        };
         asked.answered(&answer);
         answer.map(|answer| respond::respond(answer, &self.gateway.0.stop)).map_err(|error| problem(service, error))
+    }
+
+    /// Sends what waits on purpose. A gateway that stops has not that time: it asks again under the same stamp, without the wait, and the
+    /// answer is the order as it is.
+    async fn send_until_stop(
+        &self,
+        outgoing: Outgoing<'_>,
+        hop: &Hop<'_>,
+        headers: &HeaderMap,
+        deadline: Instant,
+    ) -> Result<Answer, UpstreamError> {
+        let replicas = self.gateway.replicas(hop.service);
+        let stop = &self.gateway.0.stop;
+        tokio::select! {
+            biased;
+            answer = self.client.send(replicas, &outgoing, deadline) => return answer,
+            () = stop.stopped() => {}
+        }
+        let hop = Hop { prefers: false, ..*hop };
+        let headers = |out: &mut BytesMut, travels| forward::request(headers, &hop, travels, out);
+        let outgoing = Outgoing { headers: &headers, wait: Duration::ZERO, ..outgoing };
+        let deadline = deadline.min(Instant::now() + self.gateway.upstream_timeout());
+        self.client.send(replicas, &outgoing, deadline).await
     }
 
     /// Written anew only where it is another than the latest.

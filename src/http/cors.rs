@@ -5,10 +5,12 @@ use actix_web::Error;
 use actix_web::body::{BoxBody, MessageBody};
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::http::Method;
+use actix_web::http::header::HeaderValue;
 use actix_web::middleware::Next;
 
+use super::context::RequestContext;
 use super::problem::Problem;
-use super::render;
+use super::{names, render};
 
 /// Of an answer, beside what pages may always read.
 const EXPOSED: [&str; 12] = [
@@ -42,12 +44,18 @@ pub(super) fn layer(origins: &[String]) -> Cors {
     }
 }
 
-/// Around [`layer`]: what it refuses by itself, a preflight, is a problem with a request's id, as everything else that is refused.
+/// Around [`layer`]: what that answers by itself, a preflight, has a request's id as everything else, and is a problem where it is refused.
 pub(super) async fn refusals(
     req: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> Result<ServiceResponse<BoxBody>, Error> {
-    let answered = next.call(req).await?.map_into_boxed_body();
+    let id = RequestContext::of(req.headers(), false).request_id;
+    let mut answered = next.call(req).await?.map_into_boxed_body();
+    if let Ok(id) = HeaderValue::from_str(&id)
+        && !answered.headers().contains_key(&names::REQUEST_ID)
+    {
+        answered.headers_mut().insert(names::REQUEST_ID.clone(), id);
+    }
     let Some(error) = answered.response().error().and_then(|error| error.as_error::<CorsError>()) else { return Ok(answered) };
     let header = match error {
         CorsError::OriginNotAllowed | CorsError::MissingOrigin => "Origin",

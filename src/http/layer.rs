@@ -13,13 +13,15 @@ use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::dev::{Service, ServiceRequest, ServiceResponse, Transform, forward_ready};
 use actix_web::error::InternalError;
 use actix_web::http::header::{self, HeaderValue};
-use actix_web::http::{ConnectionType, Method, StatusCode, Version};
+use actix_web::http::uri::PathAndQuery;
+use actix_web::http::{ConnectionType, Method, StatusCode, Uri, Version};
 use actix_web::{Error, HttpMessage, HttpResponse};
 use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 use tracing::Instrument;
 
 use super::context::RequestContext;
+use super::paths::Paths;
 use super::problem::Problem;
 use super::server::{Exchange, InProgress};
 use super::{drain, head, metrics, names, render};
@@ -47,6 +49,8 @@ pub(super) struct Layer {
     pub role: &'static str,
     pub inner: bool,
     pub pattern: fn(&str) -> Option<&'static str>,
+    /// Routes of the framework's router, which knows one spelling of each.
+    pub paths: Option<Paths>,
 }
 
 pub(super) struct Layered<S> {
@@ -91,7 +95,11 @@ where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
     B: MessageBody + 'static,
 {
-    let Layer { role, inner, pattern } = layer;
+    let Layer { role, inner, pattern, paths } = layer;
+    // What the gateway asks is spelled already.
+    if let Some(paths) = paths.filter(|_| !req.headers().contains_key(&names::DEADLINE)) {
+        spell(&mut req, paths);
+    }
     let progress = Exchange::of(req.request()).map(Exchange::begin);
     let context = RequestContext::of(req.headers(), inner);
     let asked = Asked {
@@ -139,6 +147,21 @@ where
         true => answered.await,
         false => answered.instrument(span).await,
     }
+}
+
+/// Writes the path as its route is documented, before the framework looks for it.
+fn spell(req: &mut ServiceRequest, paths: Paths) {
+    let Cow::Owned(path) = paths.canonical(req.uri().path()) else { return };
+    let mut parts = req.uri().clone().into_parts();
+    let path = match req.uri().query() {
+        Some(query) => format!("{path}?{query}"),
+        None => path,
+    };
+    let Ok(spelled) = PathAndQuery::try_from(path) else { return };
+    parts.path_and_query = Some(spelled);
+    let Ok(uri) = Uri::from_parts(parts) else { return };
+    req.match_info_mut().get_mut().update(&uri);
+    req.head_mut().uri = uri;
 }
 
 /// As the framework sees it, which then reads no length.

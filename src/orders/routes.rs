@@ -21,7 +21,7 @@ use crate::http::sse::{self, Events};
 use crate::http::timeline::{self, INNER, Timeline};
 use crate::http::websocket::{Closing, Handshake, Telling, WebSocket};
 use crate::http::{
-    self, Code, Json, OwnIdempotencyKey, PREFERENCE_APPLIED, Params, PreferWait, Problem, Reply, RequestContext, Routes,
+    self, Code, Json, OwnIdempotencyKey, PREFERENCE_APPLIED, Params, Paths, PreferWait, Problem, Reply, RequestContext, Routes,
 };
 use crate::user_id::UserId;
 
@@ -31,6 +31,7 @@ pub const EVENTS: &str = "/api/Orders/events";
 pub const ITEM_EVENTS: &str = "/api/Orders/{orderId}/events";
 pub const ITEM_WS: &str = "/api/Orders/{orderId}/ws";
 pub const TIMELINE: &str = "/api/Orders/{orderId}/timeline";
+const PATHS: Paths = Paths::new(&[COLLECTION, EVENTS, ITEM, ITEM_EVENTS, ITEM_WS, TIMELINE]);
 
 /// The service's routes over `orders`, and its document.
 pub fn routes(orders: Orders) -> Routes {
@@ -38,7 +39,7 @@ pub fn routes(orders: Orders) -> Routes {
         config.app_data(Data::new(orders.clone()));
         operations(config);
     };
-    Routes::new().api(api).plain(inner).document(&super::document())
+    Routes::new().api(api).plain(inner).spelled(PATHS).document(&super::document())
 }
 
 /// What only the gateway asks; `Orders` is there already.
@@ -83,7 +84,7 @@ async fn place(
     let reply = settled.reply(placed)?;
     match prefer.0.zip(expected) {
         // Elsewhere: most do not wait, and each request's future is moved with room for this.
-        Some((wait, expected)) => Box::pin(waited(&orders, reply, within(wait, deadline), expected, is_new)).await,
+        Some((wait, expected)) => Box::pin(waited(&orders, reply, (wait, within(wait, deadline)), expected, is_new)).await,
         None => Ok(reply),
     }
 }
@@ -97,11 +98,11 @@ fn within(wait: Duration, deadline: Option<Instant>) -> Duration {
     deadline.map_or(wait, |deadline| wait.min(left(deadline)))
 }
 
-/// The same answer with the order as it is once it has ended, or after `wait`; a refusal at once.
+/// The same answer with the order as it is once it has ended, or after `wait`, of what was preferred; a refusal at once.
 async fn waited(
     orders: &Orders,
     reply: Reply<OrderBody>,
-    wait: Duration,
+    (preferred, wait): (Duration, Duration),
     expected: Result<Expected, DbError>,
     is_new: bool,
 ) -> Result<Reply<OrderBody>, Problem> {
@@ -120,7 +121,7 @@ async fn waited(
             reply
         }
     };
-    Ok(reply.header(PREFERENCE_APPLIED, format!("wait={}", wait.as_secs())))
+    Ok(reply.header(PREFERENCE_APPLIED, format!("wait={}", preferred.as_secs())))
 }
 
 fn placed(placed: Placing) -> Result<Reply<OrderBody>, Problem> {

@@ -13,13 +13,14 @@ use super::dto::{self, AccountBody, BalanceBody, DepositBody, TransactionBody};
 use super::{DepositError, Deposited, OpenError, Opened, Payments};
 use crate::http::openapi::{self, DataType, Documented, In, RawOperation, api_v2_operation};
 use crate::http::timeline::INNER;
-use crate::http::{self, Code, IdempotencyKey, Ignored, Json, Params, Problem, Reply, RequestContext, Routes};
+use crate::http::{self, Code, IdempotencyKey, Ignored, Json, Params, Paths, Problem, Reply, RequestContext, Routes};
 use crate::user_id::UserId;
 
 pub const ACCOUNT: &str = "/api/Account/{userId}";
 pub const DEPOSIT: &str = "/api/Account/{userId}/deposit";
 pub const BALANCE: &str = "/api/Account/{userId}/balance";
 pub const TRANSACTIONS: &str = "/api/Account/{userId}/transactions";
+const PATHS: Paths = Paths::new(&[ACCOUNT, DEPOSIT, BALANCE, TRANSACTIONS]);
 
 /// The service's routes over `payments`, and its document.
 pub fn routes(payments: Payments) -> Routes {
@@ -27,7 +28,7 @@ pub fn routes(payments: Payments) -> Routes {
         config.app_data(Data::new(payments.clone()));
         operations(config);
     };
-    Routes::new().api(api).plain(inner).document(&super::document())
+    Routes::new().api(api).plain(inner).spelled(PATHS).document(&super::document())
 }
 
 /// What only the gateway asks; `Payments` is there already.

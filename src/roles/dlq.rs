@@ -68,31 +68,50 @@ fn filter(letters: &Letters) -> Filter {
     Filter { topic: letters.topic.clone(), state, reason: letters.reason.clone(), key: letters.key.clone() }
 }
 
-async fn list(databases: &[Db], filter: &Filter, limit: i64, as_json: bool) -> Result<bool, RoleError> {
-    let mut rows = Vec::new();
+/// Of a table, where nobody says how many.
+const TABLE_ROWS: i64 = 1_000;
+const PAGE_ROWS: i64 = 1_000;
+
+async fn list(databases: &[Db], filter: &Filter, limit: Option<i64>, as_json: bool) -> Result<bool, RoleError> {
+    let limit = limit.unwrap_or(if as_json { i64::MAX } else { TABLE_ROWS });
+    let mut table = table(["id", "state", "key", "reason", "attempts", "waiting", "at"]);
+    let (mut shown, mut more) = (0, false);
     for db in databases {
-        rows.extend(operate::list(&mut *db.get().await?, filter, limit + 1).await?);
-    }
-    let more = rows.len() as i64 > limit;
-    rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
-    let mut said = String::new();
-    if as_json {
-        rows.iter().for_each(|row| said.push_str(&format!("{}\n", summary(row))));
-        if more {
-            drop(writeln!(std::io::stderr(), "shopd: there are more; see --limit ({limit})"));
+        let mut after: Option<Place> = None;
+        // One more than is shown tells whether there is more.
+        while !more {
+            let asked = PAGE_ROWS.min((limit - shown).saturating_add(1));
+            let mut page = operate::list(&mut *db.get().await?, filter, after.as_ref(), asked).await?;
+            let is_last = (page.len() as i64) < asked;
+            more = page.len() as i64 > limit - shown;
+            page.truncate(usize::try_from(limit - shown).unwrap_or(usize::MAX));
+            shown += page.len() as i64;
+            after = page.last().map(|row| (row.topic.clone(), row.partition, row.log_offset));
+            if as_json {
+                say(&page.iter().map(|row| format!("{}\n", summary(row))).collect::<String>())?;
+            } else {
+                table.add_rows(page.iter().map(cells));
+            }
+            if is_last {
+                break;
+            }
         }
-    } else {
-        let mut table = table(["id", "state", "key", "reason", "attempts", "waiting", "at"]);
-        for row in &rows {
-            let waiting = if row.state == "parked" { row.followers.to_string() } else { String::new() };
-            let (key, reason) = (cell(&text(row.key.as_deref())), cell(&row.reason));
-            table.add_row([id(row), row.state.clone(), key, reason, row.attempts.to_string(), waiting, time(row)]);
-        }
-        let more = if more { format!(", and more; see --limit ({limit})") } else { String::new() };
-        said = format!("{table}\n{} letters{more}\n", rows.len());
     }
-    say(&said)?;
+    match (as_json, more) {
+        (true, true) => drop(writeln!(std::io::stderr(), "shopd: there are more; see --limit ({limit})")),
+        (true, false) => {}
+        (false, _) => {
+            let more = if more { format!(", and more; see --limit ({limit})") } else { String::new() };
+            say(&format!("{table}\n{shown} letters{more}\n"))?;
+        }
+    }
     Ok(true)
+}
+
+fn cells(row: &Row) -> [String; 7] {
+    let waiting = if row.state == "parked" { row.followers.to_string() } else { String::new() };
+    let (key, reason) = (cell(&text(row.key.as_deref())), cell(&row.reason));
+    [id(row), row.state.clone(), key, reason, row.attempts.to_string(), waiting, time(row)]
 }
 
 async fn show(databases: &[Db], ids: &[LetterId], as_json: bool) -> Result<bool, RoleError> {

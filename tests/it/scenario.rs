@@ -183,6 +183,15 @@ async fn services_answer_on_their_own_ports(orders: &Client, payments: &Client) 
     assert!(placed.headers["location"].starts_with("/api/Orders/"));
     payments.get("/api/Account/exact/balance").await.expect(200);
     assert_eq!(payments.get("/api/Orders").await.expect(404).code(), "route_not_found");
+    // As the original's router finds them.
+    let id = placed.json()["id"].as_str().unwrap().to_owned();
+    for path in ["/api/orders?userId=exact", "/API/Orders/?userId=exact", &format!("/api/ORDERS/{id}/"), "/api/orders/%65vents"] {
+        let answer = orders.get(path).await;
+        let expected = if path.contains("vents") { 400 } else { 200 };
+        assert_eq!(answer.status, expected, "{path}: {answer:?}");
+    }
+    payments.post("/api/account/exact/Deposit/", "1").await.expect(200);
+    assert_eq!(payments.get("/api/account/exact/balances").await.expect(404).code(), "route_not_found");
 }
 
 pub async fn place(shop: &Client, user: &str, amount: &str) -> String {

@@ -25,6 +25,7 @@ use paperclip::actix::web::ServiceConfig as ApiConfig;
 pub(super) use self::exchange::{Exchange, InProgress};
 use self::serving::Serving;
 use super::health::{self, Readiness};
+use super::paths::Paths;
 use super::{cors, layer, metrics, render};
 use crate::config::HttpConfig;
 use crate::shutdown::Shutdown;
@@ -52,6 +53,7 @@ pub struct Routes {
     plain: Vec<Arc<Configure>>,
     cors_origins: Arc<[String]>,
     pattern: Option<fn(&str) -> Option<&'static str>>,
+    paths: Option<Paths>,
 }
 
 type ConfigureApi = dyn Fn(&mut ApiConfig) + Send + Sync;
@@ -80,6 +82,13 @@ impl Routes {
     #[must_use]
     pub fn patterns(mut self, pattern: fn(&str) -> Option<&'static str>) -> Self {
         self.pattern = Some(pattern);
+        self
+    }
+
+    /// The framework's router knows one spelling of these; they are found in any that [`Paths`] reads.
+    #[must_use]
+    pub fn spelled(mut self, paths: Paths) -> Self {
+        self.paths = Some(paths);
         self
     }
 
@@ -150,7 +159,8 @@ pub fn bind(port: Port, config: &HttpConfig, drain: Duration, routes: Routes, re
             app = app.configure(|config| configure(config));
         }
         let app = app.configure(health::configure(role, readiness)).configure(metrics::configure);
-        app.wrap(layer::Layer { role, inner, pattern: routes.pattern.unwrap_or(|_| None) }).wrap(cors).wrap(refusals)
+        let layer = layer::Layer { role, inner, pattern: routes.pattern.unwrap_or(|_| None), paths: routes.paths };
+        app.wrap(layer).wrap(cors).wrap(refusals)
     };
     let workers = config.workers.max(1);
     let server = Server::build()

@@ -59,8 +59,8 @@ pub enum Outcome {
     Waits,
 }
 
-/// The letters without their values, by topic, partition and offset.
-pub async fn list(conn: &mut Conn, filter: &Filter, limit: i64) -> Result<Vec<Row>, DbError> {
+/// The letters without their values, by topic, partition and offset, those behind `after`.
+pub async fn list(conn: &mut Conn, filter: &Filter, after: Option<&Place>, limit: i64) -> Result<Vec<Row>, DbError> {
     let rows = sql(concat!(
         "select ",
         row_columns!("null::bytea as value"),
@@ -68,6 +68,7 @@ pub async fn list(conn: &mut Conn, filter: &Filter, limit: i64) -> Result<Vec<Ro
           where ($1 is null or d.topic = $1) and ($2 is null and d.state <> 'resolved' or d.state = $2)
             and ($3 is null or strpos(lower(d.reason), lower($3)) > 0)
             and ($4 is null or d.key = convert_to($4, 'UTF8') or d.ordering_key = $4)
+            and ($6 is null or (d.topic, d.partition, d.log_offset) > ($6, $7, $8))
           order by d.topic, d.partition, d.log_offset limit $5"
     ))
     .bind::<Nullable<Text>, _>(filter.topic.as_deref())
@@ -75,6 +76,9 @@ pub async fn list(conn: &mut Conn, filter: &Filter, limit: i64) -> Result<Vec<Ro
     .bind::<Nullable<Text>, _>(filter.reason.as_deref())
     .bind::<Nullable<Text>, _>(filter.key.as_deref())
     .bind::<BigInt, _>(limit)
+    .bind::<Nullable<Text>, _>(after.map(|(topic, ..)| topic.as_str()))
+    .bind::<Nullable<Integer>, _>(after.map(|(_, partition, _)| *partition))
+    .bind::<Nullable<BigInt>, _>(after.map(|(.., offset)| *offset))
     .load(conn)
     .await?;
     Ok(rows)

@@ -339,6 +339,28 @@ async fn a_wait_on_purpose_is_no_reason_to_ask_elsewhere() {
     assert!(first.is_asked(1));
 }
 
+/// Red where it is waited for: the drain is over before the client's thirty seconds are.
+#[tokio::test]
+async fn a_gateway_that_stops_asks_again_without_the_wait_under_the_same_stamp() {
+    let service = Service::start(|request, _| match header(request, "prefer") {
+        Some(_) => Reply::Slow(Duration::from_secs(30), String::new()),
+        None => answer("201 Created", "", "2"),
+    });
+    let service = service.await;
+    let shop = Shop::start(&[&service.url], &[&nobody()]).await;
+    let waiting = shop.client.post(shop.url("/api/OrdersProxy")).header("Prefer", "wait=30").body("{}").send();
+    let (answered, ()) = tokio::join!(waiting, async {
+        while !service.is_asked(1) {
+            poll().await;
+        }
+        shop.stop.stop();
+    });
+    let answered = answered.unwrap();
+    assert_eq!((answered.status(), answered.text().await.unwrap().as_str()), (StatusCode::CREATED, "2"));
+    let stamps: Vec<_> = service.requests().iter().map(|request| header(request, "x-shopd-stamp")).collect();
+    assert!(matches!(&stamps[..], [Some(first), Some(second)] if first == second), "{stamps:?}");
+}
+
 #[tokio::test]
 async fn a_hung_replica_is_found_by_its_checks_and_what_waits_there_is_asked_elsewhere() {
     let mut found = String::new();

@@ -182,7 +182,7 @@ pub fn nobody() -> String {
 
 pub struct Shop {
     address: String,
-    stop: Shutdown,
+    pub stop: Shutdown,
     pub client: reqwest::Client,
 }
 
