@@ -1,6 +1,7 @@
 //! One try at one replica: from the request's first byte to an answer that is whole, or long.
 
 use std::fmt::Display;
+use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,8 +56,13 @@ pub struct Failure {
 }
 
 impl Failure {
-    fn refused(cause: impl Display) -> Self {
-        Self { seen: Seen::Refused, error: UpstreamError::Unavailable(cause.to_string()) }
+    /// No connection came about. One that says nothing to that does not answer either.
+    fn refused(cause: io::Error) -> Self {
+        let error = match cause.kind() {
+            io::ErrorKind::TimedOut => UpstreamError::Timeout(format!("no connection: {cause}")),
+            _ => UpstreamError::Unavailable(cause.to_string()),
+        };
+        Self { seen: Seen::Refused, error }
     }
 
     pub fn broken(cause: impl Display) -> Self {

@@ -7,7 +7,7 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use super::service::{Reply, Service, Shop, TIMEOUT, answer, code, header, json_answer, nobody, problem, read_message, reserved};
+use super::service::{Reply, Service, Shop, TIMEOUT, answer, code, header, json_answer, nobody, problem, read_message, reserved, silent};
 use crate::support::shop::{PATIENCE, poll};
 
 /// Half of [`TIMEOUT`]: who takes longer has waited for something in vain.
@@ -21,6 +21,20 @@ async fn a_service_that_refuses_is_unavailable_at_once() {
     assert_eq!(problem(shop.post("/api/OrdersProxy", "{}").await).await, code(503, "upstream_unavailable"));
     assert_eq!(problem(shop.get("/api/PaymentsProxy/u1/balance").await).await, code(503, "upstream_unavailable"));
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+}
+
+/// One whose address is nobody's any more, or whose queue is full, swallows what begins a connection: it does not answer, and that is no refusal.
+#[tokio::test]
+async fn a_service_that_takes_no_connection_and_refuses_none_is_late() {
+    let (url, _waiting, _listener) = silent().await;
+    let shop = Shop::start(&[&url], &[&url]).await;
+    let began = Instant::now();
+    assert_eq!(problem(shop.get("/api/OrdersProxy").await).await, code(504, "upstream_timeout"));
+    assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
+    // Nothing was sent to it, so another one is asked.
+    let well = Service::start(|_, _| json_answer("1")).await;
+    let shop = Shop::start(&[&url, &well.url], &[&url]).await;
+    assert_eq!(shop.post("/api/OrdersProxy", "{}").await.text().await.unwrap(), "1");
 }
 
 #[tokio::test]

@@ -180,6 +180,20 @@ pub fn nobody() -> String {
     url
 }
 
+/// An address that takes no connection and refuses none, as one whose packets are dropped: its queue is full. As long as what is returned lives.
+pub async fn silent() -> (String, Vec<TcpStream>, TcpListener) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(0).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut waiting = Vec::new();
+    while let Ok(connected) = tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(address)).await {
+        waiting.push(connected.unwrap());
+        assert!(waiting.len() < 100, "its queue has no end");
+    }
+    (format!("http://{address}"), waiting, listener)
+}
+
 pub struct Shop {
     address: String,
     pub stop: Shutdown,
