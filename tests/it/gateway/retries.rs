@@ -7,7 +7,9 @@ use reqwest::StatusCode;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
-use super::service::{Reply, Service, Shop, TIMEOUT, answer, code, header, json_answer, nobody, problem, read_message, reserved, silent};
+use super::service::{
+    Reply, Service, Shop, TIMEOUT, answer, code, header, json_answer, nobody, problem, read_message, reserved, silent,
+};
 use crate::support::shop::{PATIENCE, poll};
 
 /// Half of [`TIMEOUT`]: who takes longer has waited for something in vain.
