@@ -109,7 +109,7 @@ impl Sessions {
                     Some(Ok(AsyncMessage::Notification(notification))) => heard(notification.payload()),
                     Some(Ok(_)) => {}
                     // Who waits hears only that it is closed.
-                    Some(Err(error)) => break tracing::info!(error = error::text(&error), "a connection to a database ended"),
+                    Some(Err(error)) => break tracing::debug!(error = error::text(&error), "a connection to a database ended"),
                     None => break,
                 }
             }
