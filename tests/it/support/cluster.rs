@@ -3,6 +3,7 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -20,6 +21,16 @@ const PROGRAM_WAIT: Duration = Duration::from_secs(90);
 pub struct Cluster {
     pub server: Server,
     pub dir: PathBuf,
+    hangs: AtomicBool,
+}
+
+/// What stands still hears of no stop: it would be there for ever.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.hangs.load(Ordering::Relaxed) {
+            signal(&self.processes(), Signal::SIGKILL);
+        }
+    }
 }
 
 impl Cluster {
@@ -37,7 +48,7 @@ impl Cluster {
             }
         }
         options.settings.extend(settings.iter().map(|(name, value)| ((*name).into(), (*value).into())));
-        Self { server: embedded::start(&options).await.expect("a database server"), dir }
+        Self { server: embedded::start(&options).await.expect("a database server"), dir, hangs: AtomicBool::new(false) }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -134,6 +145,7 @@ impl Cluster {
     /// SIGSTOP to every process of it, as when its machine stands still: the kernel goes on to acknowledge what is sent to it, and to take
     /// connections.
     pub async fn hang(&self) {
+        self.hangs.store(true, Ordering::Relaxed);
         let mut stopped = Vec::new();
         loop {
             let more: Vec<i32> = self.processes().into_iter().filter(|pid| !stopped.contains(pid)).collect();
@@ -148,6 +160,7 @@ impl Cluster {
 
     /// After [`Self::hang`].
     pub fn go_on(&self) {
+        self.hangs.store(false, Ordering::Relaxed);
         signal(&self.processes(), Signal::SIGCONT);
     }
 
