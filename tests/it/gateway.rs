@@ -8,6 +8,7 @@ mod live;
 mod pages;
 mod retries;
 pub mod service;
+mod waits;
 
 use reqwest::StatusCode;
 
