@@ -93,8 +93,7 @@ impl Db {
             // On the process's own runtime: a connection is driven where it was made, and must not end with the HTTP worker
             // that happened to ask for it first while others still use it.
             async move {
-                let connected = runtime.spawn(async move { sessions.connection().await }).await;
-                let connected = connected.map_err(|error| DbError::Unavailable(error.to_string())).flatten();
+                let connected = on(&runtime, async move { sessions.connection().await }).await;
                 connected.map_err(|error| diesel::ConnectionError::BadConnection(error.to_string()))
             }
             .boxed()
@@ -137,7 +136,7 @@ impl Db {
                 ended.0.notify_one();
             }
         };
-        let client = self.on_runtime(async move { sessions.client(heard).await }).await?;
+        let client = on(&self.runtime, async move { sessions.client(heard).await }).await?;
         // One that never came about wakes nobody.
         armed.store(true, Ordering::Release);
         if client.is_closed() {
@@ -149,16 +148,7 @@ impl Db {
     /// A connection of its own that hears `channel`, from when this returns. `heard` gets each notification's payload.
     pub async fn listen(&self, channel: &'static str, heard: impl FnMut(&str) + Send + 'static) -> Result<Listening, DbError> {
         let sessions = self.sessions.clone();
-        self.on_runtime(async move { sessions.listen(channel, heard).await }).await
-    }
-
-    /// On the process's own runtime, whoever asks.
-    async fn on_runtime<T: Send + 'static>(
-        &self,
-        work: impl Future<Output = Result<T, DbError>> + Send + 'static,
-    ) -> Result<T, DbError> {
-        let done = self.runtime.spawn(work).await;
-        done.map_err(|error| DbError::Unavailable(error.to_string())).flatten()
+        on(&self.runtime, async move { sessions.listen(channel, heard).await }).await
     }
 
     /// Runs `work` in one transaction, in a task of its own: a caller that is cancelled cannot leave it half-way with its
@@ -221,6 +211,15 @@ impl Db {
     pub fn runtime(&self) -> &Handle {
         &self.runtime
     }
+}
+
+/// On the process's own runtime, whoever asks.
+async fn on<T: Send + 'static>(
+    runtime: &Handle,
+    work: impl Future<Output = Result<T, DbError>> + Send + 'static,
+) -> Result<T, DbError> {
+    let done = runtime.spawn(work).await;
+    done.map_err(|error| DbError::Unavailable(error.to_string())).flatten()
 }
 
 /// Whoever reads over a connection is woken when it ends, and hears of that from its next statement.
