@@ -70,7 +70,10 @@ pub fn describe() -> String {
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let memory =
         memory.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-    format!("{cores} cores ({model}), {} GiB", memory.unwrap_or_default().div_ceil(1024 * 1024))
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    // What follows the dash is its builder's.
+    let kernel = kernel.trim().split('-').next().unwrap_or_default();
+    format!("{cores} cores ({model}), {} GiB, Linux {kernel}", memory.unwrap_or_default().div_ceil(1024 * 1024))
 }
 
 /// Short, and marked where the tree differs from it; `unknown` outside a repository.

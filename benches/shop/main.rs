@@ -75,7 +75,7 @@ async fn bench(options: Options) -> Result<()> {
     step("starting Postgres and Kafka");
     let recycled = if options.quick { RECYCLED_QUICK } else { RECYCLED };
     let bench = Bench { options, servers: Servers::start(recycled).await?, limits };
-    let postgres = bench.servers.version().await?;
+    let versions = bench.servers.versions().await?;
     warm(&bench).await?;
     let since = Instant::now();
     for part in options::PARTS.into_iter().filter(|part| bench.options.has(part)) {
@@ -84,7 +84,7 @@ async fn bench(options: Options) -> Result<()> {
         let took = began.elapsed();
         step(&format!("{part} took {:.0} s", took.as_secs_f64()));
         // Written after each part: what a later one breaks does not take it away.
-        book.put(part, &bench.options, &postgres, took, figures);
+        book.put(part, &bench.options, &versions, took, figures);
         book.save(&output)?;
     }
     let Bench { servers, .. } = bench;

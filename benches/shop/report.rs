@@ -30,7 +30,9 @@ pub struct Entry {
     measured_at: String,
     commit: String,
     machine: String,
-    postgres: String,
+    /// Postgres' version and the broker's; runs of before say the first alone.
+    #[serde(alias = "postgres")]
+    servers: String,
     /// A short run: worth a look, no more.
     quick: bool,
     took_seconds: u64,
@@ -58,12 +60,12 @@ impl Book {
         }
     }
 
-    pub fn put(&mut self, part: &str, options: &Options, postgres: &str, took: Duration, figures: Value) {
+    pub fn put(&mut self, part: &str, options: &Options, servers: &str, took: Duration, figures: Value) {
         let entry = Entry {
             measured_at: Utc::now().format("%Y-%m-%dT%H:%M:%SZ").to_string(),
             commit: machine::commit(),
             machine: machine::describe(),
-            postgres: postgres.to_owned(),
+            servers: servers.to_owned(),
             quick: options.quick,
             took_seconds: took.as_secs(),
             figures,
@@ -146,10 +148,10 @@ fn page(output: &Output, sections: &[(&str, &Entry, Section)]) -> Result<String>
     for (part, entry, section) in sections {
         writeln!(page, "\n## {}\n", section.title)?;
         let quick = if entry.quick { " A short run." } else { "" };
-        let Entry { measured_at, commit, machine, postgres, took_seconds, .. } = entry;
+        let Entry { measured_at, commit, machine, servers, took_seconds, .. } = entry;
         writeln!(
             page,
-            "`make bench PARTS={part}`, {measured_at}, commit {commit}, {took_seconds} s; {machine}, Postgres {postgres}.{quick}\n"
+            "`make bench PARTS={part}`, {measured_at}, commit {commit}, {took_seconds} s; {machine}, {servers}.{quick}\n"
         )?;
         page.push_str(wrapped(&section.text).trim_end());
         page.push('\n');

@@ -136,8 +136,13 @@ pub fn post(path: &str, headers: &str, body: &str) -> Vec<u8> {
 
 /// An order of each of the users `u0..`, over one cent.
 pub fn orders(path: &str, headers: &str, accounts: usize) -> Requests {
+    orders_of(path, headers, 0..accounts as u64)
+}
+
+/// An order of each of these users `uN`, over one cent.
+pub fn orders_of(path: &str, headers: &str, users: impl Iterator<Item = u64>) -> Requests {
     let order = |user| post(path, headers, &format!(r#"{{"userId":"u{user}","amount":0.01,"description":"a small book"}}"#));
-    (0..accounts).map(order).collect()
+    users.map(order).collect()
 }
 
 /// A deposit of a cent to each of the users `u0..`.

@@ -94,6 +94,12 @@ pub async fn backlog_decided(bench: &Bench, shop: &mut Shop<'_>, backlog: usize,
     shop.place(backlog, accounts).await?;
     Progress::begin().until(&shop.requests_published(), before, count).await?;
     shop.stop("relay").await?;
+    waiting_decided(bench, shop, backlog).await
+}
+
+/// In a shop whose payments and relay do not run: payments is started over the requests that lie on Kafka.
+pub async fn waiting_decided(bench: &Bench, shop: &mut Shop<'_>, backlog: usize) -> Result<Decided> {
+    let count = backlog as i64;
     bench.servers.checkpoint().await?;
     let decided = shop.decided().await?;
     let from = decided.read().await?;

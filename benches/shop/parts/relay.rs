@@ -12,12 +12,14 @@ use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 use super::super::figures::{Latency, Rate, Rates, Spread, Target};
+use super::super::load;
 use super::super::report::Section;
 use super::super::rig::{Progress, Shop};
 use super::super::{Bench, Result, step};
 use super::SPREAD;
 
-const COUNTED: [&str; 2] = ["relay", "postgres"];
+/// Whose CPU a row is said to cost.
+pub const COUNTED: [&str; 2] = ["relay", "postgres"];
 const SINGLY_PER_SECOND: u64 = 200;
 const FETCH_BYTES_MAX: i32 = 256 * 1024;
 const TRIPS: usize = 200;
@@ -47,22 +49,26 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     for round in 0..rounds {
         step(&format!("relay: round {} of {rounds}, {rows} rows", round + 1));
         let mut shop = Shop::open(&bench.servers, &["orders"]).await?;
-        shop.place(rows, SPREAD).await?;
-        bench.servers.checkpoint().await?;
-        let published = shop.requests_published();
-        let from = published.read().await?;
-        drop(published);
-        let (cpu, begun) = (shop.cpu(), Progress::begin());
-        shop.start("relay").await?;
-        let progress = begun.until(&shop.requests_published(), from, rows as i64).await?;
-        let rate = Rate::new(progress.steady(), rows as f64, &cpu, &shop.cpu());
+        let (rate, from_start) = backlog_relayed(bench, &mut shop, load::orders("/api/Orders", "", SPREAD), rows).await?;
         steady.0.push(rate);
-        whole.each.push(progress.whole());
+        whole.each.push(from_start);
         shop.close().await?;
     }
     step("relay: orders one by one, 200 a second");
     let (from_answer, from_due, trip) = singly(bench, bench.options.time(5, 20)).await?;
     Ok(Figures { rows, steady, whole, from_answer, from_due: Some(from_due), from_sending: None, trip })
+}
+
+/// In a shop whose relay does not run: lets so many orders come to lie in the outbox, then starts it. Rows a second from the first acknowledged
+/// record to the last, and from the process's start.
+pub async fn backlog_relayed(bench: &Bench, shop: &mut Shop<'_>, requests: load::Requests, rows: usize) -> Result<(Rate, f64)> {
+    shop.send(requests, rows).await?;
+    bench.servers.checkpoint().await?;
+    let from = shop.requests_published().read().await?;
+    let (cpu, begun) = (shop.cpu(), Progress::begin());
+    shop.start("relay").await?;
+    let progress = begun.until(&shop.requests_published(), from, rows as i64).await?;
+    Ok((Rate::new(progress.steady(), rows as f64, &cpu, &shop.cpu()), progress.whole()))
 }
 
 /// When the request of an order arrived at a waiting reader.

@@ -55,17 +55,17 @@ pub struct Figures {
 
 /// An open loop at one rate.
 #[derive(Debug, Serialize, Deserialize)]
-struct Run {
+pub struct Run {
     /// Of the most.
     share: f64,
     seconds: f64,
     per_second: f64,
     refused: u64,
-    post: Latency,
-    finished: Latency,
+    pub post: Latency,
+    pub finished: Latency,
     /// A page written and synced beside it.
     disk: Latency,
-    cost: Rate,
+    pub cost: Rate,
 }
 
 pub async fn measure(bench: &Bench) -> Result<Figures> {
@@ -139,6 +139,11 @@ async fn most(shop: &Shop<'_>, time: Duration) -> Result<(f64, Rate)> {
     let progress = begun.until(&finished, from, count as i64).await?;
     let rate = Rate::new(progress.whole(), count as f64, &cpu, &shop.cpu()).loaded(ran.cpu, count as f64);
     Ok((progress.whole(), rate))
+}
+
+/// An open loop at this rate, where it is not asked what part of the most that is.
+pub async fn at_rate(bench: &Bench, shop: &Shop<'_>, per_second: f64, time: Duration) -> Result<Run> {
+    Ok(open_loop(bench, shop, per_second, 1.0, time).await?.0)
 }
 
 async fn open_loop(bench: &Bench, shop: &Shop<'_>, most: f64, share: f64, time: Duration) -> Result<(Run, Vec<Waiting>)> {

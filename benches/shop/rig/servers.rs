@@ -108,9 +108,11 @@ impl Servers {
         self.execute("postgres", "checkpoint").await
     }
 
-    pub async fn version(&self) -> Result<String> {
+    /// Of both, in words.
+    pub async fn versions(&self) -> Result<String> {
         let client = self.connect("postgres").await?;
-        Ok(client.query_one("show server_version", &[]).await?.try_get(0)?)
+        let postgres: String = client.query_one("show server_version", &[]).await?.try_get(0)?;
+        Ok(format!("Postgres {postgres}, Kafka {}", kafka_version()?))
     }
 
     /// The log under a prefix of its own.
@@ -212,6 +214,16 @@ fn kafka(dir: &Path, verb: &str) -> Command {
         command.args(["--port", "0"]);
     }
     command
+}
+
+/// The environment's say over the one that `scripts/kafka/pom.xml` names, as the script has it.
+fn kafka_version() -> Result<String> {
+    if let Some(version) = std::env::var("SHOPD_KAFKA_VERSION").ok().filter(|version| !version.is_empty()) {
+        return Ok(version);
+    }
+    let pom = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka/pom.xml"))?;
+    let named = pom.split_once("<kafka.version>").and_then(|(_, after)| after.split_once('<'));
+    Ok(named.ok_or("scripts/kafka/pom.xml names no version")?.0.to_owned())
 }
 
 fn said(verb: &str, output: &Output) -> Result<String> {

@@ -142,7 +142,11 @@ impl<'s> Shop<'s> {
 
     /// Accepts `count` orders over `accounts`.
     pub async fn place(&self, count: usize, accounts: usize) -> Result<load::Ran> {
-        let requests = load::orders("/api/Orders", "", accounts);
+        self.send(load::orders("/api/Orders", "", accounts), count).await
+    }
+
+    /// Sends `count` requests to the orders role, these by turns.
+    pub async fn send(&self, requests: load::Requests, count: usize) -> Result<load::Ran> {
         Load::counted(self.address("orders"), requests, FILLING, count, FILLING_TIME).run_accepted().await
     }
 
