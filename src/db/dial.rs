@@ -1,14 +1,17 @@
 //! The way to a database's hosts, one after the other, each within its share of the time: one that takes a connection and then says nothing
 //! must leave time for the one behind it.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rand::seq::SliceRandom;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::Instant;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
 use tokio_util::either::Either;
@@ -17,6 +20,8 @@ pub(super) type Stream = Either<TcpStream, UnixStream>;
 
 /// Where a URL without one looks.
 const PORT: u16 = 5432;
+/// So long a host that used up its share of the time is tried behind the others: each new connection would pay for it again.
+const LATE_FOR: Duration = Duration::from_secs(30);
 
 /// One of a URL's hosts.
 pub(super) struct Place {
@@ -51,7 +56,34 @@ pub(super) fn places(config: &Config) -> Vec<Place> {
     places
 }
 
+/// Hosts of a URL, and addresses of a host, that did not let us in within their share of the time, and since when.
+#[derive(Debug, Default)]
+pub(super) struct Late(Mutex<BTreeMap<Arc<str>, Instant>>);
+
+impl Late {
+    pub fn note(&self, name: Arc<str>) {
+        let mut late = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        late.retain(|_, since| since.elapsed() < LATE_FOR);
+        late.insert(name, Instant::now());
+    }
+
+    pub fn forget(&self, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+
+    /// Those behind the others; else the order stays.
+    pub fn behind<T>(&self, tried: &mut [T], name: impl Fn(&T) -> Arc<str>) {
+        let late = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tried.sort_by_key(|one| late.get(&name(one)).is_some_and(|since| since.elapsed() < LATE_FOR));
+    }
+}
+
 impl Place {
+    /// Of all of a URL's.
+    pub fn key(&self) -> Arc<str> {
+        Arc::from(format!("{:?}:{}", self.host, self.port))
+    }
+
     /// # Errors
     /// Where its name is not known.
     pub async fn addresses(&self, config: &Config) -> io::Result<Vec<Address>> {
@@ -110,6 +142,25 @@ impl Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_host_that_was_late_is_tried_behind_the_others_for_a_while() {
+        let config: Config = "postgres://u@a,b,c/d".parse().unwrap();
+        let late = Late::default();
+        let order = || {
+            let mut places = places(&config);
+            late.behind(&mut places, Place::key);
+            places.into_iter().map(|place| place.name).collect::<String>()
+        };
+        late.note(places(&config)[0].key());
+        assert_eq!(order(), "bca");
+        late.note(places(&config)[1].key());
+        assert_eq!(order(), "cab");
+        late.forget(&places(&config)[0].key());
+        assert_eq!(order(), "acb");
+        tokio::time::advance(LATE_FOR).await;
+        assert_eq!(order(), "abc");
+    }
 
     #[test]
     fn every_host_has_its_own_port_or_the_one_of_all_and_an_address_goes_before_its_name() {

@@ -15,7 +15,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::PostgresTarget;
 
-use super::dial::{self, Address, Stream};
+use super::dial::{self, Address, Late, Place, Stream};
 use super::error::{self, DbError};
 use super::line::{Above, Line, Traffic};
 use super::watch::Peer;
@@ -30,10 +30,11 @@ const LATE: &str = "it did not let us in within its share of the time";
 type Tls = <MakeRustlsConnect as MakeTlsConnect<Stream>>::TlsConnect;
 type Driver = Connection<Line<Stream>, Line<<Tls as TlsConnect<Stream>>::Stream>>;
 
-/// Cheap to clone; all connections of it share the sessions of TLS.
+/// Cheap to clone; all connections of it share the sessions of TLS, and what is known of the URL's hosts.
 #[derive(Clone)]
 pub(super) struct Door {
     tls: MakeRustlsConnect,
+    late: Arc<Late>,
     or_plain: bool,
 }
 
@@ -54,45 +55,66 @@ impl Door {
     pub fn new(target: &PostgresTarget) -> Result<Self, DbError> {
         let mut client = target.client().map_err(|problem| DbError::Defect(problem.to_string()))?;
         client.alpn_protocols = vec![PROTOCOL.to_vec()];
-        Ok(Self { tls: MakeRustlsConnect::new(client), or_plain: target.tls.or_plain })
+        Ok(Self { tls: MakeRustlsConnect::new(client), late: Arc::default(), or_plain: target.tls.or_plain })
     }
 
     /// A connection as `config` describes it, to the first host that lets us in and is what the URL looks for. All of it within `bound`: each
-    /// host has an even share of what is left, and each of its addresses an even share of that.
+    /// host has an even share of what is left, and each of its addresses an even share of that. One that used it up is tried last for a while.
     ///
     /// # Errors
     /// What each host said.
     pub async fn open(&self, config: &Config, bound: Duration) -> Result<Opened, Closed> {
         let until = Instant::now() + bound;
-        let places = dial::places(config);
+        let mut places = dial::places(config);
+        self.late.behind(&mut places, Place::key);
         let mut closed = Closed::default();
         for (at, place) in places.iter().enumerate() {
-            let until = share(until, places.len() - at);
-            let addresses = match timeout_at(until, place.addresses(config)).await {
-                Ok(Ok(found)) => found,
-                Ok(Err(error)) => {
-                    closed.add(format!("error connecting to server: {error}"));
-                    continue;
+            let late = closed.late;
+            match self.open_at(place, config, share(until, places.len() - at), &mut closed).await {
+                Some(opened) => {
+                    self.late.forget(&place.key());
+                    return Ok(opened);
                 }
-                Err(_) => {
-                    closed.add(LATE.to_owned());
-                    continue;
-                }
-            };
-            for (at, address) in addresses.iter().enumerate() {
-                match timeout_at(share(until, addresses.len() - at), self.enter(address, &place.name, config)).await {
-                    Ok(Ok(opened)) => return Ok(opened),
-                    Ok(Err(refused)) => {
-                        if refused.is_an_answer() {
-                            closed.answered.push(address.name());
-                        }
-                        closed.add(refused.to_string());
-                    }
-                    Err(_) => closed.add(LATE.to_owned()),
-                }
+                None if closed.late > late => self.late.note(place.key()),
+                None => {}
             }
         }
         Err(closed)
+    }
+
+    /// To the first of a host's addresses; what the others said is added.
+    async fn open_at(&self, place: &Place, config: &Config, until: Instant, closed: &mut Closed) -> Option<Opened> {
+        let mut addresses = match timeout_at(until, place.addresses(config)).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(error)) => {
+                closed.add(format!("error connecting to server: {error}"));
+                return None;
+            }
+            Err(_) => {
+                closed.add_late();
+                return None;
+            }
+        };
+        self.late.behind(&mut addresses, Address::name);
+        for (at, address) in addresses.iter().enumerate() {
+            match timeout_at(share(until, addresses.len() - at), self.enter(address, &place.name, config)).await {
+                Ok(Ok(opened)) => {
+                    self.late.forget(&address.name());
+                    return Some(opened);
+                }
+                Ok(Err(refused)) => {
+                    if refused.is_an_answer() {
+                        closed.answered.push(address.name());
+                    }
+                    closed.add(refused.to_string());
+                }
+                Err(_) => {
+                    self.late.note(address.name());
+                    closed.add_late();
+                }
+            }
+        }
+        None
     }
 
     /// With `sslmode=prefer` it is tried plain where TLS does not come about, or where the server lets this user in without it only, as
@@ -145,6 +167,8 @@ pub(super) struct Closed {
     refusals: Vec<String>,
     /// The addresses of those who refused us by themselves.
     pub answered: Vec<Arc<str>>,
+    /// How many used up their share of the time.
+    late: usize,
 }
 
 impl Closed {
@@ -153,6 +177,11 @@ impl Closed {
         if !self.refusals.contains(&refusal) {
             self.refusals.push(refusal);
         }
+    }
+
+    fn add_late(&mut self) {
+        self.late += 1;
+        self.add(LATE.to_owned());
     }
 }
 

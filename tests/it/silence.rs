@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use diesel_async::SimpleAsyncConnection;
@@ -136,4 +137,27 @@ async fn a_server_that_hangs_is_left_also_where_its_successor_has_the_same_addre
     let outcome = waits.await.expect("it is told");
     assert!(matches!(outcome, Err(DbError::Unavailable(_))) && since.elapsed() >= BOUND, "{outcome:?}");
     until("the successor is asked", async || db.ping(CONNECT).await.is_ok()).await;
+}
+
+/// Red where nobody remembers who was late: each new connection would spend half of its time at the first host.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_host_that_takes_connections_and_says_nothing_costs_the_first_of_them_and_not_each() {
+    let cluster = Cluster::new(&[]).await;
+    let (_keep, to) = watch::channel(socket(&cluster));
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, tried) = (silent.local_addr().unwrap(), Arc::new(AtomicUsize::new(0)));
+    let counted = tried.clone();
+    tokio::spawn(async move {
+        let mut held = Vec::new();
+        while let Ok((client, _)) = silent.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            held.push(client);
+        }
+    });
+    let url = format!("postgres://shopd@{address},{}/postgres?sslmode=disable&target_session_attrs=read-write", balancer(to).await);
+    let db = connect(&url);
+    for _ in 0..3 {
+        db.dedicated().await.unwrap().batch_execute("select 1").await.unwrap();
+    }
+    assert_eq!(tried.load(Ordering::SeqCst), 1);
 }
