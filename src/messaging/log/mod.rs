@@ -93,7 +93,7 @@ pub enum LogError {
     /// The broker does not let us in, or is not who it should be: credentials or certificates are wrong.
     #[error("not let in by the broker: {0}")]
     Refused(String),
-    #[error("unknown topic {0}")]
+    #[error("topic {0} is not there, or this user may not see it")]
     UnknownTopic(String),
     /// The record can never be appended. `index` is its place in [`AppendError::unacknowledged`].
     #[error("record of {bytes} bytes is above the limit of {bytes_max}")]

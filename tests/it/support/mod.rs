@@ -1,6 +1,7 @@
 //! What the tests stand on.
 #![allow(dead_code, reason = "not every module of tests uses everything")]
 
+pub mod acl;
 pub mod books;
 pub mod brokers;
 pub mod cluster;

@@ -240,7 +240,7 @@ fn prepare(dir: &Path, [ssl, sasl_ssl, sasl_plaintext]: [u16; 3]) {
 }
 
 /// Below the range that the system hands out, and beside those of the brokers' own.
-fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+pub(super) fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
     let random = || std::iter::repeat_with(|| fastrand::u16(28_100..30_000)).take(100);
     let free = |port| std::net::TcpListener::bind(("127.0.0.1", port)).ok().map(|held| (port, held));
     // Each is held until all are found: no two are the same.

@@ -213,10 +213,14 @@ impl Four {
     }
 
     /// The roles one after the other, over databases that are migrated already.
-    pub async fn on_migrated(mut env: Vec<(String, String)>) -> Self {
-        let orders = Process::start(&["orders"], &env);
-        let payments = Process::start(&["payments"], &env);
-        let relay = Process::start(&["relay"], &env);
+    pub async fn on_migrated(env: Vec<(String, String)>) -> Self {
+        Self::on_migrated_each(env, |_| Vec::new()).await
+    }
+
+    /// With further variables of each role's own.
+    pub async fn on_migrated_each(mut env: Vec<(String, String)>, own: impl Fn(&str) -> Vec<(String, String)>) -> Self {
+        let start = |role: &str| Process::start(&[role], &[env.clone(), own(role)].concat());
+        let [orders, payments, relay] = ["orders", "payments", "relay"].map(start);
         env.push(("SHOPD__GATEWAY__ORDERS_URLS".into(), orders.address("orders").await));
         env.push(("SHOPD__GATEWAY__PAYMENTS_URLS".into(), payments.address("payments").await));
         let gateway = Process::start(&["gateway"], &env);

@@ -190,7 +190,8 @@ impl Log for KafkaLog {
             }
             Ok(())
         };
-        bounded(self.request_timeout, "waiting for new topics", listed).await?
+        bounded(self.request_timeout, "waiting until new topics are listed, as they are to whoever may describe them", listed)
+            .await?
     }
 
     async fn partitions(&self, topic: &str) -> Result<i32, LogError> {
