@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 
 use crate::log::{read, record, until_it_answers, values};
 use crate::support::inside::until;
-use crate::support::secure::{DATABASES, Database, NAME, OTHER_DATABASES, PASSWORD, SESSION, SecureBroker, files};
+use crate::support::secure::{DATABASES, Database, NAME, OTHER_DATABASES, PASSWORD, SESSION, SecureBroker, files, variables};
 use crate::support::shop::{Client, Four, Process, poll};
 
 /// What waits for servers that are away waits longer.
@@ -21,23 +21,6 @@ const WRONG: &str = "hunter2";
 
 fn full() -> String {
     format!("sslmode=verify-full&sslrootcert={}", files().path("ca.pem").display())
-}
-
-/// The variables for a broker that is reached like this.
-fn variables(kafka: &KafkaConfig) -> Vec<(String, String)> {
-    let text = |path: &Option<std::path::PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
-    [
-        ("BOOTSTRAP_SERVERS", kafka.bootstrap_servers.join(",")),
-        ("SECURITY_PROTOCOL", kafka.security_protocol.as_str().to_owned()),
-        ("SSL_CA_FILE", text(&kafka.ssl_ca_file)),
-        ("SASL_MECHANISM", kafka.sasl_mechanism.as_str().to_owned()),
-        ("SASL_USERNAME", kafka.sasl_username.clone().unwrap_or_default()),
-        ("SASL_PASSWORD", kafka.sasl_password.as_ref().map(|password| password.expose().to_owned()).unwrap_or_default()),
-    ]
-    .into_iter()
-    .filter(|(_, value)| !value.is_empty())
-    .map(|(name, value)| (format!("SHOPD__KAFKA__{name}"), value))
-    .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -17,6 +17,7 @@ use super::super::report::Section;
 use super::super::rig::{Progress, Shop};
 use super::super::{Bench, Result, step};
 use super::SPREAD;
+use super::intake::AT_ORDERS;
 
 /// Whose CPU a row is said to cost.
 pub const COUNTED: [&str; 2] = ["relay", "postgres"];
@@ -49,7 +50,7 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     for round in 0..rounds {
         step(&format!("relay: round {} of {rounds}, {rows} rows", round + 1));
         let mut shop = Shop::open(&bench.servers, &["orders"]).await?;
-        let (rate, from_start) = backlog_relayed(bench, &mut shop, load::orders("/api/Orders", "", SPREAD), rows).await?;
+        let (rate, from_start) = backlog_relayed(bench, &mut shop, load::orders(AT_ORDERS.path, "", SPREAD), rows).await?;
         steady.0.push(rate);
         whole.each.push(from_start);
         shop.close().await?;

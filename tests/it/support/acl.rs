@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut};
-use shopd::config::KafkaConfig;
+use shopd::config::{KafkaConfig, SaslMechanism, Secret, SecurityProtocol};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::kafka::{self, Broker};
-use super::secure::{PASSWORD, free_ports};
+use super::secure::{self, PASSWORD, free_ports};
 
 /// The broker takes what comes through its plain listener for the administrator's.
 pub struct GuardedBroker {
@@ -54,15 +54,13 @@ impl GuardedBroker {
 
     /// The variables of a role that goes there as this user.
     pub fn variables(&self, user: &str) -> Vec<(String, String)> {
-        [
-            ("BOOTSTRAP_SERVERS", format!("127.0.0.1:{}", self.port)),
-            ("SECURITY_PROTOCOL", "SASL_PLAINTEXT".to_owned()),
-            ("SASL_MECHANISM", "SCRAM-SHA-512".to_owned()),
-            ("SASL_USERNAME", user.to_owned()),
-            ("SASL_PASSWORD", PASSWORD.to_owned()),
-        ]
-        .map(|(name, value)| (format!("SHOPD__KAFKA__{name}"), value))
-        .to_vec()
+        secure::variables(&KafkaConfig {
+            security_protocol: SecurityProtocol::SaslPlaintext,
+            sasl_mechanism: SaslMechanism::ScramSha512,
+            sasl_username: Some(user.to_owned()),
+            sasl_password: Some(Secret::new(PASSWORD)),
+            ..kafka::config(&format!("127.0.0.1:{}", self.port))
+        })
     }
 
     /// As the administrator; by the protocol's own words, because its tools are not among the jars.

@@ -203,6 +203,23 @@ impl SecureBroker {
     }
 }
 
+/// The variables for a broker that is reached like this.
+pub fn variables(kafka: &KafkaConfig) -> Vec<(String, String)> {
+    let text = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    [
+        ("BOOTSTRAP_SERVERS", kafka.bootstrap_servers.join(",")),
+        ("SECURITY_PROTOCOL", kafka.security_protocol.as_str().to_owned()),
+        ("SSL_CA_FILE", text(&kafka.ssl_ca_file)),
+        ("SASL_MECHANISM", kafka.sasl_mechanism.as_str().to_owned()),
+        ("SASL_USERNAME", kafka.sasl_username.clone().unwrap_or_default()),
+        ("SASL_PASSWORD", kafka.sasl_password.as_ref().map(|password| password.expose().to_owned()).unwrap_or_default()),
+    ]
+    .into_iter()
+    .filter(|(_, value)| !value.is_empty())
+    .map(|(name, value)| (format!("SHOPD__KAFKA__{name}"), value))
+    .collect()
+}
+
 fn prepare(dir: &Path, [ssl, sasl_ssl, sasl_plaintext]: [u16; 3]) {
     let server = format!("{}{}", files().text("server.key"), files().text("server.pem"));
     std::fs::write(dir.join("server.pem"), server).expect("a file");
