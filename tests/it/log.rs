@@ -61,19 +61,13 @@ pub fn now() -> DateTime<Utc> {
     DateTime::from_timestamp_millis(Utc::now().timestamp_millis()).expect("a time of today")
 }
 
-/// Reads a partition from `from` until `count` records came. A broker that has not heard yet that it leads a new topic is asked again.
+/// Reads a partition from `from` until `count` records came.
 pub async fn read(log: &dyn Log, topic: &str, partition: i32, from: i64, count: usize) -> Vec<StoredRecord> {
     let mut records: Vec<StoredRecord> = Vec::new();
     let mut next = from;
     let reading = async {
         while records.len() < count {
-            let fetched = match log.fetch(topic, partition, next, BYTES_MAX).await {
-                Err(error) if error.is_transient() => {
-                    poll().await;
-                    continue;
-                }
-                fetched => fetched.expect("a fetch"),
-            };
+            let fetched = log.fetch(topic, partition, next, BYTES_MAX).await.expect("a fetch");
             assert!(fetched.next_offset >= next && fetched.end_offset >= fetched.next_offset, "{fetched:?}");
             next = fetched.next_offset;
             records.extend(fetched.records);

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use shopd::messaging::log::partitioner::partition_of;
-use shopd::messaging::log::{LogError, Record};
+use shopd::messaging::log::{Log, LogError, Record};
 
 use super::{BYTES_MAX, FETCH_WAIT, LONG, Subject, offsets, read, record, until_it_answers, values};
 
@@ -79,12 +79,18 @@ pub async fn records_of_a_key_lie_in_its_partition_in_order_and_whole(subject: S
     }
 }
 
+/// A broker is told a moment later that it leads a new topic. An append waits for that and so does this, a fetch does not: it is tried again.
+async fn is_led(log: &dyn Log) {
+    assert_eq!(log.bounds("events", 0).await.unwrap(), (0, 0));
+}
+
 pub async fn appenders_side_by_side_leave_no_holes_for_a_tailing_reader(subject: Subject) {
     const APPENDERS: usize = 4;
     const APPENDS: usize = 20;
     const TOTAL: usize = APPENDERS * APPENDS * 10;
     let log = subject.open();
     log.create_topics(&["events"], 1).await.unwrap();
+    is_led(&*log).await;
 
     let append = |appender: usize| {
         let log = subject.open();
@@ -160,6 +166,7 @@ pub async fn an_idle_fetch_returns_empty_after_its_wait(subject: Subject) {
 pub async fn a_dropped_fetch_holds_up_nobody(subject: Subject) {
     let log = subject.open();
     log.create_topics(&["events"], 1).await.unwrap();
+    is_led(&*log).await;
     for _ in 0..5 {
         let dropped = tokio::time::timeout(Duration::from_millis(40), log.fetch("events", 0, 0, BYTES_MAX)).await;
         assert!(dropped.is_err(), "{dropped:?}");
