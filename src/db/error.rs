@@ -73,13 +73,17 @@ impl From<tokio_postgres::Error> for DbError {
     }
 }
 
-/// Of an error that makes or ends a connection.
+/// Of an error that makes or ends a connection; with the server's code, because its text may be in any language.
 pub(super) fn text(error: &tokio_postgres::Error) -> String {
     use std::error::Error as _;
-    match (tls::refusal(error), error.source()) {
+    let said = match (tls::refusal(error), error.source()) {
         (Some(refusal), _) => refusal,
         (None, Some(cause)) => format!("{error}: {cause}"),
         (None, None) => error.to_string(),
+    };
+    match error.code() {
+        Some(code) => format!("{said} (SQLSTATE {})", code.code()),
+        None => said,
     }
 }
 

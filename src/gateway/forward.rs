@@ -71,6 +71,11 @@ pub enum Travels {
     Together,
 }
 
+/// Whether a header goes on with a request: its client may have named it as one of its connection.
+pub fn carries(incoming: &HeaderMap, name: &HeaderName) -> bool {
+    incoming.contains_key(name) && !is_hop_by_hop(name.as_str(), &named_by_connection(incoming))
+}
+
 /// Writes the header lines under which a request goes on. `Host` and the body's length are the connection's to write; `Expect` was met
 /// by the server already.
 pub fn request(incoming: &HeaderMap, hop: &Hop<'_>, travels: Travels, out: &mut BytesMut) {
@@ -212,6 +217,19 @@ mod tests {
 
     const STAMP: &str = "01890a5d-ac96-774b-bcce-b302099a8057";
     const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[test]
+    fn a_key_that_its_client_named_as_one_of_the_connection_does_not_go_on() {
+        let key = ("idempotency-key", "k");
+        for (headers, goes_on) in [
+            (&[key][..], true),
+            (&[key, ("connection", "close, X-Mine")], true),
+            (&[key, ("connection", "x-mine, Idempotency-Key")], false),
+            (&[("connection", "close")], false),
+        ] {
+            assert_eq!(carries(&map(headers), &names::IDEMPOTENCY_KEY), goes_on, "{headers:?}");
+        }
+    }
 
     fn sent_from(incoming: &HeaderMap, peer: IpAddr, stamp: Option<&'static str>) -> HeaderMap {
         sent(incoming, peer, stamp, Travels::Alone)

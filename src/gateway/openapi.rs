@@ -234,7 +234,11 @@ fn own_components() -> Value {
 }
 
 fn own_paths(knows_orders: bool) -> Map<String, Value> {
-    let get = |id: &str, summary: &str, responses: Value| json!({"get": {"tags": [TAG], "operationId": id, "summary": summary, "responses": responses}});
+    let get = |id: &str, summary: &str, path: &str, mut responses: Value| {
+        let refusals = problem_answers(&[Code::PayloadTooLarge, Code::HeadTooLarge], path);
+        responses.as_object_mut().into_iter().for_each(|all| all.extend(refusals.clone()));
+        (path.to_owned(), json!({"get": {"tags": [TAG], "operationId": id, "summary": summary, "responses": responses}}))
+    };
     let page = json!({"200": {
         "description": "The page.", "headers": header_refs(&[]),
         "content": {"text/html": {"schema": {"type": "string"}, "example": "<!DOCTYPE html>"}},
@@ -246,9 +250,9 @@ fn own_paths(knows_orders: bool) -> Map<String, Value> {
     let root = json!({"302": {"description": "To the page.", "headers": header_refs(&["Location"])}});
     let mut paths = common_paths(GATEWAY);
     paths.extend([
-        ("/".to_owned(), get("root", "Where to begin", root)),
-        ("/swagger".to_owned(), get("swagger", "This document as a page", page)),
-        ("/swagger/v1/swagger.json".to_owned(), get("document", "This document", document)),
+        get("root", "Where to begin", "/", root),
+        get("swagger", "This document as a page", "/swagger", page),
+        get("document", "This document", "/swagger/v1/swagger.json", document),
         ("/api/users/{userId}/summary".to_owned(), summary(knows_orders)),
     ]);
     paths

@@ -36,9 +36,7 @@ pub async fn timeline(worker: &Worker, order: &str, context: &RequestContext) ->
     let orders = match orders.map_err(|error| worker::problem(ServiceName::Orders, error))? {
         Answer { status: StatusCode::OK, body: AnswerBody::Whole(bytes), .. } => read(&bytes)?,
         Answer { status: StatusCode::NOT_FOUND, .. } => return Err(Problem::new(Code::OrderNotFound, "No order has this id.")),
-        Answer { status: StatusCode::BAD_REQUEST, .. } => {
-            return Err(Problem::new(Code::InvalidOrderId, "The order id must be a UUID.").with_error("orderId", "must be a UUID"));
-        }
+        Answer { status: StatusCode::BAD_REQUEST, body, .. } => return Err(refused(&body)),
         Answer { status, .. } => {
             return Err(worker::problem(ServiceName::Orders, UpstreamError::Unavailable(format!("it answered {status}"))));
         }
@@ -51,6 +49,22 @@ pub async fn timeline(worker: &Worker, order: &str, context: &RequestContext) ->
     };
     let body = Body { timeline: merge(orders, payments), partial: missing.map(|_| true), missing };
     Ok(HttpResponse::Ok().json(body))
+}
+
+/// As orders refused it: no text, or none that is an order's id.
+fn refused(body: &AnswerBody) -> Problem {
+    #[derive(serde::Deserialize)]
+    struct Coded {
+        code: String,
+    }
+    let coded = match body {
+        AnswerBody::Whole(bytes) => serde_json::from_slice::<Coded>(bytes).ok(),
+        AnswerBody::Stream { .. } => None,
+    };
+    match coded.is_some_and(|coded| coded.code == Code::InvalidRequest.as_str()) {
+        true => Problem::invalid("orderId", "The path's percent-encoding is malformed."),
+        false => Problem::new(Code::InvalidOrderId, "The order id must be a UUID.").with_error("orderId", "must be a UUID"),
+    }
 }
 
 fn read(bytes: &[u8]) -> Result<Part, Problem> {

@@ -109,7 +109,7 @@ impl Worker {
         let peer = req.peer_addr().map(|peer| peer.ip().to_canonical());
         // Beside GET everything has an effect.
         let stamp = (req.method() != Method::GET).then(|| Uuid::now_v7().hyphenated().to_string());
-        let own_key = stamp.is_some() && !req.headers().contains_key(&names::IDEMPOTENCY_KEY);
+        let own_key = stamp.is_some() && !forward::carries(req.headers(), &names::IDEMPOTENCY_KEY);
         let way = self.way(peer, host);
         let asked = Asked::now(service, req.method().clone(), context);
         let traceparent = asked.trace.traceparent();

@@ -24,7 +24,7 @@ use super::context::RequestContext;
 use super::paths::Paths;
 use super::problem::Problem;
 use super::server::{Exchange, InProgress};
-use super::{drain, head, metrics, names, render};
+use super::{drain, extract, head, metrics, names, render};
 use crate::telemetry::{Span, Tracer, Work};
 
 /// What of a request its answer needs, kept because the request itself goes to the handler.
@@ -124,18 +124,16 @@ where
         req.head_mut().method = Method::GET;
     }
     let body = drain::share(&mut req);
+    let refused = check(&asked, req.uri().query()).err();
     let answered = async move {
         // A panic costs its own request an answer, not its connection; the panic hook has logged it.
         let handler = AssertUnwindSafe(next.call(req)).catch_unwind();
-        let outcome = match asked.context.deadline {
-            // Who waits for the end of such a body waits for the client to leave.
-            _ if asked.upgrades && ![Method::GET, Method::HEAD].contains(&asked.method) => {
-                Ok(Err(Problem::invalid("Upgrade", "A WebSocket begins with a GET.").into()))
-            }
-            None => handler.await,
+        let outcome = match (refused, asked.context.deadline) {
+            (Some(problem), _) => Ok(Err(problem.into())),
+            (None, None) => handler.await,
             // A handler that is dropped leaves nothing half done: what writes runs in tasks of its own, to its end or not at all
             // (`db::group`, `db::pool`), and a stamp lets the gateway ask again for what may have been done.
-            Some(deadline) => match tokio::time::timeout_at(deadline.into(), handler).await {
+            (None, Some(deadline)) => match tokio::time::timeout_at(deadline.into(), handler).await {
                 Ok(outcome) => outcome,
                 Err(_) => Ok(Err(Problem::unavailable("no answer within the gateway's deadline").into())),
             },
@@ -162,6 +160,21 @@ fn spell(req: &mut ServiceRequest, paths: Paths) {
     let Ok(uri) = Uri::from_parts(parts) else { return };
     req.match_info_mut().get_mut().update(&uri);
     req.head_mut().uri = uri;
+}
+
+/// What no route would tell its client, or not at once.
+fn check(asked: &Asked, query: Option<&str>) -> Result<(), Problem> {
+    // Who waits for the end of such a body waits for the client to leave.
+    if asked.upgrades && ![Method::GET, Method::HEAD].contains(&asked.method) {
+        return Err(Problem::invalid("Upgrade", "A WebSocket begins with a GET."));
+    }
+    // Here, and not where one is read: a route that reads none would place an order.
+    query.filter(|_| is_api(&asked.path)).map_or(Ok(()), extract::check_query)
+}
+
+/// In any case, as routes are matched.
+fn is_api(path: &str) -> bool {
+    path.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("/api/"))
 }
 
 /// As the framework sees it, which then reads no length.

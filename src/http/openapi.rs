@@ -246,7 +246,7 @@ pub fn common_paths(role: &str) -> Map<String, Value> {
         json!({"description": status, "headers": header_refs(&[]), "content": {"application/json": {"schema": schema, "example": example}}})
     };
     let get = |id: &str, summary: &str, mut responses: Value| {
-        let refusals = problem_answers(&[Code::HeadTooLarge], "/health/live");
+        let refusals = problem_answers(&[Code::PayloadTooLarge, Code::HeadTooLarge], "/health/live");
         responses.as_object_mut().into_iter().for_each(|all| all.extend(refusals.clone()));
         json!({"get": {"operationId": id, "summary": summary, "tags": ["Operation"], "responses": responses}})
     };

@@ -75,7 +75,7 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405, "Method not allowed";
     /// There is no such route.
     RouteNotFound = "route_not_found", 404, "Route not found";
-    /// The head of the request (its line and headers) is larger than 128 KiB or has more than 96 headers.
+    /// The head of the request (its line and headers) is larger than 128 KiB (64 over HTTP/2) or has more than 96 headers.
     HeadTooLarge = "head_too_large", 431, "Request head too large";
     /// The head of the request did not arrive in time.
     RequestTimeout = "request_timeout", 408, "Request timeout";

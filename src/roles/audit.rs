@@ -1,7 +1,6 @@
 //! `shopd audit`: whether anything was lost or charged twice, said to people or, as JSON, to programs.
 
 use std::io::Write;
-use std::sync::Arc;
 
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
@@ -10,7 +9,6 @@ use crate::audit::{Audit, AuditError, Offence, Report};
 use crate::config::{Config, Secret};
 use crate::db::{Db, Subject};
 use crate::embedded;
-use crate::messaging::log::{PostgresLog, SharedLog};
 use crate::shutdown::Shutdown;
 
 use super::{RoleError, all};
@@ -46,11 +44,7 @@ async fn audit(config: &Config) -> Result<Report, RoleError> {
 }
 
 async fn on(config: &Config, orders: &Secret, payments: &Secret, log: &Secret) -> Result<Report, RoleError> {
-    let log: SharedLog = if config.kafka.bootstrap_servers.is_empty() {
-        Arc::new(PostgresLog::new(Db::new(log, "audit", &config.database)?, &config.log, config.kafka.fetch_wait))
-    } else {
-        super::kafka(config)?
-    };
+    let log = super::log(config, log, "audit")?;
     let (orders, payments) = (Db::for_audits(orders, &config.database)?, Db::for_audits(payments, &config.database)?);
     Ok(Audit { orders, payments, log }.run().await?)
 }

@@ -26,15 +26,17 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
 
 async fn migrate(config: Config) -> Result<(), RoleError> {
     if !config.data_dir_given {
-        let orders = super::database(config.orders.database_url.as_ref(), "orders.database_url", "migrate", &config)?;
+        let url = config.orders.database_url.as_ref().ok_or(RoleError::NotConfigured("orders.database_url"))?;
+        let orders = super::database(Some(url), "orders.database_url", "migrate", &config)?;
         let payments = super::database(config.payments.database_url.as_ref(), "payments.database_url", "migrate", &config)?;
         schemas(&payments, &[Schema::Payments], "payments").await?;
-        if config.kafka.bootstrap_servers.is_empty() {
+        let beside: &[Schema] = match config.kafka.bootstrap_servers.is_empty() {
             // `all` keeps its log beside the orders then.
-            return schemas(&orders, &[Schema::Orders, Schema::Log], "orders").await;
-        }
-        schemas(&orders, &[Schema::Orders], "orders").await?;
-        return topics(&super::kafka(&config)?, config.kafka.partitions).await;
+            true => &[Schema::Orders, Schema::Log],
+            false => &[Schema::Orders],
+        };
+        schemas(&orders, beside, "orders").await?;
+        return topics(&super::log(&config, url, "migrate")?, config.kafka.partitions).await;
     }
     // What `all` keeps in its data directory, whether `all` runs or not.
     let attached = embedded::attach(&all::options(&config)).await?;
@@ -49,7 +51,7 @@ async fn embedded_schemas(config: &Config, attached: &Attached) -> Result<(), Ro
         let db = Db::new(&attached.url(name), "migrate", &config.database)?;
         schemas(&db, &[schema], name).await?;
     }
-    Ok(())
+    topics(&super::log(config, &attached.url(all::LOG), "migrate")?, config.kafka.partitions).await
 }
 
 /// Waits for a server that refuses or is starting; fails at once on what waiting does not mend.
@@ -73,14 +75,17 @@ async fn schemas(db: &Db, schemas: &[Schema], name: &str) -> Result<(), RoleErro
     }
 }
 
-/// Credentials, names and certificates that are wrong stay wrong.
+/// Credentials, names and certificates that are wrong stay wrong. By the server's code where it lets nobody in, because the text beside it may
+/// be in its own language; by the text in a session, which speaks English, and where it is our side that refuses.
 fn hopeless(cause: &str) -> bool {
     [
+        // `invalid_authorization_specification` and `invalid_password`, `invalid_catalog_name`, `insufficient_privilege`.
+        "(SQLSTATE 28",
+        "(SQLSTATE 3D000)",
+        "(SQLSTATE 42501)",
+        // Poolers have the text, and a code of their own.
         "authentication failed",
         "does not exist",
-        "no pg_hba.conf entry",
-        "pg_hba.conf rejects",
-        "is not permitted to log in",
         "permission denied",
         "password missing",
         "invalid configuration",
@@ -107,6 +112,32 @@ async fn topics(log: &SharedLog, partitions: i32) -> Result<(), RoleError> {
                 tokio::time::sleep(RETRY).await;
             }
             Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrong_credentials_are_hopeless_in_any_language_and_a_server_that_starts_is_not() {
+        for cause in [
+            "db error: FATAL: Passwort-Authentifizierung für Benutzer »shop« fehlgeschlagen (SQLSTATE 28P01)",
+            "db error: FATAL: kein pg_hba.conf-Eintrag für Host »::1« (SQLSTATE 28000)",
+            "db error: FATAL: Datenbank »orders« existiert nicht (SQLSTATE 3D000)",
+            "db error: FATAL: keine Berechtigung für Datenbank »orders« (SQLSTATE 42501)",
+            "error connecting to server: refused; db error: FATAL: x (SQLSTATE 28P01)",
+            "invalid configuration: password missing",
+        ] {
+            assert!(hopeless(cause), "{cause}");
+        }
+        for cause in [
+            "db error: FATAL: das Datenbanksystem startet (SQLSTATE 57P03)",
+            "db error: FATAL: sorry, too many clients already (SQLSTATE 53300)",
+            "error connecting to server: Connection refused (os error 111)",
+        ] {
+            assert!(!hopeless(cause), "{cause}");
         }
     }
 }

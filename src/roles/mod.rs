@@ -18,7 +18,7 @@ use crate::db::{Db, DbError};
 use crate::embedded::EmbeddedError;
 use crate::gateway::{Gateway, GatewayError};
 use crate::http::{Health, Readiness, ServeError};
-use crate::messaging::log::{KafkaLog, LogError, SharedLog};
+use crate::messaging::log::{KafkaLog, LogError, PostgresLog, SharedLog};
 use crate::shutdown::Shutdown;
 
 /// Why a role ended otherwise than by a clean stop.
@@ -88,6 +88,15 @@ fn kafka(config: &Config) -> Result<SharedLog, RoleError> {
         return Err(RoleError::NotConfigured("kafka.bootstrap_servers"));
     }
     Ok(std::sync::Arc::new(KafkaLog::new(&config.kafka)))
+}
+
+/// Kafka; or, where none is configured, the log that `all` keeps in the database at `url`.
+fn log(config: &Config, url: &Secret, role: &str) -> Result<SharedLog, RoleError> {
+    if !config.kafka.bootstrap_servers.is_empty() {
+        return kafka(config);
+    }
+    let db = Db::new(url, role, &config.database)?;
+    Ok(std::sync::Arc::new(PostgresLog::new(db, &config.log, config.kafka.fetch_wait)))
 }
 
 /// A broker that is away hinders no service: what it accepts waits in its outbox. But it is named. Asked for shortly, because a probe's patience

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::history::History;
 use crate::support::postgres;
-use crate::support::shop::{All, poll};
+use crate::support::shop::{All, Process, poll};
 
 mod by_hand;
 
@@ -50,6 +50,25 @@ pub fn brief(summary: &Value) -> String {
         .collect();
     let found = if found.is_empty() { "nothing offends".to_owned() } else { found.join(", ") };
     format!("{} orders, {} payments, {} records: {found}", summary["orders"], summary["payments"], summary["records"])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_migrate_leaves_can_be_audited_though_nothing_has_run_yet() {
+    let databases = [("SHOPD__ORDERS__DATABASE_URL", "orders"), ("SHOPD__PAYMENTS__DATABASE_URL", "payments")];
+    let mut env = Vec::new();
+    for (name, database) in databases {
+        env.push((name.to_owned(), postgres::database(database).await));
+    }
+    let dir = postgres::own_dir();
+    let kept = ["--data-dir", dir.to_str().expect("a path")];
+    for (arguments, env) in [(&[][..], &env[..]), (&kept, &[])] {
+        let mut migrate = Process::start(&[&["migrate"], arguments].concat(), env);
+        assert!(migrate.ended().await.success(), "{}", migrate.log());
+        let output = audit(&[&["--json"], arguments].concat(), env).await;
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let (offences, summary) = said(&output);
+        assert_eq!((offences.len(), &summary["orders"], &summary["records"]), (0, &0.into(), &0.into()));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -63,7 +63,7 @@ async fn a_request_arrives_as_it_was_sent_but_for_what_belongs_to_the_hop() {
 async fn no_path_leads_to_another_route() {
     let payments = Service::start(|_, _| json_answer("{}")).await;
     let shop = Shop::start(&[&nobody()], &[&payments.url]).await;
-    let paths = ["/../balance", "/%2e%2e/balance?x=%zz&y", "/a%2Fb/balance", "/./balance", "/%2F..%2F..%2Fhealth/balance"];
+    let paths = ["/../balance", "/%2e%2e/balance?x=%2f&y", "/a%2Fb/balance", "/./balance", "/%2F..%2F..%2Fhealth/balance"];
     for path in paths {
         let answered = shop.raw(&format!("GET /api/PaymentsProxy{path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
         assert!(answered.starts_with("HTTP/1.1 200 "), "{path}: {answered}");

@@ -336,6 +336,16 @@ async fn an_outbox_restored_into_another_cluster_is_read_all_the_same() {
     assert_eq!(drain(&mut reader, 100).await, written);
 }
 
+/// A dump of before the first relay: nothing in it says where it is from.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_outbox_that_no_relay_had_claimed_and_that_was_restored_into_another_cluster_is_read_all_the_same() {
+    let db = fresh().await;
+    let written = write(&db.dedicated().await.unwrap(), 3).await;
+    db.get().await.unwrap().batch_execute("update outbox set xid = '9000000000'").await.unwrap();
+    let mut reader = acquire(&db, "r").await.unwrap();
+    assert_eq!(drain(&mut reader, 100).await, written);
+}
+
 async fn rows(db: &Db) -> i64 {
     use diesel::QueryDsl;
     use diesel_async::RunQueryDsl;

@@ -94,6 +94,19 @@ async fn scenarios(shop: &Client) {
     for bad in ["status=Paid", "status=", "limit=0", "limit=501", "limit=x", "cursor=!", "userId=%zz", "userId=%ff"] {
         assert_eq!(shop.get(&format!("/api/OrdersProxy?{bad}")).await.expect(400).code(), "invalid_request", "{bad}");
     }
+    // Where no parameter is read as well: nothing is placed by a request that cannot be read.
+    for (method, path, body) in [
+        ("POST", "/api/OrdersProxy?x=%zz".to_owned(), Some(r#"{"userId":"ann","amount":1}"#)),
+        ("POST", "/api/PaymentsProxy/ann/deposit?%".to_owned(), Some("1")),
+        ("GET", format!("/api/OrdersProxy/{id}?x=%ff"), None),
+        ("GET", "/api/PaymentsProxy/ann/balance?x=%4".to_owned(), None),
+        ("GET", "/api/users/ann/summary?x=%zz".to_owned(), None),
+        ("GET", "/api/OrdersProxy/%zz/timeline".to_owned(), None),
+    ] {
+        let answer = shop.send(method, &path, &[], body).await.unwrap().expect(400);
+        assert_eq!(answer.code(), "invalid_request", "{method} {path}");
+    }
+    assert_eq!(shop.balance("ann").await, "40");
     let one = shop.get(&format!("/api/OrdersProxy/{id}")).await.expect(200);
     let etag = one.headers["etag"].clone();
     shop.send("GET", &format!("/api/OrdersProxy/{id}"), &[("If-None-Match", &etag)], None).await.unwrap().expect(304);

@@ -128,7 +128,7 @@ async fn migrate_fails_at_once_where_a_password_or_a_certificate_is_wrong() {
 
     let user = format!("shop:{WRONG}@{NAME}");
     let wrong_password = DATABASES.map(|name| database.url_of(&user, name, &full()));
-    migrate_fails(&env(wrong_password, &good), "password authentication failed").await;
+    migrate_fails(&env(wrong_password, &good), "(SQLSTATE 28P01)").await;
     let other = format!("sslmode=verify-full&sslrootcert={}", files().path("other.pem").display());
     let wrong_authority = DATABASES.map(|name| database.url(name, &other));
     migrate_fails(&env(wrong_authority, &good), "nobody who is trusted signed its certificate").await;

@@ -28,6 +28,9 @@ pub const HEAD_BYTES: usize = 1_024;
 /// An answer up to this size is read whole before any of it is passed on, so that a broken one can still be asked for again.
 const WHOLE_BYTES_MAX: usize = 256 * 1024;
 
+/// What an answer's way back may take, on a busy machine.
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(250);
+
 /// A stream that says nothing for so long has lost its service, whose heartbeats come three times in it: it ends, and the client goes on elsewhere.
 const STREAM_SILENCE_MAX: Duration = HEARTBEAT_INTERVAL.saturating_mul(3);
 
@@ -160,6 +163,12 @@ async fn ask_anew(pool: &Pool, replica: &Replica, request: &[u8]) -> Result<(Con
     Ok((connection, head))
 }
 
+/// What a service hears of the time that is left: a little less, so that its own answer, that it could not do it in time, is here before nobody
+/// waits for it any more. Told all of it, the two ends would race, and a client would hear 503 or 504 by chance.
+fn told(left: Duration) -> Duration {
+    left - (left / 10).min(ANSWER_TIME_MAX)
+}
+
 /// The whole request as it goes over the wire.
 fn written(replica: &Replica, outgoing: &Outgoing<'_>, travels: Travels, until: Instant) -> BytesMut {
     let mut out = BytesMut::with_capacity(HEAD_BYTES + outgoing.body.len());
@@ -169,7 +178,7 @@ fn written(replica: &Replica, outgoing: &Outgoing<'_>, travels: Travels, until: 
     out.put_slice(b" HTTP/1.1\r\n");
     line(&mut out, "host", replica.authority().as_bytes());
     (outgoing.headers)(&mut out, travels);
-    let left_ms = until.saturating_duration_since(Instant::now()).as_millis().max(1);
+    let left_ms = told(until.saturating_duration_since(Instant::now())).as_millis().max(1);
     line(&mut out, DEADLINE_HEADER, left_ms.to_string().as_bytes());
     if !outgoing.body.is_empty() || outgoing.method != Method::GET {
         line(&mut out, "content-length", outgoing.body.len().to_string().as_bytes());
@@ -236,6 +245,13 @@ mod tests {
 
     use super::*;
     use crate::gateway::replicas::Replicas;
+
+    #[test]
+    fn a_service_hears_of_a_little_less_than_is_left_so_that_its_own_answer_comes_in_time() {
+        for (left, heard) in [(10_000, 9_750), (5_000, 4_750), (1_000, 900), (10, 9), (1, 0), (0, 0)] {
+            assert_eq!(told(Duration::from_millis(left)).as_millis(), heard, "{left}");
+        }
+    }
 
     /// Red where a stream has no bound: a service whose process stands still would hold it for ever.
     #[actix_web::test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use actix_http::{Payload, Request, Response};
 use actix_service::Service;
+use actix_web::HttpResponse;
 use actix_web::body::{BodySize, BoxBody, MessageBody};
 use actix_web::error::PayloadError;
 use actix_web::http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING, UPGRADE};
@@ -24,13 +25,21 @@ use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream, SendStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::super::problem::{Code, Problem};
+use super::super::{metrics, render};
 use super::exchange::Bounds;
 use super::greeting::Greeted;
 
 /// Requests of one connection at a time.
 const STREAMS_MAX: u32 = 128;
-/// Of one request, as HPACK counts them (RFC 9113, 6.5.2).
-const HEADER_LIST_BYTES_MAX: u32 = 64 * 1024;
+/// Of one request, as HPACK counts them (RFC 9113, 6.5.2). What is larger is refused like any other request that is.
+const HEADER_LIST_BYTES_MAX: usize = 64 * 1024;
+/// What HPACK adds for each.
+const HEADER_BYTES_BESIDE: usize = 32;
+/// As many lines as the framework reads over HTTP/1.1.
+const HEADERS_MAX: usize = 96;
+/// What is larger than this is refused by the library: with a bare 431, before we hear of it.
+const HEADER_LIST_BYTES_READ_MAX: u32 = 256 * 1024;
 /// Bodies are at most 64 KiB; this is what a client may send of one before it is read.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
@@ -43,6 +52,14 @@ const UNREAD_TIME_MAX: Duration = Duration::from_secs(30);
 /// What a client has to take note that the connection ends.
 const GOODBYE_TIME_MAX: Duration = Duration::from_secs(1);
 
+/// Whose port it is, and what its clients must keep to.
+#[derive(Clone, Copy)]
+pub(super) struct Port {
+    pub role: &'static str,
+    pub inner: bool,
+    pub bounds: Bounds,
+}
+
 /// How a stream ended.
 enum Ended {
     Answered,
@@ -54,7 +71,7 @@ pub(super) async fn serve<S, B>(
     socket: Greeted,
     peer: Option<SocketAddr>,
     service: Rc<S>,
-    bounds: Bounds,
+    port: Port,
     stop: impl Future<Output = ()>,
 ) -> Result<(), h2::Error>
 where
@@ -65,16 +82,16 @@ where
 {
     let handshake = Builder::new()
         .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_header_list_size(HEADER_LIST_BYTES_READ_MAX)
         .initial_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .max_send_buffer_size(SEND_BUFFER_BYTES_MAX)
         .handshake::<_, Bytes>(socket);
-    let Ok(connection) = timeout(bounds.head, handshake).await else { return Ok(()) };
+    let Ok(connection) = timeout(port.bounds.head, handshake).await else { return Ok(()) };
     let mut connection = connection?;
     let mut streams = FuturesUnordered::new();
     let mut stop = pin!(stop);
-    let mut until = pin!(sleep_until(Instant::now() + bounds.keep_alive));
+    let mut until = pin!(sleep_until(Instant::now() + port.bounds.keep_alive));
     let (mut ending, mut answered, mut taken_back) = (false, 0_u64, 0_u64);
     loop {
         tokio::select! {
@@ -86,7 +103,7 @@ where
             accepted = connection.accept() => {
                 let Some(accepted) = accepted else { return Ok(()) };
                 let (request, answer) = accepted?;
-                streams.push(exchange(service.clone(), peer, request, answer));
+                streams.push(exchange(service.clone(), peer, port, request, answer));
             }
             Some(ended) = streams.next(), if !streams.is_empty() => {
                 match ended {
@@ -98,7 +115,7 @@ where
                     connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
                     ending = true;
                 }
-                let time = if ending { GOODBYE_TIME_MAX } else { bounds.keep_alive };
+                let time = if ending { GOODBYE_TIME_MAX } else { port.bounds.keep_alive };
                 until.as_mut().reset(Instant::now() + time);
             }
             () = &mut until, if streams.is_empty() => {
@@ -117,6 +134,7 @@ where
 async fn exchange<S, B>(
     service: Rc<S>,
     peer: Option<SocketAddr>,
+    port: Port,
     request: http::Request<RecvStream>,
     mut answer: SendResponse<Bytes>,
 ) -> Ended
@@ -127,10 +145,14 @@ where
     B: MessageBody,
 {
     let is_head = request.method() == http::Method::HEAD;
+    let is_too_large = request.headers().len() > HEADERS_MAX || header_list_bytes(&request) > HEADER_LIST_BYTES_MAX;
     let Some(request) = incoming(request, peer) else {
         answer.send_reset(Reason::PROTOCOL_ERROR);
         return Ended::TakenBack;
     };
+    if is_too_large {
+        return send(head_too_large(&request, port).into(), answer, is_head).await;
+    }
     let handled = service.call(request);
     let response = tokio::select! {
         response = handled => response,
@@ -163,6 +185,27 @@ fn incoming(request: http::Request<RecvStream>, peer: Option<SocketAddr>) -> Opt
         head.headers.append(name, HeaderValue::from_bytes(value.as_bytes()).ok()?);
     }
     Some(request)
+}
+
+/// As HPACK counts them, with those that begin with a colon.
+fn header_list_bytes(request: &http::Request<RecvStream>) -> usize {
+    let (method, uri) = (request.method().as_str(), request.uri());
+    let own = [
+        (":method", method),
+        (":scheme", uri.scheme_str().unwrap_or_default()),
+        (":authority", uri.authority().map_or("", |authority| authority.as_str())),
+        (":path", uri.path_and_query().map_or("", |path| path.as_str())),
+    ];
+    let own = own.iter().map(|(name, value)| name.len() + value.len());
+    let lines = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len());
+    own.chain(lines).map(|bytes| bytes + HEADER_BYTES_BESIDE).sum()
+}
+
+fn head_too_large(request: &Request, port: Port) -> HttpResponse {
+    let problem = Problem::new(Code::HeadTooLarge, "The request's head has more than 96 headers or 64 KiB.");
+    metrics::request(port.role, request.method(), None, problem.code.status(), Duration::ZERO);
+    tracing::debug!(role = port.role, code = problem.code.as_str(), "not a request");
+    render::refused(&problem, &request.head().headers, request.uri().path(), port.inner)
 }
 
 struct Body(RecvStream);

@@ -112,7 +112,8 @@ impl Serving {
                 }
             }
             Protocol::Http2 => {
-                if let Err(error) = h2::serve(socket, peer, app, self.bounds, self.stop.notified()).await {
+                let port = h2::Port { role: self.role, inner: self.inner, bounds: self.bounds };
+                if let Err(error) = h2::serve(socket, peer, app, port, self.stop.notified()).await {
                     tracing::debug!(?peer, %error, "an HTTP/2 connection ended");
                 }
             }

@@ -11,7 +11,7 @@ use futures::FutureExt;
 use tokio::sync::Notify;
 
 use crate::db::types::{Xid, Xid8};
-use crate::db::{Db, DbError, Listener, sql};
+use crate::db::{Conn, Db, DbError, Listener, sql};
 use crate::shutdown::Shutdown;
 
 use super::cursor::{Cursor, Look};
@@ -44,6 +44,12 @@ struct Claimed {
 struct Emptied {
     #[diesel(sql_type = Bool)]
     emptied: bool,
+}
+
+#[derive(QueryableByName)]
+struct Found {
+    #[diesel(sql_type = Bool)]
+    found: bool,
 }
 
 #[derive(QueryableByName)]
@@ -126,10 +132,7 @@ impl Source for Db {
 
 /// Stamps the rows of another cluster anew, and begins with the first; in one transaction, under the epoch that was claimed.
 async fn begin_in_this_cluster(db: &Db, claimed: &Claimed) -> Result<(), DbError> {
-    let (restored, this_system, epoch) = (claimed.system_identifier.is_some(), claimed.this_system.clone(), claimed.epoch);
-    if restored {
-        tracing::warn!("this outbox came from another cluster; its rows are stamped and published anew");
-    }
+    let (claimed_elsewhere, this_system, epoch) = (claimed.system_identifier.is_some(), claimed.this_system.clone(), claimed.epoch);
     db.transaction(move |conn| {
         let this_system = this_system.clone();
         async move {
@@ -142,9 +145,10 @@ async fn begin_in_this_cluster(db: &Db, claimed: &Claimed) -> Result<(), DbError
             if begun != 1 {
                 return Err(DbError::Fenced("another relay has the outbox".into()));
             }
-            if restored {
-                // However many wait: cut off in the middle it would begin again for ever.
-                sql("set local statement_timeout = '1h'").execute(conn).await?;
+            // However many wait: cut off in the middle it would begin again for ever.
+            sql("set local statement_timeout = '1h'").execute(conn).await?;
+            if claimed_elsewhere || is_of_the_future(conn).await? {
+                tracing::warn!("this outbox came from another cluster; its rows are stamped and published anew");
                 sql("update outbox set xid = pg_current_xact_id()").execute(conn).await?;
             }
             Ok(())
@@ -152,4 +156,13 @@ async fn begin_in_this_cluster(db: &Db, claimed: &Claimed) -> Result<(), DbError
         .boxed()
     })
     .await
+}
+
+/// Whether there are rows under ids that this cluster has not given yet: a dump of an outbox that no relay had claimed was restored here. What a
+/// snapshot sees of this cluster's own is below its `xmax`.
+async fn is_of_the_future(conn: &mut Conn) -> Result<bool, DbError> {
+    let found: Found = sql("select exists (select 1 from outbox where xid >= pg_snapshot_xmax(pg_current_snapshot())) as found")
+        .get_result(conn)
+        .await?;
+    Ok(found.found)
 }

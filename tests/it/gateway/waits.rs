@@ -16,8 +16,8 @@ async fn the_service_is_told_how_long_it_is_waited_for() {
     waiting.body("{}").send().await.unwrap();
     let told: Vec<u64> =
         service.requests().iter().map(|request| header(request, "x-shopd-deadline-ms").unwrap().parse().unwrap()).collect();
-    // What a busy machine may take of it leaves the two apart.
-    let (bound, lost) = (TIMEOUT.as_millis() as u64, 8_000);
+    // Less than the gateway waits, or their answers would race. What a busy machine may take of it leaves the two apart.
+    let (bound, lost) = (TIMEOUT.as_millis() as u64 - 250, 8_000);
     assert!((bound - lost..=bound).contains(&told[0]), "{told:?}");
     assert!((bound + 30_000 - lost..=bound + 30_000).contains(&told[1]), "{told:?}");
 }

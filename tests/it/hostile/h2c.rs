@@ -101,20 +101,36 @@ async fn a_client_that_takes_back_everything_it_asks_loses_its_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_header_list_that_is_too_large_is_refused_and_the_connection_lives_on() {
+async fn a_header_list_that_is_too_large_is_refused_as_over_http_1_and_the_connection_lives_on() {
     let edge = Edge::start().await;
     let (send, connection) = connect(&edge).await;
     tokio::spawn(connection);
-    let mut ready = send.clone().ready().await.unwrap();
-    let mut request = Request::builder().uri("http://x/api/OrdersProxy/1");
-    for n in 0..20 {
-        request = request.header(format!("x-{n}"), "a".repeat(8_000));
+    let with = |lines: usize, bytes: usize| {
+        let request = Request::builder().uri("http://x/api/OrdersProxy/1").header("x-request-id", "mine");
+        (0..lines).fold(request, |request, n| request.header(format!("x-{n}"), "a".repeat(bytes))).body(()).unwrap()
+    };
+    let answered = async |request: Request<()>| {
+        let mut ready = send.clone().ready().await.unwrap();
+        let (answer, _) = ready.send_request(request, true).unwrap();
+        tokio::time::timeout(Duration::from_secs(20), answer).await.unwrap()
+    };
+    for request in [with(20, 8_000), with(9, 8_000), with(96, 1)] {
+        let answer = answered(request).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+        for (name, value) in [("content-type", "application/problem+json"), ("x-request-id", "mine")] {
+            assert_eq!(answer.headers()[name], value);
+        }
+        let body = answer.into_body().data().await.unwrap().unwrap();
+        let body: serde_json::Value = serde_json::from_slice(&body).unwrap();
+        assert_eq!((&body["code"], &body["instance"]), (&"head_too_large".into(), &"/api/OrdersProxy/1".into()));
     }
-    let (answer, _) = ready.send_request(request.body(()).unwrap(), true).unwrap();
-    match tokio::time::timeout(Duration::from_secs(20), answer).await.unwrap() {
+    // More than is read at all.
+    match answered(with(40, 8_000)).await {
         Ok(answer) => assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE),
         Err(error) => assert!(error.is_reset() || error.is_go_away(), "{error}"),
     }
     assert!(edge.service.is_asked(0));
+    assert_eq!(answered(with(7, 8_000)).await.unwrap().status(), StatusCode::OK);
+    assert!(edge.service.is_asked(1));
     edge.serves().await;
 }
