@@ -6,7 +6,7 @@
 #   down and up with the data kept
 #
 # Under a project name of its own and at a free port, so that a shop which runs on this machine already, and what it keeps, is not
-# touched. Takes everything away again. Wants Docker with compose and buildx, curl, and Python 3.9. RATE=n: requests a second (200);
+# touched. Takes everything away again but the image, shopd:local, which is this checkout's then. Wants Docker with compose and buildx, curl, and Python 3.9. RATE=n: requests a second (200);
 # ORDERS_RATE=n: orders a second while memory is measured (1000).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

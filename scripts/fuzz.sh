@@ -22,8 +22,9 @@ die() { say "$*"; exit 1; }
 command -v curl >/dev/null || die 'curl is missing'
 command -v python3 >/dev/null || die 'python3 is missing'
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || die "Python 3.10 or later is needed, this is $(python3 --version)"
-venv=$PWD/target/fuzz/venv
-if ! "$venv/bin/pip" show -q schemathesis 2>/dev/null; then
+target=${CARGO_TARGET_DIR:-$PWD/target}
+venv=$target/fuzz/venv
+if [ "$("$venv/bin/pip" show schemathesis 2>/dev/null | sed -n 's/^Version: //p')" != "$version" ]; then
   say "installing schemathesis $version into $venv"
   python3 -m venv "$venv" || die 'python3 has no venv (Debian: python3-venv)'
   "$venv/bin/pip" install -q "schemathesis==$version" || die 'schemathesis could not be installed (it comes from PyPI)'
@@ -33,7 +34,7 @@ shopd=${SHOPD:-}
 if [ -z "$shopd" ]; then
   scripts/need.sh build
   cargo build --locked
-  shopd=target/debug/shopd
+  shopd=$target/debug/shopd
 fi
 [ -x "$shopd" ] || die "$shopd is no program"
 
@@ -43,7 +44,7 @@ finish() {
   trap - EXIT
   if [ -n "$pid" ]; then
     kill -TERM "$pid" 2>/dev/null || true
-    wait "$pid" || { say "the shop did not end well; its log: $dir.log"; exit 1; }
+    wait "$pid" || { say 'the shop did not end well'; rc=1; }
   fi
   rm -rf "$dir" "$dir.json"
   if [ "$rc" = 0 ]; then rm -f "$dir.log"; else say "the shop's log: $dir.log"; fi
@@ -96,7 +97,7 @@ st=("$venv/bin/st" run "$dir.json" --url "$url" --checks "$checks"
   --exclude-path '/api/OrdersProxy/{orderId}/ws' --exclude-path /api/OrdersProxy/events --max-redirects 0
   --generation-database none --no-color)
 [ -z "${SEED:-}" ] || st+=(--seed "$SEED")
-(cd target/fuzz && timeout "$fuzz_s" "${st[@]}") || die "an answer is not as the document says, or it took longer than $fuzz_s s"
+(cd "$target/fuzz" && timeout "$fuzz_s" "${st[@]}") || die "an answer is not as the document says, or it took longer than $fuzz_s s"
 
 # Nothing of ours may have broken unseen: a 5xx is logged with its cause.
 ! grep -q '"level":"ERROR"' "$dir.log" || die "the shop logged errors: $(grep -m 3 '"level":"ERROR"' "$dir.log")"

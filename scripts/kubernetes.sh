@@ -11,7 +11,7 @@ die() { say "$*"; exit 1; }
 
 command -v python3 >/dev/null || die 'python3 is missing'
 venv=${CARGO_TARGET_DIR:-$PWD/target}/tools/kubernetes
-if ! "$venv/bin/pip" show -q kubernetes-validate 2>/dev/null; then
+if [ "$("$venv/bin/pip" show kubernetes-validate 2>/dev/null | sed -n 's/^Version: //p')" != "$version" ]; then
   say "installing kubernetes-validate $version into $venv"
   python3 -m venv "$venv" || die 'python3 has no venv (Debian: python3-venv)'
   "$venv/bin/pip" install -q "kubernetes-validate==$version" || die 'kubernetes-validate could not be installed (it comes from PyPI)'

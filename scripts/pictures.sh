@@ -14,9 +14,10 @@ die() { say "$*"; exit 1; }
 
 rate=${1:-150}
 before_s=60 away_s=40 after_s=80
-shopd=${SHOPD:-target/release/shopd}
+target=${CARGO_TARGET_DIR:-$PWD/target}
+shopd=${SHOPD:-$target/release/shopd}
 jaeger=${JAEGER:-$(command -v jaeger-all-in-one || command -v all-in-one || true)}
-tools=${CARGO_TARGET_DIR:-$PWD/target}/tools
+tools=$target/tools
 work=$(mktemp -d)
 chmod 755 "$work"
 pids=()
@@ -33,12 +34,14 @@ trap finish EXIT
 trap 'exit 130' INT TERM
 
 scripts/need.sh test
+command -v curl >/dev/null || die 'curl is missing'
 [ -x "$shopd" ] || die "$shopd is missing: cargo build --release"
 
 prometheus=$(command -v prometheus || echo "$tools/usr/bin/prometheus")
 if [ ! -x "$prometheus" ]; then
   say "fetching Prometheus from Debian's package"
-  (cd "$work" && apt-get -qq download prometheus)
+  command -v apt-get >/dev/null || die 'prometheus is missing (https://prometheus.io/download/)'
+  (cd "$work" && { apt-get -qq download prometheus 2>/dev/null || { apt-get -qq update && apt-get -qq download prometheus; }; })
   mkdir -p "$tools"
   dpkg --fsys-tarfile "$work"/prometheus_*.deb | tar -x -C "$tools" ./usr/bin/prometheus
 fi
