@@ -39,4 +39,5 @@ pub mod shutdown;
 pub mod telemetry;
 pub mod tls;
 pub mod trace;
+pub mod turns;
 pub mod user_id;

@@ -14,6 +14,7 @@ use tokio_postgres::{Client, Config, Connection, Error, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::config::PostgresTarget;
+use crate::turns::share;
 
 use super::dial::{self, Address, Late, Place, Stream};
 use super::error::{self, DbError};
@@ -153,12 +154,6 @@ impl Door {
         traffic.begin();
         Ok(Opened { client, driver, peer, traffic })
     }
-}
-
-/// The end of one of so many even shares of the time until then.
-fn share(until: Instant, shares: usize) -> Instant {
-    let now = Instant::now();
-    now + until.saturating_duration_since(now) / u32::try_from(shares).unwrap_or(u32::MAX).max(1)
 }
 
 /// Why nobody let us in.

@@ -20,7 +20,7 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
 use publish::PAGE_LARGE;
-pub use publish::{RelayError, Step, publish_batch};
+pub use publish::{Copies, RelayError, Step, publish_batch};
 
 /// How often a standby asks for the outbox, and a relay whose database is away tries again, when nothing wakes it.
 const RETRY: Duration = Duration::from_millis(500);
@@ -105,7 +105,7 @@ impl<S: Source> Relay<S> {
         let mut unpurged = 1;
         let mut renewed = Instant::now();
         let mut purge_from = renewed;
-        let mut pace = PACE;
+        let (mut pace, mut copies) = (PACE, Copies::default());
         let (page, took) = (
             metrics::histogram!("shopd_relay_page_rows", "outbox" => self.name),
             metrics::histogram!("shopd_relay_publish_duration_seconds", "outbox" => self.name),
@@ -117,7 +117,8 @@ impl<S: Source> Relay<S> {
                 return Ok(());
             }
             let began = Instant::now();
-            let rows = match publish_batch(reader, self.log.as_ref(), self.config.batch_rows_max, self.partitions, stop).await? {
+            let (log, rows_max) = (self.log.as_ref(), self.config.batch_rows_max);
+            let rows = match publish_batch(reader, log, rows_max, self.partitions, &mut copies, stop).await? {
                 Step::Published(rows) => rows,
                 Step::Interrupted => continue,
                 Step::Idle => 0,

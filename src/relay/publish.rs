@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use backon::{BackoffBuilder, ExponentialBuilder};
 
 use crate::db::DbError;
@@ -18,6 +20,8 @@ use super::traced::Sending;
 pub(super) const PAGE_LARGE: usize = 64;
 /// About 15 s. A topic for dead letters that refuses them must not hold up what is to be paid.
 const COPY_TRIES_MAX: u32 = 20;
+/// After copies were given up others are at their first refusal for so long: each page of what is to be paid may have one among it.
+const COPIES_GIVEN_UP_FOR: Duration = Duration::from_secs(300);
 
 /// The relay ends its turn for a reason of the database's; the log being away never ends it.
 pub type RelayError = DbError;
@@ -32,6 +36,26 @@ pub enum Step {
     Interrupted,
 }
 
+/// What a relay remembers of copies of dead letters that were refused, from one page to the next.
+#[derive(Debug, Default)]
+pub struct Copies {
+    given_up: Option<Instant>,
+}
+
+impl Copies {
+    fn tries_max(&self) -> u32 {
+        let lately = self.given_up.is_some_and(|since| since.elapsed() < COPIES_GIVEN_UP_FOR);
+        if lately { 1 } else { COPY_TRIES_MAX }
+    }
+
+    /// Where they were refused after all tries; the time runs from there, so that they are tried in earnest again.
+    fn give_up(&mut self, tries: u32) {
+        if tries >= COPY_TRIES_MAX {
+            self.given_up = Some(Instant::now());
+        }
+    }
+}
+
 /// Publishes one page. While the log is away it tries again with back-off, keeping its lease; the cursor moves only when every
 /// row is acknowledged (S13), so a row may be there twice and never not at all. A topic that somebody deleted is made anew, with
 /// `partitions`. Copies of dead letters alone are given up in the end, where the log answers and refuses them: the letters are kept.
@@ -40,6 +64,7 @@ pub async fn publish_batch<S: Source>(
     log: &dyn Log,
     rows_max: i64,
     partitions: i32,
+    copies: &mut Copies,
     stop: &Shutdown,
 ) -> Result<Step, RelayError> {
     let Some(mut page) = reader.page(rows_max).await? else { return Ok(Step::Idle) };
@@ -66,16 +91,17 @@ pub async fn publish_batch<S: Source>(
             continue;
         }
         incident.failed(&cause);
+        tries += 1;
+        if tries >= copies.tries_max() && unacknowledged.iter().all(is_copy) && log.ping().await.is_ok() {
+            copies.give_up(tries);
+            tracing::error!(copies = unacknowledged.len(), %cause, "copies of dead letters are refused and given up; the letters are kept");
+            metrics::counter!("shopd_dead_letter_copies_dropped_total").increment(unacknowledged.len() as u64);
+            break;
+        }
         if let LogError::UnknownTopic(topic) = &cause
             && let Err(cause) = leased(reader, ahead, make(log, topic, partitions)).await?
         {
             incident.failed(&cause);
-        }
-        tries += 1;
-        if tries >= COPY_TRIES_MAX && unacknowledged.iter().all(is_copy) && log.ping().await.is_ok() {
-            tracing::error!(copies = unacknowledged.len(), %cause, "copies of dead letters are refused and given up; the letters are kept");
-            metrics::counter!("shopd_dead_letter_copies_dropped_total").increment(unacknowledged.len() as u64);
-            break;
         }
         let delay = delays.next().unwrap_or(Duration::from_secs(1));
         tokio::select! {
@@ -121,5 +147,23 @@ async fn leased<S: Source, T>(
             }
             () = reader.read_ahead(ahead.unwrap_or_default()), if ahead.is_some() => ahead = None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn copies_that_were_given_up_after_all_tries_are_tried_once_each_for_a_while() {
+        let mut copies = Copies::default();
+        assert_eq!(copies.tries_max(), COPY_TRIES_MAX);
+        copies.give_up(COPY_TRIES_MAX);
+        tokio::time::advance(COPIES_GIVEN_UP_FOR / 2).await;
+        assert_eq!(copies.tries_max(), 1);
+        // One that is given up meanwhile does not put it off.
+        copies.give_up(1);
+        tokio::time::advance(COPIES_GIVEN_UP_FOR / 2).await;
+        assert_eq!(copies.tries_max(), COPY_TRIES_MAX);
     }
 }

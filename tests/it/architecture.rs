@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 /// A module, and what of ours it may import beside itself.
-const MAY_IMPORT: [(&str, &[&str]); 20] = [
+const MAY_IMPORT: [(&str, &[&str]); 21] = [
     ("money", &[]),
     ("user_id", &[]),
     ("trace", &[]),
@@ -12,11 +12,12 @@ const MAY_IMPORT: [(&str, &[&str]); 20] = [
     ("shutdown", &[]),
     ("contracts", &["money", "user_id", "trace", "json"]),
     ("tls", &[]),
+    ("turns", &[]),
     ("config", &["cli", "tls"]),
     ("telemetry", &["cli", "config", "shutdown", "trace"]),
-    ("db", &["config", "tls", "shutdown", "telemetry", "faults"]),
+    ("db", &["config", "tls", "turns", "shutdown", "telemetry", "faults"]),
     ("http", &["config", "db", "shutdown", "telemetry", "trace", "money", "user_id", "json"]),
-    ("messaging", &["contracts", "db", "config", "tls", "shutdown", "telemetry", "trace", "faults"]),
+    ("messaging", &["contracts", "db", "config", "tls", "turns", "shutdown", "telemetry", "trace", "faults"]),
     ("orders", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db", "shutdown", "telemetry", "faults"]),
     ("payments", &["contracts", "money", "user_id", "trace", "json", "http", "messaging", "db", "faults"]),
     ("audit", &["orders", "payments", "messaging", "contracts", "db"]),

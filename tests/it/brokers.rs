@@ -17,6 +17,9 @@ const USERS: [&str; 8] = ["ann", "bob", "cid", "dan", "eve", "fay", "gus", "hal"
 /// From the death of a leader until everything that was accepted meanwhile is final.
 const FINAL_WITHIN: Duration = Duration::from_secs(30);
 
+/// How long a leader is known (`messaging/log/kafka/leaders.rs`).
+const LEADERS_AGE_MAX: Duration = Duration::from_secs(30);
+
 async fn waiting(orders: &Db) -> i64 {
     count(orders, "select count(*) as n from orders where status = 'New'").await
 }
@@ -106,6 +109,25 @@ async fn of_three_brokers_a_leader_killed_under_load_loses_nothing_and_with_one_
     println!(
         "{stuck} of 100 orders waited while one broker of three was left, all final {final_after:.1?} after a second one was usable"
     );
+
+    // The first one that everybody would ask falls silent: the others lead what it led, and whoever looks for them finds them.
+    brokers.start(second).await;
+    all_in_sync(&brokers).await;
+    brokers.pause(1).await;
+    let since = Instant::now();
+    load.place(50).await;
+    until("the others are enough", async || waiting(&orders).await == 0).await;
+    let final_after = since.elapsed();
+    assert!(final_after < FINAL_WITHIN, "{final_after:?}");
+    // What is known of leaders is asked again.
+    tokio::time::sleep(LEADERS_AGE_MAX).await;
+    let since = Instant::now();
+    load.place(50).await;
+    until("the others are found", async || waiting(&orders).await == 0).await;
+    let found_after = since.elapsed();
+    assert!(found_after < FINAL_WITHIN, "{found_after:?}");
+    brokers.resume(1).await;
+    println!("with the first of three silent, 50 orders were final after {final_after:.1?}, and 50 more after {found_after:.1?}");
     let done = load.stop().await;
     until("all end", async || waiting(&orders).await == 0).await;
     assert_balanced(&orders, &payments).await;

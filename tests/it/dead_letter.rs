@@ -22,7 +22,7 @@ use shopd::db::{self, Conn, Db, DbError, Schema, sql};
 use shopd::messaging::log::{PostgresLog, Record, SharedLog};
 use shopd::messaging::outbox::Reader;
 use shopd::messaging::{Consumer, Delivery, Handler, Keys, Poison, Received};
-use shopd::relay::publish_batch;
+use shopd::relay::{Copies, publish_batch};
 use shopd::shutdown::Shutdown;
 
 use crate::support::books::count;
@@ -179,9 +179,9 @@ impl Bench {
     async fn relay(&self) {
         let mut reader =
             Reader::acquire(&self.db, "relay", Duration::from_secs(5), &Arc::default()).await.unwrap().expect("a free outbox");
-        while let shopd::relay::Step::Published(_) = publish_batch(&mut reader, &*self.log, 100, 1, &Shutdown::new()).await.unwrap()
-        {
-        }
+        while let shopd::relay::Step::Published(_) =
+            publish_batch(&mut reader, &*self.log, 100, 1, &mut Copies::default(), &Shutdown::new()).await.unwrap()
+        {}
         reader.release().await.unwrap();
     }
 

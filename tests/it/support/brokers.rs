@@ -45,6 +45,15 @@ impl Brokers {
         self.of("kill", node).await;
     }
 
+    /// SIGSTOP: its connections stay open, new ones come about, and nothing answers.
+    pub async fn pause(&self, node: i32) {
+        self.of("pause", node).await;
+    }
+
+    pub async fn resume(&self, node: i32) {
+        self.of("resume", node).await;
+    }
+
     /// Brings it back with its data, and waits until it is usable.
     pub async fn start(&self, node: i32) {
         self.of("start", node).await;

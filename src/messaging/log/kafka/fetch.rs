@@ -61,14 +61,14 @@ pub(super) fn parts(answer: &mut Bytes) -> Option<Vec<Part>> {
         for _ in 0..answer.try_get_i32().ok()? {
             let (partition, error) = (answer.try_get_i32().ok()?, answer.try_get_i16().ok()?);
             let end_offset = answer.try_get_i64().ok()?;
-            let stable_offset = answer.try_get_i64().ok()?;
+            let _stable_offset = answer.try_get_i64().ok()?;
             let mut aborted = Vec::new();
             for _ in 0..answer.try_get_i32().ok()? {
                 aborted.push((answer.try_get_i64().ok()?, answer.try_get_i64().ok()?));
             }
             let length = usize::try_from(answer.try_get_i32().ok()?).unwrap_or_default();
             let batches = (length <= answer.len()).then(|| answer.split_to(length))?;
-            parts.push(Part { topic: topic.clone(), partition, error, end_offset, stable_offset, aborted, batches });
+            parts.push(Part { topic: topic.clone(), partition, error, end_offset, aborted, batches });
         }
     }
     Some(parts)

@@ -20,8 +20,6 @@ pub(super) struct Part {
     pub error: i16,
     /// Up to here the copies agree.
     pub end_offset: i64,
-    /// Up to here every transaction has ended; nothing beyond it is sent.
-    pub stable_offset: i64,
     /// Producer and first offset of the transactions that were aborted and lie among the records.
     pub aborted: Vec<(i64, i64)>,
     /// Record batches, the last one perhaps cut off.
@@ -45,14 +43,11 @@ impl Part {
     }
 
     /// The same, when it was asked for by itself and without an error: what cannot be read becomes unreadable records, so that it is seen and
-    /// holds nobody up. `None`: a batch that is cut off, and nothing else.
+    /// holds nobody up. `None`: a batch that is cut off, and nothing else. An empty answer moves nothing, whatever end it names: offsets without
+    /// records come as batches, and a broker that has to bring old records from elsewhere first answers with none.
     pub fn whatever_it_takes(self, from: i64) -> Option<Fetched> {
-        let (is_empty, stable_offset) = (self.batches.is_empty(), self.stable_offset);
-        let mut fetched = self.read(from, true)?;
-        if is_empty {
-            // Offsets without records, to the end of what is sent at all; behind it a transaction is open.
-            fetched.next_offset = from.max(stable_offset);
-        }
+        let is_empty = self.batches.is_empty();
+        let fetched = self.read(from, true)?;
         (is_empty || fetched.next_offset > from).then_some(fetched)
     }
 
@@ -136,15 +131,7 @@ mod tests {
     use crate::messaging::log::Record;
 
     fn part(batches: Vec<u8>, end_offset: i64) -> Part {
-        Part {
-            topic: "t".into(),
-            partition: 0,
-            error: 0,
-            end_offset,
-            stable_offset: end_offset,
-            aborted: Vec::new(),
-            batches: batches.into(),
-        }
+        Part { topic: "t".into(), partition: 0, error: 0, end_offset, aborted: Vec::new(), batches: batches.into() }
     }
 
     /// As a broker stores it: with the offset of its first record.
@@ -270,12 +257,16 @@ mod tests {
     }
 
     #[test]
-    fn offsets_without_records_are_stepped_over_and_an_open_transaction_is_not() {
-        let open = Part { stable_offset: 8, ..part(Vec::new(), 12) };
+    fn offsets_without_records_are_stepped_over_where_a_batch_says_so_and_an_empty_answer_moves_nothing() {
+        // A transaction is open, or what lies there is not brought yet.
+        let open = part(Vec::new(), 12);
         assert_eq!(open.clone().plain(8), None);
-        let waits = open.clone().whatever_it_takes(8).unwrap();
+        let waits = open.whatever_it_takes(8).unwrap();
         assert_eq!((waits.records.len(), waits.next_offset, waits.end_offset), (0, 8, 12));
-        assert_eq!(open.whatever_it_takes(6).map(|fetched| fetched.next_offset), Some(8));
+        // A marker, as the end of a transaction leaves one.
+        let marker = with(stored(8, &["x"], false), 21, &[0, 0b11_0000]);
+        let stepped = part(marker, 12).plain(8).unwrap();
+        assert_eq!((stepped.records.len(), stepped.next_offset), (0, 9));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::connections::bounded;
 use super::dial::{Dialed, Dialer};
@@ -96,7 +96,11 @@ impl LongPolls {
                 Ok(plain(part, from).await)
             }
             Ok(Answer::Nothing) => Ok(Some(Fetched { records: Vec::new(), next_offset: from, end_offset: from })),
-            Ok(Answer::Late(late)) => Err(late),
+            Ok(Answer::Late(late)) => {
+                // Others may lead by now what it does not answer for.
+                self.leaders.forget(&topic);
+                Err(late)
+            }
             Ok(Answer::Unclear) | Err(_) => {
                 self.leaders.forget(&topic);
                 Ok(None)
@@ -249,7 +253,8 @@ fn hand_out(asks: Vec<Ask>, mut parts: Vec<Part>, due: Instant, waiting: &mut Ve
 /// One request, from its sending to its answer. An answer without anything comes when `due`.
 async fn fly(broker: &str, dialer: &Dialer, line: Option<Line>, asks: Vec<Ask>, due: Instant, request: Duration) -> Landed {
     let wait = due.saturating_duration_since(Instant::now());
-    let answered = match timeout(wait + request, exchange(broker, dialer, line, &asks, wait)).await {
+    let until = Instant::now() + wait + request;
+    let answered = match timeout_at(until, exchange(broker, dialer, line, &asks, wait, until)).await {
         Ok(Ok((line, parts))) => Answered::Parts(line, parts),
         Ok(Err(error)) => Answered::Unclear(error),
         Err(_) => Answered::Late(LogError::Unavailable(format!("fetching: no answer within {} ms", (wait + request).as_millis()))),
@@ -257,10 +262,17 @@ async fn fly(broker: &str, dialer: &Dialer, line: Option<Line>, asks: Vec<Ask>, 
     Landed { asks, answered, due }
 }
 
-async fn exchange(broker: &str, dialer: &Dialer, line: Option<Line>, asks: &[Ask], wait: Duration) -> Result<(Line, Vec<Part>)> {
+async fn exchange(
+    broker: &str,
+    dialer: &Dialer,
+    line: Option<Line>,
+    asks: &[Ask],
+    wait: Duration,
+    until: Instant,
+) -> Result<(Line, Vec<Part>)> {
     let mut line = match line.filter(|line| line.connection.is_admitted()) {
         Some(line) => line,
-        None => Line { connection: dialer.dial(broker).await?, request: Vec::new() },
+        None => Line { connection: dialer.dial(broker, until).await?, request: Vec::new() },
     };
     line.request.clear();
     let places: Vec<&Place> = asks.iter().map(|ask| &ask.place).collect();

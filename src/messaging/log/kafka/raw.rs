@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::time::Instant;
 
 use super::dial::Dialer;
 use super::fetch::{self, Place};
@@ -15,9 +16,17 @@ const METADATA: (i16, i16) = (3, 4);
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
-/// What lies at a place and after it, up to its bytes or one batch; with nothing there the broker waits for so long.
-pub(super) async fn fetch(dialer: &Dialer, servers: &[String], place: &Place, wait: Duration) -> Result<Part> {
-    let mut stream = dialer.dial(&leader(dialer, servers, &place.topic, place.partition).await?).await?.stream;
+/// What lies at a place and after it, up to its bytes or one batch; with nothing there the broker waits for so long. Bounded by the caller, who
+/// would not wait for a connection for longer than `connect_max`.
+pub(super) async fn fetch(
+    dialer: &Dialer,
+    servers: &[String],
+    place: &Place,
+    wait: Duration,
+    connect_max: Duration,
+) -> Result<Part> {
+    let leader = leader(dialer, servers, &place.topic, place.partition).await?;
+    let mut stream = dialer.dial(&leader, Instant::now() + connect_max).await?.stream;
     let mut request = Vec::new();
     fetch::request(&mut request, &[place], i32::try_from(wait.as_millis()).unwrap_or(i32::MAX));
     stream.write_all(&request).await?;
@@ -40,14 +49,15 @@ pub(super) async fn leaders(dialer: &Dialer, servers: &[String], topic: &str) ->
     put_string(&mut body, topic);
     body.put_u8(0); // and do not create it
     let mut failed = Error::other("no broker configured");
-    for server in servers {
+    let mut turns = dialer.turns(servers);
+    while let Some((server, until)) = turns.next() {
         let asked = async {
-            let mut answer = ask(&mut dialer.dial(server).await?.stream, METADATA, &body).await?;
+            let mut answer = ask(&mut dialer.dial(server, until).await?.stream, METADATA, &body).await?;
             leaders_in(&mut answer).ok_or_else(|| Error::other("an answer about leaders that cannot be read"))
         };
-        match asked.await {
+        match dialer.in_turn(server, until, asked).await {
             Ok(leaders) => return Ok(leaders),
-            Err(error) => failed = error,
+            Err(error) => failed = Error::new(error.kind(), format!("{server}: {error}")),
         }
     }
     Err(failed)

@@ -3,10 +3,17 @@
 //!
 //! First the plain way ([`super::polls::LongPolls`]), together with whatever else is waited for; what is not plain is asked for by itself.
 
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
 use super::connections::bounded;
 use super::fetch::Place;
 use super::{KafkaLog, Log, LogError, raw};
 use crate::messaging::log::{Fetched, StoredRecord};
+
+/// From an answer without records, where there should be some, to the next try.
+const EMPTY_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Errors that a broker answers for a partition (Kafka's protocol).
 const OFFSET_OUT_OF_RANGE: i16 = 1;
@@ -25,7 +32,9 @@ impl KafkaLog {
     async fn read_by_itself(&self, topic: &str, place: Place) -> Result<Fetched, LogError> {
         let Place { partition, from, .. } = place;
         self.exists(topic, partition).await?;
-        let asked = raw::fetch(self.connections.dialer(), self.connections.servers(), &place, self.fetch_wait);
+        let began = Instant::now();
+        let asked =
+            raw::fetch(self.connections.dialer(), self.connections.servers(), &place, self.fetch_wait, self.request_timeout);
         let part = bounded(self.fetch_wait + self.request_timeout, "fetching by itself", asked).await?;
         let part = part.map_err(|error| LogError::Unavailable(error.to_string()))?;
         match part.error {
@@ -40,6 +49,10 @@ impl KafkaLog {
         if let Some(reason) = fetched.records.iter().find_map(StoredRecord::unreadable) {
             let reason = String::from_utf8_lossy(reason);
             tracing::error!(topic, partition, from, next = fetched.next_offset, %reason, "records on the log cannot be decoded");
+        }
+        if fetched.next_offset == from {
+            // A broker that has not fetched it from its own store yet, or whose copies do not agree, may say so at once, again and again.
+            sleep_until(began + EMPTY_INTERVAL).await;
         }
         Ok(fetched)
     }

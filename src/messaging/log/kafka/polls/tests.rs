@@ -6,6 +6,7 @@ use bytes::{Buf, BufMut, Bytes};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use super::super::encode;
 use super::*;
@@ -43,12 +44,11 @@ impl Broker {
     }
 
     fn polls(&self) -> Arc<LongPolls> {
-        let config = KafkaConfig {
-            bootstrap_servers: vec![self.address.clone()],
-            fetch_wait: WAIT,
-            request_timeout: REQUEST,
-            ..crate::config::Config::default().kafka
-        };
+        self.polls_from(vec![self.address.clone()], REQUEST)
+    }
+
+    fn polls_from(&self, bootstrap_servers: Vec<String>, request_timeout: Duration) -> Arc<LongPolls> {
+        let config = KafkaConfig { bootstrap_servers, fetch_wait: WAIT, request_timeout, ..crate::config::Config::default().kafka };
         let dialer = Arc::new(Dialer::new(&config));
         Arc::new(LongPolls::new(Arc::new(Leaders::new(&config.bootstrap_servers, dialer.clone())), dialer, &config))
     }
@@ -245,6 +245,30 @@ async fn a_broker_that_hangs_or_is_gone_is_said_to_be_in_time() {
     assert!(timeout(PATIENCE, gone.polls().fetch(place(0, 0))).await.unwrap().unwrap().is_none());
 }
 
+/// Red where the first one may use up all of the time: then nobody finds the others, though they lead everything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_says_nothing_leaves_time_for_those_behind_it_and_is_not_asked_first_again() {
+    let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (broker, address) = (Broker::start(1).await, mute.local_addr().unwrap().to_string());
+    let connected = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let counted = connected.clone();
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = mute.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            kept.push(stream);
+        }
+    });
+    let polls = broker.polls_from(vec![address, broker.address.clone()], Duration::from_secs(4));
+    for offset in [0, 1] {
+        broker.append(0);
+        let fetched = timeout(PATIENCE, polls.fetch(place(0, offset))).await.expect("in time").unwrap().unwrap();
+        assert_eq!(fetched.records.len(), 1);
+        assert_eq!(connected.load(Ordering::SeqCst), 1);
+        polls.leaders.forget("t");
+    }
+}
+
 fn ask(topic: &str, partition: i32) -> (Ask, oneshot::Receiver<Answer>) {
     let (to, answer) = oneshot::channel();
     let place = Place { topic: topic.into(), partition, from: 5, bytes_max: 100 };
@@ -253,7 +277,7 @@ fn ask(topic: &str, partition: i32) -> (Ask, oneshot::Receiver<Answer>) {
 
 fn part(topic: &str, partition: i32, end_offset: i64, bytes: usize) -> Part {
     let batches = Bytes::from(vec![0; bytes]);
-    Part { topic: topic.into(), partition, error: 0, end_offset, stable_offset: end_offset, aborted: Vec::new(), batches }
+    Part { topic: topic.into(), partition, error: 0, end_offset, aborted: Vec::new(), batches }
 }
 
 fn names(asks: &[Ask]) -> Vec<(&str, i32)> {
