@@ -98,8 +98,10 @@ async fn a_topic_for_dead_letters_that_refuses_them_holds_nothing_else_up() {
     bench.until("select count(*) as n from dead_letter where state = 'dead'", 2).await;
     end(consumer).await;
     let since = Instant::now();
-    let step = publish_batch(&mut reader, &*log, 1, 1, &mut copies, &Shutdown::new()).await.unwrap();
-    assert!(matches!(step, Step::Published(1)), "{step:?}");
+    // The look before found nothing more.
+    while publish_batch(&mut reader, &*log, 1, 1, &mut copies, &Shutdown::new()).await.unwrap() == Step::Idle {
+        assert!(since.elapsed() < IN_EARNEST, "its copy is in the outbox");
+    }
     assert!(since.elapsed() < IN_EARNEST, "{:?}", since.elapsed());
 }
 
