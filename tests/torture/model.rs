@@ -278,9 +278,8 @@ fn deposits(history: &History, end: &End, verdict: &mut Verdict) {
     }
 }
 
-/// A balance that was read was the account's at some moment of the reading, and no older than what had been acknowledged.
-fn balances(history: &History, end: &End, verdict: &mut Verdict) {
-    // When each entry was surely there, by the deposits' acknowledgements.
+/// When each deposit, by user and amount, was surely there: acknowledged. Its own time is from before its commit.
+fn acknowledged(history: &History) -> HashMap<(&str, i64), Micros> {
     let mut surely: HashMap<(&str, i64), Micros> = HashMap::new();
     for call in &history.calls {
         if let (Asked::Deposit { user, amount, .. }, Some(answer)) = (&call.asked, call.answer())
@@ -290,6 +289,12 @@ fn balances(history: &History, end: &End, verdict: &mut Verdict) {
             *at = call.ended.min(*at);
         }
     }
+    surely
+}
+
+/// A balance that was read was the account's at some moment of the reading, and no older than what had been acknowledged.
+fn balances(history: &History, end: &End, verdict: &mut Verdict) {
+    let surely = acknowledged(history);
     let mut known: HashMap<&str, Vec<(Micros, i64)>> = HashMap::new();
     for (user, account) in &end.accounts {
         let sure = account.ledger.iter().filter(|entry| entry.order.is_none());
@@ -314,8 +319,10 @@ fn balances(history: &History, end: &End, verdict: &mut Verdict) {
     }
 }
 
-/// Cancelled for want of money or of an account: only where it was wanting at some moment after the order was placed.
+/// Cancelled for want of money or of an account: only where it was wanting at some moment after the order was placed. What it found may be the
+/// account as the last deposit left it that had been acknowledged before, or as anything after that did.
 fn reasons(history: &History, end: &End, verdict: &mut Verdict) {
+    let surely = acknowledged(history);
     let mut begun: HashMap<Uuid, Micros> = HashMap::new();
     let mut opened: HashMap<&str, Micros> = HashMap::new();
     for call in &history.calls {
@@ -343,9 +350,12 @@ fn reasons(history: &History, end: &End, verdict: &mut Verdict) {
             Some("insufficient_funds") => {
                 let none = Account::default();
                 let ledger = &end.accounts.get(user).unwrap_or(&none).ledger;
-                let before = ledger.iter().rposition(|entry| entry.at < *begun);
-                let least = ledger[before.unwrap_or(0)..].iter().map(|entry| entry.balance_after).min();
-                if before.is_some() && least.is_some_and(|least| least >= order.fields.amount) {
+                let was_there = |entry: &super::history::Entry| {
+                    entry.order.is_none() && surely.get(&(user, entry.amount)).is_some_and(|at| at < begun)
+                };
+                let least = ledger.iter().rposition(was_there);
+                let least = least.and_then(|before| ledger[before..].iter().map(|entry| entry.balance_after).min());
+                if least.is_some_and(|least| least >= order.fields.amount) {
                     verdict.wrong("S4", format!("order {} of {user} found too little, and there always was enough", order.id));
                 }
             }
