@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use backon::{BackoffBuilder, ExponentialBuilder};
+use tokio::time::Instant;
 
 use crate::db::DbError;
 use crate::faults;
@@ -20,7 +19,7 @@ use super::traced::Sending;
 pub(super) const PAGE_LARGE: usize = 64;
 /// About 15 s. A topic for dead letters that refuses them must not hold up what is to be paid.
 const COPY_TRIES_MAX: u32 = 20;
-/// After copies were given up others are at their first refusal for so long: each page of what is to be paid may have one among it.
+/// For so long after that the next ones are given up at their first refusal: each page of what is to be paid may have one among it.
 const COPIES_GIVEN_UP_FOR: Duration = Duration::from_secs(300);
 
 /// The relay ends its turn for a reason of the database's; the log being away never ends it.

@@ -27,7 +27,7 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
 async fn migrate(config: Config) -> Result<(), RoleError> {
     if !config.data_dir_given {
         let url = config.orders.database_url.as_ref().ok_or(RoleError::NotConfigured("orders.database_url"))?;
-        let orders = super::database(Some(url), "orders.database_url", "migrate", &config)?;
+        let orders = Db::new(url, "migrate", &config.database)?;
         let payments = super::database(config.payments.database_url.as_ref(), "payments.database_url", "migrate", &config)?;
         schemas(&payments, &[Schema::Payments], "payments").await?;
         let beside: &[Schema] = match config.kafka.bootstrap_servers.is_empty() {
@@ -40,12 +40,12 @@ async fn migrate(config: Config) -> Result<(), RoleError> {
     }
     // What `all` keeps in its data directory, whether `all` runs or not.
     let attached = embedded::attach(&all::options(&config)).await?;
-    let migrated = embedded_schemas(&config, &attached).await;
+    let migrated = embedded_parts(&config, &attached).await;
     attached.detach(config.shutdown.timeout).await?;
     migrated
 }
 
-async fn embedded_schemas(config: &Config, attached: &Attached) -> Result<(), RoleError> {
+async fn embedded_parts(config: &Config, attached: &Attached) -> Result<(), RoleError> {
     for (name, schema) in all::DATABASES {
         attached.ensure_database(name).await?;
         let db = Db::new(&attached.url(name), "migrate", &config.database)?;

@@ -49,7 +49,7 @@ pub(super) struct Security {
 pub(super) struct Dialer {
     /// Or why none can be made.
     security: std::result::Result<Security, String>,
-    /// In which one of the brokers to begin with must answer.
+    /// In which a broker must answer (`kafka.request_timeout_ms`).
     within: Duration,
     /// The one of them that answered last.
     answered: Mutex<Option<String>>,
@@ -96,7 +96,12 @@ impl Dialer {
         // From the end, as they are taken.
         let mut brokers: Vec<&str> = brokers.iter().rev().map(String::as_str).collect();
         brokers.sort_by_key(|broker| answered.as_deref() == Some(*broker));
-        Turns { brokers, until: Instant::now() + self.within }
+        Turns { brokers, until: self.until() }
+    }
+
+    /// When a broker that is asked now must have answered.
+    pub fn until(&self) -> Instant {
+        Instant::now() + self.within
     }
 
     /// What one of them answers in its turn.

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::Instant;
 
 use super::dial::Dialer;
 use super::fetch::{self, Place};
@@ -16,17 +15,10 @@ const METADATA: (i16, i16) = (3, 4);
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: u32 = 64 * 1024 * 1024;
 
-/// What lies at a place and after it, up to its bytes or one batch; with nothing there the broker waits for so long. Bounded by the caller, who
-/// would not wait for a connection for longer than `connect_max`.
-pub(super) async fn fetch(
-    dialer: &Dialer,
-    servers: &[String],
-    place: &Place,
-    wait: Duration,
-    connect_max: Duration,
-) -> Result<Part> {
+/// What lies at a place and after it, up to its bytes or one batch; with nothing there the broker waits for so long.
+pub(super) async fn fetch(dialer: &Dialer, servers: &[String], place: &Place, wait: Duration) -> Result<Part> {
     let leader = leader(dialer, servers, &place.topic, place.partition).await?;
-    let mut stream = dialer.dial(&leader, Instant::now() + connect_max).await?.stream;
+    let mut stream = dialer.dial(&leader, dialer.until()).await?.stream;
     let mut request = Vec::new();
     fetch::request(&mut request, &[place], i32::try_from(wait.as_millis()).unwrap_or(i32::MAX));
     stream.write_all(&request).await?;

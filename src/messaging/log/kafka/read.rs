@@ -33,8 +33,7 @@ impl KafkaLog {
         let Place { partition, from, .. } = place;
         self.exists(topic, partition).await?;
         let began = Instant::now();
-        let asked =
-            raw::fetch(self.connections.dialer(), self.connections.servers(), &place, self.fetch_wait, self.request_timeout);
+        let asked = raw::fetch(self.connections.dialer(), self.connections.servers(), &place, self.fetch_wait);
         let part = bounded(self.fetch_wait + self.request_timeout, "fetching by itself", asked).await?;
         let part = part.map_err(|error| LogError::Unavailable(error.to_string()))?;
         match part.error {

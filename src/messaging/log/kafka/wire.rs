@@ -76,7 +76,7 @@ impl Wire {
         let mut line = match idle.filter(Line::is_usable) {
             Some(line) => line,
             None => {
-                let connection = self.dialer.dial(broker, tokio::time::Instant::now() + timeout).await?;
+                let connection = self.dialer.dial(broker, self.dialer.until()).await?;
                 Line { connection, request: Vec::new(), scratch: Vec::new(), used: Instant::now() }
             }
         };
