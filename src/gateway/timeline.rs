@@ -41,7 +41,13 @@ pub async fn timeline(worker: &Worker, order: &str, context: &RequestContext) ->
             return Err(worker::problem(ServiceName::Orders, UpstreamError::Unavailable(format!("it answered {status}"))));
         }
     };
-    // Payments knows nothing yet, or does not answer.
+    // The two answers are not of one moment: what orders has read by now payments may have decided after it was asked.
+    let knew_nothing = matches!(&payments, Ok(Answer { status: StatusCode::NOT_FOUND, .. }));
+    let payments = match knew_nothing && orders.has_a_result() {
+        true => worker.get(ServiceName::Payments, &target, context, deadline).await,
+        false => payments,
+    };
+    // Payments knows nothing (yet), or does not answer.
     let (payments, missing) = match payments {
         Ok(Answer { status: StatusCode::OK, body: AnswerBody::Whole(bytes), .. }) => (Some(read(&bytes)?), None),
         Ok(Answer { status: StatusCode::NOT_FOUND, .. }) => (None, None),

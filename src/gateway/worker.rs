@@ -68,7 +68,15 @@ impl Worker {
             Hop { way: &way, service, request_id: &context.request_id, traceparent: &traceparent, stamp: None, prefers: true };
         let target = target.parse().map_err(|error| UpstreamError::Unavailable(format!("{target}: {error}")))?;
         let headers = |out: &mut BytesMut, travels| forward::request(headers, &hop, travels, out);
-        let outgoing = Outgoing { method: Method::GET, target, headers: &headers, body: Bytes::new(), kind, wait: Duration::ZERO };
+        let outgoing = Outgoing {
+            method: Method::GET,
+            target,
+            headers: &headers,
+            body: Bytes::new(),
+            kind,
+            wait: Duration::ZERO,
+            again: false,
+        };
         let answer = self.client.send(self.gateway.replicas(service), &outgoing, deadline).await;
         asked.answered(&answer);
         answer
@@ -127,6 +135,7 @@ impl Worker {
                 _ => Kind::Plain,
             },
             wait,
+            again: false,
         };
         let answer = match wait.is_zero() {
             true => self.client.send(self.gateway.replicas(service), &outgoing, deadline).await,
@@ -155,7 +164,7 @@ impl Worker {
         }
         let hop = Hop { prefers: false, ..*hop };
         let headers = |out: &mut BytesMut, travels| forward::request(headers, &hop, travels, out);
-        let outgoing = Outgoing { headers: &headers, wait: Duration::ZERO, ..outgoing };
+        let outgoing = Outgoing { headers: &headers, wait: Duration::ZERO, again: true, ..outgoing };
         let deadline = deadline.min(Instant::now() + self.gateway.upstream_timeout());
         self.client.send(replicas, &outgoing, deadline).await
     }

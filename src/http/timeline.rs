@@ -67,6 +67,13 @@ pub struct Part {
     pub hops: Vec<Hop>,
 }
 
+impl Part {
+    /// Of orders': a result was read, so somebody has decided.
+    pub fn has_a_result(&self) -> bool {
+        self.hops.iter().any(|hop| matches!(hop.name, HopName::Topic | HopName::Inbox | HopName::Finished | HopName::Cancelled))
+    }
+}
+
 /// What clients see.
 #[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]

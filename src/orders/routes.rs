@@ -98,7 +98,8 @@ fn within(wait: Duration, deadline: Option<Instant>) -> Duration {
     deadline.map_or(wait, |deadline| wait.min(left(deadline)))
 }
 
-/// The same answer with the order as it is once it has ended, or after `wait`, of what was preferred; a refusal at once.
+/// The same answer with the order as it is once it has ended, or after `wait`, of what was preferred; a refusal at once, and at once also
+/// where nobody can wait, which does not say that the preference was applied then.
 async fn waited(
     orders: &Orders,
     reply: Reply<OrderBody>,
@@ -118,7 +119,7 @@ async fn waited(
         Ok(None) => reply,
         Err(error) => {
             tracing::info!(%error, "an order was not waited for");
-            reply
+            return Ok(reply);
         }
     };
     Ok(reply.header(PREFERENCE_APPLIED, format!("wait={}", preferred.as_secs())))

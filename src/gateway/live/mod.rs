@@ -5,6 +5,7 @@
 
 mod sse;
 
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use actix_web::http::StatusCode;
@@ -110,6 +111,16 @@ impl Feed {
     }
 }
 
+/// Whether an order is in a state that it does not leave. One that says it in another way is found out by the end of its stream.
+fn is_final(order: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Order<'o> {
+        #[serde(borrow)]
+        status: Cow<'o, str>,
+    }
+    serde_json::from_str::<Order<'_>>(order).is_ok_and(|order| matches!(&*order.status, "Finished" | "Cancelled"))
+}
+
 fn stopping() -> CloseReason {
     reason(CloseCode::Away, "the gateway is stopping; resume elsewhere")
 }
@@ -173,9 +184,13 @@ impl Bridge {
                         Some(Ok(events)) => for event in events {
                             // Any other name is about the stream itself: it ends, and goes on elsewhere.
                             if event.name == "message" {
+                                let is_final = is_final(&event.data);
                                 let sent = timeout(FRAME_TIME_MAX, self.session.text(event.data)).await;
                                 let Ok(sent) = sent else { return Some(reason(CloseCode::Again, "too slow; resume")) };
                                 sent.ok()?;
+                                if is_final {
+                                    return Some(CloseCode::Normal.into());
+                                }
                                 let id = event.id.filter(|id| !id.is_empty());
                                 self.feed.last = id.and_then(|id| HeaderValue::from_str(&id).ok());
                             } else {

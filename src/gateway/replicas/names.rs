@@ -214,7 +214,7 @@ mod tests {
     async fn ask(client: &Client, replicas: &Replicas) -> Option<String> {
         let target = "/".parse().unwrap();
         let (body, wait) = (Bytes::new(), Duration::ZERO);
-        let outgoing = Outgoing { method: Method::GET, target, headers: &|_, _| {}, body, kind: Kind::Plain, wait };
+        let outgoing = Outgoing { method: Method::GET, target, headers: &|_, _| {}, body, kind: Kind::Plain, wait, again: false };
         match client.send(replicas, &outgoing, Instant::now() + BOUND).await.ok()?.body {
             AnswerBody::Whole(body) => Some(String::from_utf8(body.to_vec()).unwrap()),
             AnswerBody::Stream { .. } => None,

@@ -51,6 +51,8 @@ pub struct Outgoing<'a> {
     pub kind: Kind,
     /// How long the service is asked to wait on purpose.
     pub wait: Duration,
+    /// It was sent before, and may be running.
+    pub again: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +93,7 @@ impl Client {
     pub async fn send(&self, replicas: &Replicas, outgoing: &Outgoing<'_>, deadline: Instant) -> Result<Answer, UpstreamError> {
         replicas.deposit();
         let mut tried = Vec::new();
-        let (made, mut waits) = (Cell::new(0), 0);
+        let (made, mut waits) = (Cell::new(u32::from(outgoing.again)), 0);
         let mut last = Err(UpstreamError::Unavailable("no replica is configured".to_owned()));
         while let Some(picked) = replicas.pick(&tried) {
             let left = deadline.saturating_duration_since(Instant::now());

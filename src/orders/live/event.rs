@@ -4,9 +4,8 @@ use bytes::Bytes;
 use uuid::Uuid;
 
 use super::super::dto::OrderBody;
+use super::super::order::Order;
 use super::position::Seen;
-use super::store::Row;
-use crate::db::DbError;
 use crate::http::sse;
 
 /// The order as it was then.
@@ -21,13 +20,14 @@ pub struct Event {
 }
 
 impl Event {
-    /// `seen` is what a client has seen that has got this one; its text is the event's id.
-    pub fn new(row: Row, seen: &Seen) -> Result<Self, DbError> {
-        let (order_id, is_final) = (row.order.id, row.order.status.is_final());
-        let json = serde_json::to_string(&OrderBody::from(row.order));
-        let json = json.map_err(|error| DbError::Defect(format!("order {order_id}: {error}")))?;
+    /// `seen` is what a client has seen that has got this one; its text is the event's id. `None` where it cannot be said: no other event
+    /// waits for it.
+    pub fn of(order: Order, seen: &Seen) -> Option<Self> {
+        let (order_id, is_final) = (order.id, order.status.is_final());
+        let json = serde_json::to_string(&OrderBody::from(order));
+        let json = json.inspect_err(|error| tracing::error!(%order_id, %error, "an event was passed over")).ok()?;
         let (frame, data) = sse::event(&seen.to_string(), &json);
-        Ok(Self { order_id, is_final, json: frame.slice(data), frame })
+        Some(Self { order_id, is_final, json: frame.slice(data), frame })
     }
 }
 

@@ -105,7 +105,8 @@ impl Hub {
             Listener::start(self.db.clone(), CHANNEL, self.wake.clone(), stop.clone());
             stop.at_drop()
         });
-        let mut boundary = self.begin(&mut conn, stands.take()).await?;
+        // Kept until there is another: where this fails everybody still stands there.
+        let mut boundary = self.begin(&mut conn, stands.clone()).await?;
         let (mut last, mut pace) = (String::new(), PACE);
         loop {
             let began = Instant::now();
@@ -119,8 +120,9 @@ impl Hub {
                 // Nobody waits for what was written meanwhile.
                 boundary = store::beginning(&mut conn).await?.0;
             }
-            self.attach(&mut conn, &boundary, waited).await?;
+            // Before anybody is told of it: where that fails half-way some stand there.
             *stands = Some(boundary.clone());
+            self.attach(&mut conn, &boundary, waited).await?;
             incident.recovered();
             self.pause(began, &pace).await;
             if !self.shared.is_busy() && timeout(LINGER, self.shared.work.notified()).await.is_err() {
@@ -165,7 +167,7 @@ impl Hub {
         let snapshot = Current { open: store::open(&Snapshot::parse(&text)?), text };
         let mut count = rows.len();
         match boundary.seen.at() {
-            None if (count as i64) < PAGE_ROWS_MAX => self.hand_out(rows, boundary, &snapshot)?,
+            None if (count as i64) < PAGE_ROWS_MAX => self.hand_out(rows, boundary, &snapshot),
             // There may be more than was read; and only a look that broke off leaves a transaction delivered in part.
             at => {
                 count = 0;
@@ -202,7 +204,7 @@ impl Hub {
             let full = rows.len() as i64 == PAGE_ROWS_MAX;
             after = rows.last().map_or(after, |row| row.position);
             count += rows.len();
-            self.hand_out(rows, boundary, snapshot)?;
+            self.hand_out(rows, boundary, snapshot);
             if !full {
                 return Ok(count);
             }
@@ -210,15 +212,15 @@ impl Hub {
     }
 
     /// Tells those who listen of these events, the next ones that are due.
-    fn hand_out(&self, rows: Vec<Row>, boundary: &mut Boundary, snapshot: &Current) -> Result<(), DbError> {
-        for row in rows {
-            boundary.seen = boundary.seen.then(row.position, &snapshot.open);
-            if self.shared.wants(row.order.id, &row.order.user_id) {
-                let user = row.order.user_id.clone();
-                self.shared.deliver(&Arc::new(Event::new(row, &boundary.seen)?), &user);
+    fn hand_out(&self, rows: Vec<Row>, boundary: &mut Boundary, snapshot: &Current) {
+        for Row { position, order } in rows {
+            boundary.seen = boundary.seen.then(position, &snapshot.open);
+            let Some(order) = order.filter(|order| self.shared.wants(order.id, &order.user_id)) else { continue };
+            let user = order.user_id.clone();
+            if let Some(event) = Event::of(order, &boundary.seen) {
+                self.shared.deliver(&Arc::new(event), &user);
             }
         }
-        Ok(())
     }
 
     /// Begins the streams of the first `count` who wait, at `boundary`.
@@ -241,7 +243,9 @@ impl Hub {
             let ids: Vec<Uuid> = some.iter().filter_map(id).collect();
             let mut events: HashMap<Uuid, Vec<Row>> = HashMap::new();
             for row in store::events_of_orders(conn, &ids, &boundary).await? {
-                events.entry(row.order.id).or_default().push(row);
+                if let Some(order) = &row.order {
+                    events.entry(order.id).or_default().push(row);
+                }
             }
             for one in some {
                 let those = id(&one).and_then(|id| events.get(&id).cloned());

@@ -20,6 +20,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::order::Order;
 use crate::db::{Db, DbError};
 use crate::shutdown::Shutdown;
 use crate::user_id::UserId;
@@ -81,12 +82,13 @@ impl Live {
     /// The order's state, then its changes until it ends; after `seen` only what is not in it.
     pub async fn order(&self, id: Uuid, seen: Option<Seen>) -> Result<OrderStream, DbError> {
         let Attached { boundary, mut events, updates } = self.attach(Topic::Order(id)).await?;
-        events.sort_by_key(|row| (row.order.status.is_final(), row.position));
+        let is_the_end = |row: &Row| row.order.as_ref().is_some_and(|order| order.status.is_final());
+        events.sort_by_key(|row| (is_the_end(row), row.position));
         let Some(current) = events.last().cloned() else { return Ok(OrderStream::Unknown) };
         let due = match seen.filter(|seen| seen.is_within(&boundary.seen)) {
-            Some(seen) if current.order.status.is_final() && seen.contains(current.position) => return Ok(OrderStream::Over),
-            Some(seen) => missed(events, seen, &boundary)?.0,
-            None => vec![Update::Event(Arc::new(Event::new(current.clone(), &boundary.seen.up_to(current.position))?))],
+            Some(seen) if is_the_end(&current) && seen.contains(current.position) => return Ok(OrderStream::Over),
+            Some(seen) => missed(events, seen, &boundary).0,
+            None => update(current.order, &boundary.seen.up_to(current.position)).into_iter().collect(),
         };
         let updates = stream::iter(due).chain(live(updates)).boxed();
         Ok(OrderStream::Updates(Until { updates: Some(updates), is_last: is_final }.boxed()))
@@ -108,11 +110,8 @@ impl Live {
                         let _permit = self.reads.acquire().await.map_err(|_| stopping())?;
                         store::states_of_user(&mut *self.start.db.get().await?, &user, &boundary, STATES_MAX).await?
                     };
-                    let event = |row: Row| {
-                        let seen = boundary.seen.up_to(row.position);
-                        Ok(Update::Event(Arc::new(Event::new(row, &seen)?)))
-                    };
-                    let states = rows.into_iter().map(event).collect::<Result<Vec<_>, DbError>>()?;
+                    let event = |row: Row| update(row.order, &boundary.seen.up_to(row.position));
+                    let states: Vec<Update> = rows.into_iter().filter_map(event).collect();
                     stream::iter(states).chain(live(updates)).boxed()
                 }
             })
@@ -152,15 +151,19 @@ fn late() -> DbError {
 }
 
 /// The events of `rows` that `seen` does not hold, in the order in which they are due; and what is seen after them.
-fn missed(rows: Vec<Row>, mut seen: Seen, boundary: &Boundary) -> Result<(Vec<Update>, Seen), DbError> {
+fn missed(rows: Vec<Row>, mut seen: Seen, boundary: &Boundary) -> (Vec<Update>, Seen) {
     let mut due: Vec<Row> = rows.into_iter().filter(|row| !seen.contains(row.position)).collect();
     due.sort_by_key(|row| (seen.round(row.position), row.position));
     let mut updates = Vec::with_capacity(due.len());
     for row in due {
         seen = seen.then(row.position, boundary.seen.open());
-        updates.push(Update::Event(Arc::new(Event::new(row, &seen)?)));
+        updates.extend(update(row.order, &seen));
     }
-    Ok((updates, seen))
+    (updates, seen)
+}
+
+fn update(order: Option<Order>, seen: &Seen) -> Option<Update> {
+    Some(Update::Event(Arc::new(Event::of(order?, seen)?)))
 }
 
 /// A user's stream on its way to the boundary where it was attached.
@@ -204,7 +207,7 @@ impl CatchingUp {
         for row in rows {
             self.after = Some((from.clone(), from.round(row.position), row.position));
             seen = seen.then(row.position, self.boundary.seen.open());
-            updates.push(Update::Event(Arc::new(Event::new(row, &seen)?)));
+            updates.extend(update(row.order, &seen));
         }
         self.seen = full.then_some(seen);
         Ok(updates)

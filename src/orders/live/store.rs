@@ -23,7 +23,8 @@ use super::position::{Position, Seen};
 #[derive(Clone, Debug)]
 pub struct Row {
     pub position: Position,
-    pub order: Order,
+    /// `None` where this version cannot read it.
+    pub order: Option<Order>,
 }
 
 /// Where a reader stands between two looks; streams begin there.
@@ -58,28 +59,31 @@ struct EventRow {
     created_at: DateTime<Utc>,
 }
 
-impl TryFrom<EventRow> for Row {
-    type Error = DbError;
-
-    fn try_from(row: EventRow) -> Result<Self, DbError> {
-        let odd = |what: &str| DbError::Defect(format!("event {} of order {}: {what} breaks its rule", row.id, row.order_id));
-        let reason = row.failure_reason.as_deref().map(|text| FailureReason::parse(text).ok_or_else(|| odd("failure_reason")));
-        let order = Order {
-            id: row.order_id,
-            status: OrderStatus::parse(&row.status).ok_or_else(|| odd("status"))?,
+impl EventRow {
+    fn order(self) -> Result<Order, DbError> {
+        let odd = |what: &str| DbError::Defect(format!("event {} of order {}: {what} breaks its rule", self.id, self.order_id));
+        let reason = self.failure_reason.as_deref().map(|text| FailureReason::parse(text).ok_or_else(|| odd("failure_reason")));
+        Ok(Order {
+            id: self.order_id,
+            status: OrderStatus::parse(&self.status).ok_or_else(|| odd("status"))?,
             failure_reason: reason.transpose()?,
-            amount: Amount::from_minor(row.amount).ok_or_else(|| odd("amount"))?,
-            user_id: UserId::new(row.user_id.as_str()).map_err(|_| odd("user_id"))?,
-            description: row.description,
-            created_at: row.created_at,
-            updated_at: row.at,
-        };
-        Ok(Self { position: Position { xid: row.xid.0, id: row.id }, order })
+            amount: Amount::from_minor(self.amount).ok_or_else(|| odd("amount"))?,
+            user_id: UserId::new(self.user_id.as_str()).map_err(|_| odd("user_id"))?,
+            description: self.description,
+            created_at: self.created_at,
+            updated_at: self.at,
+        })
     }
 }
 
-fn rows(found: Vec<EventRow>) -> Result<Vec<Row>, DbError> {
-    found.into_iter().map(Row::try_from).collect()
+/// What cannot be read (a later version's, say) keeps its place: everything behind it is read all the same.
+fn rows(found: Vec<EventRow>) -> Vec<Row> {
+    let row = |row: EventRow| {
+        let position = Position { xid: row.xid.0, id: row.id };
+        let order = row.order().inspect_err(|error| tracing::error!(%error, "an event was passed over"));
+        Row { position, order: order.ok() }
+    };
+    found.into_iter().map(row).collect()
 }
 
 #[derive(QueryableByName)]
@@ -146,7 +150,7 @@ pub async fn look(conn: &mut Conn, late: &[u64], below: u64, legacy: i64, rows_m
         .await?;
     let none = || DbError::Defect("a look without a snapshot".into());
     let snapshot = found.as_slice().first().ok_or_else(none)?.snapshot.clone();
-    Ok((snapshot, rows(found.into_iter().filter_map(|row| row.event).collect())?))
+    Ok((snapshot, rows(found.into_iter().filter_map(|row| row.event).collect())))
 }
 
 /// What these transactions wrote behind `after` and `snapshot` sees, by position.
@@ -171,7 +175,7 @@ pub async fn events_of(
         .bind::<BigInt, _>(rows_max)
         .load(conn)
         .await?;
-    rows(found)
+    Ok(rows(found))
 }
 
 /// What lies behind `after` and `snapshot` sees, by position.
@@ -195,7 +199,7 @@ pub async fn events_behind(
         .bind::<BigInt, _>(rows_max)
         .load(conn)
         .await?;
-    rows(found)
+    Ok(rows(found))
 }
 
 /// All events of these orders up to `boundary`, in no order.
@@ -209,8 +213,7 @@ pub async fn events_of_orders(conn: &mut Conn, ids: &[Uuid], boundary: &Boundary
         .bind::<BigInt, _>(boundary.legacy)
         .load(conn)
         .await?;
-    let found = rows(found)?;
-    Ok(found.into_iter().filter(|row| boundary.seen.contains(row.position)).collect())
+    Ok(rows(found).into_iter().filter(|row| boundary.seen.contains(row.position)).collect())
 }
 
 /// As of `boundary`, the last event of each of the user's `orders_max` latest orders, by position.
@@ -231,7 +234,7 @@ pub async fn states_of_user(conn: &mut Conn, user: &UserId, boundary: &Boundary,
     .bind::<Array<Xid8>, _>(boundary.seen.open().iter().copied().map(Xid).collect::<Vec<_>>())
     .load(conn)
     .await?;
-    rows(found)
+    Ok(rows(found))
 }
 
 /// A page of the user's events up to `boundary` that `seen` does not hold, in the order in which they are due ([`Seen::round`]), behind
@@ -270,5 +273,5 @@ pub async fn missed_by_user(
     .bind::<BigInt, _>(rows_max)
     .load(conn)
     .await?;
-    rows(found)
+    Ok(rows(found))
 }

@@ -112,6 +112,29 @@ async fn a_socket_is_fed_from_the_stream_and_outlives_its_replica() {
     assert_eq!(requests.iter().map(last).collect::<Vec<_>>(), ["", "1", "2", "2", "3"]);
 }
 
+/// Red where the end of the stream alone says that it is over: whoever would say so again is gone.
+#[actix_web::test]
+async fn a_socket_closes_behind_the_last_state_whatever_becomes_of_its_service() {
+    let streams = std::sync::atomic::AtomicUsize::new(0);
+    let orders = Service::start(move |_, _| match streams.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        0 => Reply::Cut(format!("{HEAD}{}{}", event(1), chunk("id: 2\ndata: {\"status\":\"Finished\"}\n\n"))),
+        _ => Reply::Close,
+    })
+    .await;
+    let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
+    let url = shop.url("/api/OrdersProxy/1/ws").replace("http://", "ws://");
+    let (_, mut socket) = awc::Client::new().ws(url).connect().await.unwrap();
+    let close = loop {
+        match tokio::time::timeout(Duration::from_secs(10), socket.next()).await.expect("it closes") {
+            Some(Ok(Frame::Close(reason))) => break reason,
+            Some(Ok(_)) => {}
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(close.map(|reason| reason.code), Some(awc::ws::CloseCode::Normal));
+    assert!(orders.is_asked(1), "{:?}", orders.requests());
+}
+
 /// Red where the stop is heard only between two pieces of a stream: this one's next comes from nobody, for half a minute.
 #[actix_web::test]
 async fn a_gateway_that_stops_ends_a_socket_at_once_that_looks_for_its_stream() {

@@ -96,3 +96,36 @@ async fn a_summary_asks_both_services_and_names_the_one_that_is_down() {
     assert_eq!((&summary["partial"], &summary["missing"]), (&json!(true), &json!(["payments"])));
     assert_eq!((&summary["balance"], summary["orders"].as_array().unwrap().len()), (&Value::Null, 1));
 }
+
+/// Red where two answers that are not of one moment are put together: payments had not decided when it was asked, and orders answers later.
+#[tokio::test]
+async fn a_timeline_with_a_result_asks_payments_once_more_where_it_knew_nothing() {
+    const ID: &str = "0192a3b4-0000-7000-8000-000000000001";
+    let part = |hops: &[&str]| {
+        let hops: Vec<Value> = hops.iter().map(|name| json!({"name": name, "at": "2026-11-30T10:00:00.000000Z"})).collect();
+        json_answer(&json!({"orderId": ID, "traceId": null, "hops": hops}).to_string())
+    };
+    let unknown = || answer("404 Not Found", "Content-Type: application/problem+json\r\n", "{}");
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let payments = Service::start(move |_, _| match asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) {
+        0 => unknown(),
+        _ => part(&["inbox", "ledger", "outbox"]),
+    });
+    let payments = payments.await;
+    let finished = Service::start(move |_, _| part(&["accepted", "outbox", "topic", "inbox", "finished"])).await;
+    let names = |timeline: &Value| -> Vec<String> {
+        let hops = timeline["hops"].as_array().unwrap();
+        hops.iter().map(|hop| hop["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let shop = Shop::start(&[&finished.url], &[&payments.url]).await;
+    let timeline: Value = shop.get(&format!("/api/OrdersProxy/{ID}/timeline")).await.json().await.unwrap();
+    assert_eq!(names(&timeline), ["accepted", "outbox", "inbox", "ledger", "outbox", "topic", "inbox", "finished"]);
+
+    // Nothing is decided as far as orders knows: then that is how it is.
+    let accepted = Service::start(move |_, _| part(&["accepted", "outbox"])).await;
+    let silent = Service::start(move |_, _| answer("404 Not Found", "Content-Type: application/problem+json\r\n", "{}")).await;
+    let shop = Shop::start(&[&accepted.url], &[&silent.url]).await;
+    let timeline: Value = shop.get(&format!("/api/OrdersProxy/{ID}/timeline")).await.json().await.unwrap();
+    assert_eq!(names(&timeline), ["accepted", "outbox"]);
+    assert!(silent.is_asked(1));
+}

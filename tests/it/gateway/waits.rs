@@ -55,3 +55,29 @@ async fn a_gateway_that_stops_asks_again_without_the_wait_under_the_same_stamp()
     let stamps: Vec<_> = service.requests().iter().map(|request| header(request, "x-shopd-stamp")).collect();
     assert!(matches!(&stamps[..], [Some(first), Some(second)] if first == second), "{stamps:?}");
 }
+
+/// Red where the second request is taken for the first: the client would be told of a conflict with itself.
+#[tokio::test]
+async fn a_gateway_that_stops_waits_for_its_own_first_try_under_a_clients_key() {
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let service = Service::start(move |request, _| match header(request, "prefer") {
+        Some(_) => Reply::Slow(Duration::from_secs(30), String::new()),
+        // It is still running at first.
+        None if asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 => {
+            let body = r#"{"code":"idempotency_in_progress"}"#;
+            answer("409 Conflict", "Content-Type: application/problem+json\r\n", body)
+        }
+        None => answer("201 Created", "", "2"),
+    });
+    let service = service.await;
+    let shop = Shop::start(&[&service.url], &[&nobody()]).await;
+    let waiting = shop.client.post(shop.url("/api/OrdersProxy")).header("Prefer", "wait=30").header("Idempotency-Key", "k");
+    let (answered, ()) = tokio::join!(waiting.body("{}").send(), async {
+        while !service.is_asked(1) {
+            poll().await;
+        }
+        shop.stop.stop();
+    });
+    let answered = answered.unwrap();
+    assert_eq!((answered.status(), answered.text().await.unwrap().as_str()), (StatusCode::CREATED, "2"));
+}

@@ -23,6 +23,63 @@ async fn a_stream_outlives_the_session_that_feeds_it() {
     assert_eq!(said(&got), expected);
 }
 
+/// Red where a session that cannot begin forgets where everybody stands: the next one would begin with what is there then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_written_while_no_session_can_begin_reaches_who_listens() {
+    let shop = Shop::new().await;
+    let one = shop.replica("kept-out").await;
+    shop.run(&accept("u", 1, 1)).await;
+    let mut stream = Events::open(&one.base, &of(1), "").await;
+    assert_eq!(stream.take(1).await[0].status(), "New");
+    let mut holder = shop.conn().await;
+    run(&mut holder, &format!("begin; lock table order_event in access exclusive mode; {}", finish(1, 1))).await;
+    // The one that was looking, one that could not begin, and the next.
+    let mut waited = HashSet::new();
+    until("a third session waits", async || {
+        waited.extend(waiting_for_a_lock(&shop, "kept-out").await);
+        waited.len() >= 3
+    })
+    .await;
+    run(&mut holder, "commit").await;
+    assert_eq!(said(&stream.take(1).await), [(order(1), "Finished".to_owned())]);
+}
+
+/// Server processes of `role` that wait for a lock.
+async fn waiting_for_a_lock(shop: &Shop, role: &str) -> Vec<i32> {
+    use diesel_async::RunQueryDsl;
+    #[derive(diesel::QueryableByName)]
+    struct Waiting {
+        #[diesel(sql_type = diesel::sql_types::Integer)]
+        pid: i32,
+    }
+    let statement = sql("select pid from pg_stat_activity where datname = current_database() and application_name = 'shopd-' || $1
+                            and wait_event_type = 'Lock'");
+    let found: Vec<Waiting> = statement.bind::<diesel::sql_types::Text, _>(role).load(&mut shop.conn().await).await.unwrap();
+    found.into_iter().map(|one| one.pid).collect()
+}
+
+/// Red where it stops the reader: everybody would hear heartbeats alone from then on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_this_version_cannot_read_is_passed_over_and_nobody_waits_behind_it() {
+    let shop = Shop::new().await;
+    let one = shop.replica("older").await;
+    shop.run(&accept("u", 1, 2)).await;
+    let mut stream = Events::open(&one.base, LISTED, "").await;
+    let begun = stream.take(2).await;
+    let odd = format!(
+        "insert into order_event (order_id, status, failure_reason, at) values ('{}', 'Cancelled', 'a_later_reason', now());",
+        order(1)
+    );
+    shop.run(&odd).await;
+    shop.run(&finish(2, 2)).await;
+    assert_eq!(said(&stream.take(1).await), [(order(2), "Finished".to_owned())]);
+    // Nor does who comes or comes back.
+    let mut back = Events::open(&one.base, LISTED, &begun.last().unwrap().id).await;
+    assert_eq!(said(&back.take(1).await), [(order(2), "Finished".to_owned())]);
+    let states = Events::open(&one.base, LISTED, "").await.take(1).await;
+    assert_eq!(said(&states), [(order(2), "Finished".to_owned())]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_end_at_once_when_their_process_stops() {
     let shop = Shop::new().await;
