@@ -7,7 +7,9 @@ pub mod consumer;
 pub mod dead_letter;
 pub mod log;
 pub mod outbox;
+mod reach;
 
 pub use consumer::{Consumer, Delivery, Fence, Handler, PgInbox, Position, Received, next_offsets};
 pub use dead_letter::{Keys, Poison, headers_from_json, is_copy, letters, shorten};
 pub use outbox::Message;
+pub use reach::Reach;

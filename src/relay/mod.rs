@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::config::RelayConfig;
 use crate::contracts::TOPICS;
 use crate::db::{Db, DbError, Pace};
+use crate::messaging::Reach;
 use crate::messaging::log::SharedLog;
 use crate::messaging::outbox::{Purged, Reader, Source};
 use crate::shutdown::Shutdown;
@@ -38,6 +39,8 @@ const PACE: Pace = Pace::new(2, PAGE_LARGE, Duration::ZERO, Duration::from_milli
 pub struct Relay<S = Db> {
     pub db: S,
     pub log: SharedLog,
+    /// One for all the relays of a process.
+    pub reach: Arc<Reach>,
     /// Whose outbox, for logs and metrics: `orders` or `payments`.
     pub name: &'static str,
     /// Names this process among its replicas.
@@ -63,9 +66,18 @@ impl<S: Source> Relay<S> {
         // As long as another has the outbox. Who has it hears of rows over its own session.
         let mut standing_by = None;
         while !stop.is_stopping() {
-            match Reader::acquire(&self.db, &self.owner, self.config.lease, &self.wake).await {
+            if standing_by.is_some() {
+                tokio::select! {
+                    biased;
+                    () = stop.stopped() => break,
+                    () = self.reach.probe(&*self.log) => {}
+                }
+            }
+            match Reader::acquire(&self.db, &self.owner, self.config.lease, self.reach.is_sure(), &self.wake).await {
                 Ok(Some(mut reader)) => {
                     standing_by = None;
+                    // From here on it is asked only where a page waits for it.
+                    self.reach.rest();
                     incident.recovered();
                     tracing::info!(outbox = self.name, "relaying");
                     epoch.set(reader.epoch() as f64);
@@ -78,6 +90,8 @@ impl<S: Source> Relay<S> {
                     }
                 }
                 Ok(None) => {
+                    // Also who was robbed of it: that is how it should be.
+                    incident.recovered();
                     standing_by.get_or_insert_with(|| {
                         let listening = Shutdown::new();
                         self.db.listen(self.wake.clone(), listening.clone());
@@ -118,7 +132,7 @@ impl<S: Source> Relay<S> {
             }
             let began = Instant::now();
             let (log, rows_max) = (self.log.as_ref(), self.config.batch_rows_max);
-            let rows = match publish_batch(reader, log, rows_max, self.partitions, &mut copies, stop).await? {
+            let rows = match publish_batch(reader, log, rows_max, self.partitions, &self.reach, &mut copies, stop).await? {
                 Step::Published(rows) => rows,
                 Step::Interrupted => continue,
                 Step::Idle => 0,

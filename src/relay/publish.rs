@@ -9,7 +9,7 @@ use crate::db::DbError;
 use crate::faults;
 use crate::messaging::log::{Log, LogError, Record};
 use crate::messaging::outbox::{Reader, Source};
-use crate::messaging::{is_copy, shorten};
+use crate::messaging::{Reach, is_copy, shorten};
 use crate::shutdown::Shutdown;
 use crate::telemetry::Incident;
 
@@ -63,6 +63,7 @@ pub async fn publish_batch<S: Source>(
     log: &dyn Log,
     rows_max: i64,
     partitions: i32,
+    reach: &Reach,
     copies: &mut Copies,
     stop: &Shutdown,
 ) -> Result<Step, RelayError> {
@@ -80,7 +81,8 @@ pub async fn publish_batch<S: Source>(
         .build();
     let mut tries = 0;
     faults::point!("relay.before_append")?;
-    while let Err(error) = leased(reader, ahead, log.append(unacknowledged)).await? {
+    let way = Way { log, reach };
+    while let Err(error) = leased(reader, way, ahead, log.append(unacknowledged)).await? {
         let cause = error.cause;
         unacknowledged = error.unacknowledged;
         if let LogError::RecordTooLarge { index, bytes, bytes_max } = cause
@@ -98,20 +100,30 @@ pub async fn publish_batch<S: Source>(
             break;
         }
         if let LogError::UnknownTopic(topic) = &cause
-            && let Err(cause) = leased(reader, ahead, make(log, topic, partitions)).await?
+            && let Err(cause) = leased(reader, way, ahead, make(log, topic, partitions)).await?
         {
             incident.failed(&cause);
         }
         let delay = delays.next().unwrap_or(Duration::from_secs(1));
-        tokio::select! {
-            biased;
-            () = tokio::time::sleep(delay) => {}
-            () = stop.stopped() => return Ok(Step::Interrupted),
+        // What the log refuses it would refuse anybody: the outbox is given up only where the log is out of this process's reach.
+        reach.doubted();
+        let pause = async {
+            tokio::select! {
+                biased;
+                () = tokio::time::sleep(delay) => false,
+                () = stop.stopped() => true,
+                () = reach.watch(log) => false,
+            }
+        };
+        if leased(reader, way, ahead, pause).await? {
+            return Ok(Step::Interrupted);
         }
         // Fails where another relay has taken over meanwhile: it publishes these rows.
+        reader.set_cut_off(reach.is_cut_off());
         reader.save().await?;
     }
     incident.recovered();
+    reach.heard();
     faults::point!("relay.after_append")?;
     reader.published(page)?;
     sending.acknowledged();
@@ -127,23 +139,35 @@ async fn make(log: &dyn Log, topic: &str, partitions: i32) -> Result<(), LogErro
     Ok(())
 }
 
-/// Awaits the log, and reads the next page meanwhile, `ahead` rows. Keeps the lease: a broker that hangs must not cost it.
+/// A log, and whether it is within reach.
+#[derive(Clone, Copy)]
+struct Way<'l> {
+    log: &'l dyn Log,
+    reach: &'l Reach,
+}
+
+/// Awaits the log, and reads the next page meanwhile, `ahead` rows. Keeps the lease: a broker that hangs must not cost it; where it does for
+/// long, finds out whether the log can be reached at all.
 async fn leased<S: Source, T>(
     reader: &mut Reader<S>,
+    way: Way<'_>,
     mut ahead: Option<i64>,
-    appended: impl Future<Output = T>,
+    awaited: impl Future<Output = T>,
 ) -> Result<T, RelayError> {
-    let mut appended = std::pin::pin!(appended);
+    let (mut awaited, mut watching) = (std::pin::pin!(awaited), std::pin::pin!(way.reach.watch(way.log)));
     let heartbeat = reader.heartbeat();
-    let mut renewal = std::pin::pin!(tokio::time::sleep(heartbeat));
+    let (mut renewal, mut is_late) = (std::pin::pin!(tokio::time::sleep(heartbeat)), false);
     loop {
         tokio::select! {
             biased;
-            done = &mut appended => return Ok(done),
+            done = &mut awaited => return Ok(done),
             () = &mut renewal => {
+                reader.set_cut_off(way.reach.is_cut_off());
                 reader.save().await?;
+                is_late = true;
                 renewal.as_mut().reset(tokio::time::Instant::now() + heartbeat);
             }
+            () = &mut watching, if is_late => {}
             () = reader.read_ahead(ahead.unwrap_or_default()), if ahead.is_some() => ahead = None,
         }
     }

@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 use crate::config::{Config, HttpConfig};
 use crate::db::{self, Db, Schema};
 use crate::http::{self, Bound, Port, Readiness, Routes, ServeError};
+use crate::messaging::Reach;
 use crate::messaging::log::SharedLog;
 use crate::relay::Relay;
 use crate::shutdown::Shutdown;
@@ -23,7 +24,8 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
         bind(port, &config, orders.clone(), payments.clone(), log.clone(), super::share(&config, DRAIN_ALONE))?;
     tokio::spawn(super::announce("relay", readiness, stop.clone()));
     let owner = super::owner("relay");
-    let relay = |db: Db, name| relay(&config, db, log.clone(), name, owner.clone(), Arc::new(Notify::new()));
+    let reach = Arc::new(Reach::default());
+    let relay = |db: Db, name| relay(&config, db, log.clone(), reach.clone(), name, owner.clone(), Arc::new(Notify::new()));
     let (orders, payments) = (relay(orders, "orders"), relay(payments, "payments"));
     let both = {
         let stop = stop.clone();
@@ -34,8 +36,16 @@ pub async fn run(config: Config, stop: Shutdown) -> Result<(), RoleError> {
     super::together(bound.run(stop.clone()), both, &stop).await
 }
 
-pub(super) fn relay(config: &Config, db: Db, log: SharedLog, name: &'static str, owner: String, wake: Arc<Notify>) -> Relay {
-    Relay { db, log, name, owner, config: config.relay.clone(), partitions: config.kafka.partitions, wake }
+pub(super) fn relay(
+    config: &Config,
+    db: Db,
+    log: SharedLog,
+    reach: Arc<Reach>,
+    name: &'static str,
+    owner: String,
+    wake: Arc<Notify>,
+) -> Relay {
+    Relay { db, log, reach, name, owner, config: config.relay.clone(), partitions: config.kafka.partitions, wake }
 }
 
 pub(super) fn open(config: &Config) -> Result<Port, ServeError> {

@@ -121,9 +121,40 @@ impl Incident {
 #[derive(Clone, Debug)]
 pub struct SharedIncident(Arc<Mutex<(Incident, HashSet<i32>)>>);
 
+/// One of them, from the beginning of its work to its end: what it failed at is nobody's trouble any more then.
+#[derive(Debug)]
+pub struct Worker {
+    shared: SharedIncident,
+    who: i32,
+}
+
+impl Worker {
+    pub fn failed(&self, cause: &dyn fmt::Display) {
+        self.shared.failed(self.who, cause);
+    }
+
+    pub fn recovered(&self) {
+        self.shared.recovered(self.who);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let mut shared = self.shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.1.remove(&self.who) && shared.1.is_empty() {
+            // It ended; nothing says that it would have succeeded.
+            let _ = shared.0.succeed(Instant::now());
+        }
+    }
+}
+
 impl SharedIncident {
     pub fn new(what: &'static str) -> Self {
         Self(Arc::new(Mutex::new((Incident::new(what), HashSet::new()))))
+    }
+
+    pub fn worker(&self, who: i32) -> Worker {
+        Worker { shared: self.clone(), who }
     }
 
     pub fn failed(&self, who: i32, cause: &dyn fmt::Display) {
@@ -198,6 +229,19 @@ mod tests {
         shared.recovered(1);
         assert!(shared.is_ongoing());
         shared.recovered(2);
+        assert!(!shared.is_ongoing());
+    }
+
+    /// A partition that failed and went to another replica would be an incident of this one's for ever.
+    #[test]
+    fn who_ends_while_it_fails_takes_its_part_of_the_incident_along() {
+        let shared = SharedIncident::new("fetching");
+        let (first, second) = (shared.worker(0), shared.worker(1));
+        first.failed(&"away");
+        second.failed(&"away");
+        drop(first);
+        assert!(shared.is_ongoing());
+        drop(second);
         assert!(!shared.is_ongoing());
     }
 

@@ -21,7 +21,7 @@ use shopd::config::{Config, Secret};
 use shopd::db::{self, Conn, Db, DbError, Schema, sql};
 use shopd::messaging::log::{PostgresLog, Record, SharedLog};
 use shopd::messaging::outbox::Reader;
-use shopd::messaging::{Consumer, Delivery, Handler, Keys, Poison, Received};
+use shopd::messaging::{Consumer, Delivery, Handler, Keys, Poison, Reach, Received};
 use shopd::relay::{Copies, publish_batch};
 use shopd::shutdown::Shutdown;
 
@@ -177,10 +177,14 @@ impl Bench {
 
     /// Everything that waits in the outbox goes out.
     async fn relay(&self) {
-        let mut reader =
-            Reader::acquire(&self.db, "relay", Duration::from_secs(5), &Arc::default()).await.unwrap().expect("a free outbox");
+        let mut reader = Reader::acquire(&self.db, "relay", Duration::from_secs(5), true, &Arc::default())
+            .await
+            .unwrap()
+            .expect("a free outbox");
         while let shopd::relay::Step::Published(_) =
-            publish_batch(&mut reader, &*self.log, 100, 1, &mut Copies::default(), &Shutdown::new()).await.unwrap()
+            publish_batch(&mut reader, &*self.log, 100, 1, &Reach::default(), &mut Copies::default(), &Shutdown::new())
+                .await
+                .unwrap()
         {}
         reader.release().await.unwrap();
     }

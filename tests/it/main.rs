@@ -8,6 +8,7 @@ mod command_line;
 mod consumer;
 mod contract;
 mod crash;
+mod cut_off;
 mod dead_letter;
 mod embedded;
 mod failover;

@@ -81,7 +81,7 @@ async fn drain(reader: &mut Reader, rows_max: i64) -> Vec<Uuid> {
 }
 
 async fn acquire(db: &Db, owner: &str) -> Option<Reader> {
-    Reader::acquire(db, owner, LEASE, &Arc::default()).await.unwrap()
+    Reader::acquire(db, owner, LEASE, true, &Arc::default()).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -222,7 +222,7 @@ async fn what_is_published_asks_to_be_saved_and_an_idle_look_does_not() {
 async fn a_relay_that_lost_its_lease_moves_nothing() {
     let db = fresh().await;
     write(&db.dedicated().await.unwrap(), 3).await;
-    let mut slow = Reader::acquire(&db, "slow", Duration::from_millis(1), &Arc::default()).await.unwrap().unwrap();
+    let mut slow = Reader::acquire(&db, "slow", Duration::from_millis(1), true, &Arc::default()).await.unwrap().unwrap();
     let page = slow.page(10).await.unwrap().unwrap();
     let mut quick = loop {
         // Its lease is over in a millisecond of the server's time.

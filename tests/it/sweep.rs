@@ -48,7 +48,7 @@ async fn run(shop: &Inside, statements: &str) {
 /// What a relay does with a log that takes everything; the rows stay where they are.
 async fn send(shop: &Inside) -> usize {
     let mut reader =
-        Reader::acquire(&shop.orders, "relay", LEASE, &std::sync::Arc::default()).await.unwrap().expect("the outbox is free");
+        Reader::acquire(&shop.orders, "relay", LEASE, true, &std::sync::Arc::default()).await.unwrap().expect("the outbox is free");
     let mut sent = 0;
     while let Some(page) = reader.page(10_000).await.unwrap() {
         sent += page.rows.len();

@@ -171,7 +171,7 @@ async fn who_reads_the_outbox_hears_of_others_rows_over_the_session_that_it_read
     let (here, there, stop) = (process(&url), process(&url), Shutdown::new());
     db::migrate(&here, &[Schema::Orders]).await.unwrap();
     let wake = Arc::new(Notify::new());
-    let _reader = Reader::acquire(&here, "relay", Duration::from_secs(60), &wake).await.unwrap().expect("a free outbox");
+    let _reader = Reader::acquire(&here, "relay", Duration::from_secs(60), true, &wake).await.unwrap().expect("a free outbox");
     let notifier = |db: &Db| Notifier::start(db.clone(), &[(outbox::CHANNEL, Arc::new(Notify::new()))], stop.clone());
     notifier(&there).committed(1);
     assert!(is_woken(&wake, PATIENCE).await);

@@ -1,13 +1,14 @@
 //! The processes: every role's real loops over the models, started, stopped, frozen and killed.
 
+use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
 use shopd::config::{Config, ConsumerConfig, RelayConfig};
 use shopd::contracts::{ORDER_PAYMENT_REQUESTS, PAYMENT_STATUS_UPDATES};
-use shopd::messaging::Consumer;
 use shopd::messaging::log::SharedLog;
+use shopd::messaging::{Consumer, Reach};
 use shopd::orders::{SweepRules, run_sweeper};
 use shopd::relay::Relay;
 use shopd::shutdown::Shutdown;
@@ -50,6 +51,8 @@ pub struct Cluster {
     /// Orders' and payments'.
     pub databases: [Postgres; 2],
     slots: Vec<Slot>,
+    /// Slots whose processes do not reach the broker, whoever runs in them.
+    cut_off_for_good: BTreeSet<usize>,
     started: u32,
     consumer: ConsumerConfig,
     relay: RelayConfig,
@@ -69,6 +72,7 @@ impl Cluster {
             kafka,
             databases,
             slots: Vec::new(),
+            cut_off_for_good: BTreeSet::new(),
             started: 0,
             consumer,
             relay,
@@ -99,11 +103,13 @@ impl Cluster {
             }
             Role::Payments => self.consume::<Pays>(payments, process, ORDER_PAYMENT_REQUESTS, stop),
             Role::Relay => {
+                let reach = Arc::new(Reach::default());
                 for (db, name) in [(orders, "orders"), (payments, "payments")] {
                     let owner = format!("{}-{name}", process.name());
                     let relay = Relay {
                         db: ProcessOutbox { db, process: process.clone() },
                         log: self.log(&process),
+                        reach: reach.clone(),
                         name,
                         owner,
                         config: self.relay.clone(),
@@ -144,6 +150,16 @@ impl Cluster {
         process
     }
 
+    /// Between this process and the broker.
+    pub fn set_off_the_log(&mut self, slot: usize, off: bool, for_good: bool) {
+        let process = &self.slots[slot].process;
+        self.world.tell(process.number(), "process off the log; or on it again", [i64::from(off), i64::from(for_good), 0]);
+        if for_good {
+            self.cut_off_for_good.insert(slot);
+        }
+        process.set_off_the_log(off || self.cut_off_for_good.contains(&slot));
+    }
+
     pub fn trap(&self, slot: usize, for_ms: u64) {
         self.slots[slot].process.set_trap(Some(for_ms));
     }
@@ -166,6 +182,7 @@ impl Cluster {
         let old = &self.slots[slot];
         if old.process.is_dead() || old.stop.is_stopping() {
             self.slots[slot] = self.process(old.role);
+            self.slots[slot].process.set_off_the_log(self.cut_off_for_good.contains(&slot));
         }
     }
 

@@ -78,6 +78,11 @@ fn without_the_sweeper_what_the_log_loses_waits_for_ever() {
 }
 
 #[test]
+fn a_replica_that_alone_has_lost_the_log_and_keeps_what_it_has_holds_it_up_for_ever() {
+    goes_red(&[Guard::CutOff], &["L1"]);
+}
+
+#[test]
 fn without_dead_letters_a_record_that_nobody_can_read_holds_up_its_partition() {
     goes_red(&[Guard::DeadLetter], &["L2"]);
 }

@@ -10,8 +10,11 @@ use shopd::messaging::consumer::{Batch, Committed, Inbox, Owned, Standing};
 use shopd::messaging::{Delivery, Poison, Received};
 
 use crate::postgres::{Key, Postgres, Tx};
-use crate::tables::OffsetRow;
+use crate::tables::{MemberRow, OffsetRow};
 use crate::world::{Guard, Process};
+
+/// As the statement of the heartbeat has it.
+const CUT_OFF_AFTER_MS: u64 = 10_000;
 
 /// As the real transaction does after losing a race.
 const ATTEMPTS_MAX: usize = 3;
@@ -53,12 +56,17 @@ impl<E: Effect> Inbox for ProcessInbox<E> {
             .await
     }
 
-    async fn heartbeat(&self) -> Result<Standing, DbError> {
+    async fn heartbeat(&self, reaches_log: bool) -> Result<Standing, DbError> {
         let now = self.db.world.now_ms();
         let (me, until) = (self.process.name(), now + self.lease.as_millis() as u64);
+        let (world, number) = (&self.db.world, self.process.number());
         self.db
             .statement(&self.process, |state| {
-                state.tables.members.insert(me.to_owned(), until);
+                let members = &mut state.tables.members;
+                let fresh = || MemberRow { seen_until_ms: until, reaches_log, reaches_since_ms: now };
+                let row = members.entry(me.to_owned()).or_insert_with(fresh);
+                let since = if row.reaches_log == reaches_log { row.reaches_since_ms } else { now };
+                *row = MemberRow { reaches_since_ms: since, ..fresh() };
                 let mut owned = Vec::new();
                 let locked: Vec<i32> = state.tables.offsets.keys().copied().filter(|n| state.is_locked(&Key::Offset(*n))).collect();
                 for (partition, row) in &mut state.tables.offsets {
@@ -70,10 +78,17 @@ impl<E: Effect> Inbox for ProcessInbox<E> {
                         row.lease_until_ms = until;
                     }
                 }
-                let count = |which: &dyn Fn(&str) -> bool| {
-                    state.tables.members.iter().filter(|(name, until)| **until >= now && which(name)).count()
-                };
-                let standing = Standing { owned, members: count(&|name| name != me) + 1, rank: count(&|name| name < me) };
+                let members = &state.tables.members;
+                let live: Vec<_> = members.iter().filter(|(_, row)| row.seen_until_ms >= now).collect();
+                let for_long = |row: &MemberRow| row.reaches_since_ms + CUT_OFF_AFTER_MS < now;
+                let well = live.iter().any(|(_, row)| row.reaches_log && for_long(row));
+                let shares = |row: &MemberRow| !well || row.reaches_log || !for_long(row) || !world.holds(Guard::CutOff);
+                let sharing: Vec<&str> = live.iter().filter(|(_, row)| shares(row)).map(|(name, _)| name.as_str()).collect();
+                let (cut_off, rank) = (!sharing.contains(&me), sharing.iter().filter(|name| **name < me).count());
+                if cut_off {
+                    world.tell(number, "replica cut off from the log shares nothing", [owned.len() as i64, 0, 0]);
+                }
+                let standing = Standing { owned, members: sharing.len(), rank, cut_off, others: live.len() - 1 };
                 state.autocommit();
                 Ok(standing)
             })

@@ -54,6 +54,8 @@ struct State {
     landed: i64,
     /// Event ids on the log, now or before.
     events: BTreeSet<Bytes>,
+    /// Topics that were made anew.
+    wiped: BTreeSet<String>,
 }
 
 #[derive(Clone)]
@@ -67,7 +69,7 @@ impl Kafka {
     pub fn start(world: World, topics: &[&str], partitions: usize) -> Self {
         let made = |topic: &&str| ((*topic).to_owned(), (0..partitions).map(|_| Partition::default()).collect());
         let topics = topics.iter().map(made).collect();
-        let state = State { up: true, topics, luck: Vec::new(), landed: 0, events: BTreeSet::new() };
+        let state = State { up: true, topics, luck: Vec::new(), landed: 0, events: BTreeSet::new(), wiped: BTreeSet::new() };
         Self { world, state: Arc::new(Mutex::new(state)), appended: Arc::new(Notify::new()) }
     }
 
@@ -111,11 +113,16 @@ impl Kafka {
         for partition in state.topics.get_mut(topic).into_iter().flatten() {
             *partition = Partition::default();
         }
+        state.wiped.insert(topic.to_owned());
         if !made_anew {
             state.topics.remove(topic);
         }
         drop(state);
         self.appended.notify_waiters();
+    }
+
+    pub fn was_wiped(&self, topic: &str) -> bool {
+        self.state().wiped.contains(topic)
     }
 
     /// Whether the record at an offset can be read by nobody.
@@ -259,11 +266,19 @@ pub struct ProcessLog {
     pub process: Process,
 }
 
+impl ProcessLog {
+    /// Whether a call reaches the broker, or its answer comes back.
+    fn reaches(&self) -> Result<(), LogError> {
+        if self.process.is_off_the_log() { Err(away()) } else { Ok(()) }
+    }
+}
+
 #[async_trait]
 impl Log for ProcessLog {
     async fn create_topics(&self, topics: &[&str], partitions: i32) -> Result<(), LogError> {
         self.process.gate().await;
         self.kafka.world.network().await;
+        self.reaches()?;
         let mut state = self.kafka.state();
         if !state.up {
             return Err(away());
@@ -283,19 +298,26 @@ impl Log for ProcessLog {
             state.topics.get(topic).filter(|_| state.up).map(Vec::len)
         };
         self.process.gate().await;
+        self.reaches()?;
         partitions.map(|partitions| partitions as i32).ok_or_else(away)
     }
 
     /// What was sent goes on at the broker, whether the caller still waits or not.
     async fn append(&self, records: Vec<Record>) -> Result<(), AppendError> {
         self.process.gate().await;
+        if let Err(cause) = self.reaches() {
+            self.kafka.world.network().await;
+            return Err(AppendError { unacknowledged: records, cause });
+        }
         let kafka = self.kafka.clone();
         let sent = records.clone();
         let appending = tokio::spawn(async move { kafka.append_all(sent).await });
         if !self.kafka.world.holds(Guard::AckBeforeCursor) {
             return Ok(());
         }
-        let appended = appending.await.unwrap_or_else(|_| Err(AppendError { unacknowledged: records, cause: away() }));
+        let unheard = |cause| Err(AppendError { unacknowledged: records.clone(), cause });
+        let appended = appending.await.unwrap_or_else(|_| unheard(away()));
+        let appended = self.reaches().map_or_else(unheard, |()| appended);
         self.process.trap(&self.kafka.world);
         self.process.gate().await;
         appended
@@ -304,6 +326,7 @@ impl Log for ProcessLog {
     async fn fetch(&self, topic: &str, partition: i32, from: i64, _bytes_max: i32) -> Result<Fetched, LogError> {
         self.process.gate().await;
         self.kafka.world.network().await;
+        self.reaches()?;
         let deadline = tokio::time::Instant::now() + FETCH_WAIT;
         let fetched = loop {
             let appended = self.kafka.appended.notified();
@@ -318,6 +341,7 @@ impl Log for ProcessLog {
         };
         self.kafka.world.network().await;
         self.process.gate().await;
+        self.reaches()?;
         fetched
     }
 
@@ -330,7 +354,11 @@ impl Log for ProcessLog {
     }
 
     async fn ping(&self) -> Result<(), LogError> {
-        Ok(())
+        self.process.gate().await;
+        self.kafka.world.network().await;
+        self.reaches()?;
+        let up = self.kafka.state().up;
+        up.then_some(()).ok_or_else(away)
     }
 
     async fn prune(&self) -> Result<u64, LogError> {

@@ -146,6 +146,7 @@ fn the_seeds_bring_about_what_they_are_for() {
         "lock timeout",
         "offset out of range",
         "order asked for again",
+        "replica cut off from the log shares nothing",
         "result comes too late",
         "rows that committed late",
         "transaction ended for its silence",

@@ -33,19 +33,27 @@ impl Source for ProcessOutbox {
         self.db.listen(wake);
     }
 
-    async fn claim(&self, owner: &str, lease: Duration, wake: &Arc<Notify>) -> Result<Option<Claim<ProcessSession>>, DbError> {
+    async fn claim(
+        &self,
+        owner: &str,
+        lease: Duration,
+        reaches_log: bool,
+        wake: &Arc<Notify>,
+    ) -> Result<Option<Claim<ProcessSession>>, DbError> {
         let now = self.db.world.now_ms();
-        let owner = owner.to_owned();
+        let (owner, guarded) = (owner.to_owned(), self.db.world.holds(Guard::CutOff));
         let claimed = self
             .db
             .statement(&self.process, |state| {
                 let row = &mut state.tables.cursor;
                 let free = row.owner.as_ref().is_none_or(|had| *had == owner) || row.lease_until_ms < now;
-                if !free {
+                let given_up = row.cut_off && reaches_log && guarded;
+                if !free && !given_up {
                     return Ok(None);
                 }
                 row.owner = Some(owner);
                 row.epoch += 1;
+                row.cut_off = false;
                 row.lease_until_ms = now + lease.as_millis() as u64;
                 let claimed = (row.cursor.clone(), row.epoch);
                 state.autocommit();
@@ -147,7 +155,7 @@ impl Session for ProcessSession {
         self.rows(look, rows_max, |_| true).await
     }
 
-    async fn save(&self, epoch: i64, cursor: &Cursor, lease: Duration) -> Result<bool, DbError> {
+    async fn save(&self, epoch: i64, cursor: &Cursor, lease: Duration, cut_off: bool) -> Result<bool, DbError> {
         let number = self.outbox.process.number();
         self.ask(|db| {
             let now = db.world.now_ms();
@@ -161,6 +169,7 @@ impl Session for ProcessSession {
                 db.world.check(sent, || format!("S13: the cursor is past outbox row {position:?}, which was never on the log"));
             }
             state.tables.cursor.cursor = cursor.clone();
+            state.tables.cursor.cut_off = cut_off;
             state.tables.cursor.lease_until_ms = now + lease.as_millis() as u64;
             state.autocommit();
             db.world.tell(number, "cursor saved", [epoch, Snap::parse(&cursor.snapshot).xmax as i64, 0]);

@@ -35,6 +35,11 @@ pub enum Act {
         process: usize,
         for_ms: u64,
     },
+    /// This process alone does not reach the broker; until it is replaced or for so long, and where its role has others also until the end.
+    LogLost {
+        process: usize,
+        for_ms: Option<u64>,
+    },
     DatabaseCrash {
         database: usize,
         for_ms: u64,
@@ -155,6 +160,7 @@ impl Plan {
         match rng.random_range(0..6) {
             0 => two_producers(&mut rng, &mut acts),
             1 => quick_crashes(&mut rng, &mut acts, orders),
+            2 => cut_off_for_good(&mut rng, &mut acts, replicas),
             _ => {}
         }
         acts.sort_by_key(|(at, _)| *at);
@@ -192,6 +198,17 @@ fn quick_crashes(rng: &mut SmallRng, acts: &mut Vec<(u64, Act)>, orders: u64) {
     }
 }
 
+/// The first of each role that has others loses its way to the broker, and nobody mends that.
+fn cut_off_for_good(rng: &mut SmallRng, acts: &mut Vec<(u64, Act)>, replicas: [usize; 3]) {
+    let mut process = 0;
+    for of_role in replicas {
+        if of_role > 1 {
+            acts.push((rng.random_range(500..FAULTS_END_MS), Act::LogLost { process, for_ms: None }));
+        }
+        process += of_role;
+    }
+}
+
 fn fault(rng: &mut SmallRng, processes: usize, orders: u64) -> Act {
     let process = rng.random_range(0..processes);
     let for_ms = match rng.random_range(0..3) {
@@ -211,7 +228,8 @@ fn fault(rng: &mut SmallRng, processes: usize, orders: u64) -> Act {
         50..53 => Act::CommitsRefused { database, times },
         53..57 => Act::CommitsSlow { database, times, ms: for_ms },
         57..63 => Act::HoldOpen { database, for_ms },
-        63..68 => Act::BrokerAway { for_ms },
+        63..66 => Act::BrokerAway { for_ms },
+        66..68 => Act::LogLost { process, for_ms: Some(for_ms) },
         68..73 => Act::AcksLost { times },
         73..76 => Act::AppendsTwice { times },
         76..80 => Act::AppendsLate { times, ms: for_ms },

@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::checks;
 use crate::cluster::{Cluster, Role, TOPICS};
-use crate::kafka::{Luck, POISON};
+use crate::kafka::{Kafka, Luck, POISON};
 use crate::plan::{Act, FAULTS_END_MS, Plan, USERS};
 use crate::postgres::{Fate, Key, Postgres};
 use crate::service::{Deposited, Place, Placed, deposit};
@@ -148,6 +148,10 @@ fn begins(cluster: &mut Cluster, act: &Act, n: usize, frozen: &mut BTreeMap<usiz
             cluster.stop(process);
             Some(for_ms)
         }
+        Act::LogLost { process, for_ms } => {
+            cluster.set_off_the_log(process, true, for_ms.is_none());
+            for_ms
+        }
         Act::DatabaseCrash { database, for_ms } => {
             databases[database].crash();
             Some(for_ms)
@@ -197,7 +201,7 @@ fn begins(cluster: &mut Cluster, act: &Act, n: usize, frozen: &mut BTreeMap<usiz
             None
         }
         Act::Replay { database } => {
-            tokio::spawn(replay(databases[database].clone()));
+            tokio::spawn(replay(databases[database].clone(), kafka.clone(), TOPICS[1 - database]));
             None
         }
         Act::ForgeRequest { .. } | Act::ForgeResult { .. } | Act::Poison { .. } => {
@@ -208,16 +212,21 @@ fn begins(cluster: &mut Cluster, act: &Act, n: usize, frozen: &mut BTreeMap<usiz
 }
 
 /// An operator's statement waits for the rows like any other.
-async fn replay(db: Postgres) -> Result<(), DbError> {
+async fn replay(db: Postgres, kafka: Kafka, topic: &'static str) -> Result<(), DbError> {
     let mut tx = db.begin(&Process::new(0, "operator".into())).await?;
     let all: Vec<i32> = db.state().tables.offsets.keys().copied().collect();
     for partition in all {
         tx.lock(Key::Offset(partition)).await?;
     }
-    tx.write(|tables| {
+    tx.write(move |tables| {
         for row in tables.offsets.values_mut() {
             row.next_offset = 0;
             row.epoch += 1;
+        }
+        if kafka.was_wiped(topic) {
+            // What the new topic held below the old offset was passed over; now it comes after what lies behind it (S8 is the log's order as it
+            // was read).
+            tables.decided_last.clear();
         }
     });
     tx.commit().await
@@ -227,6 +236,7 @@ fn ends(cluster: &mut Cluster, act: &Act, n: usize, frozen: &mut BTreeMap<usize,
     match *act {
         Act::Kill { process, .. } | Act::Stop { process, .. } => cluster.restart(process),
         Act::Freeze { .. } => drop(frozen.remove(&n).map(|process| process.thaw())),
+        Act::LogLost { process, .. } => cluster.set_off_the_log(process, false, false),
         Act::DatabaseCrash { database, .. } => cluster.databases[database].recover(),
         Act::BrokerAway { .. } => cluster.kafka.set_up(true),
         _ => {}

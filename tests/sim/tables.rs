@@ -74,6 +74,16 @@ pub struct CursorRow {
     pub owner: Option<String>,
     pub lease_until_ms: u64,
     pub epoch: i64,
+    /// Its owner cannot reach the log.
+    pub cut_off: bool,
+}
+
+/// A replica of a consumer.
+pub struct MemberRow {
+    /// It counts until then.
+    pub seen_until_ms: u64,
+    pub reaches_log: bool,
+    pub reaches_since_ms: u64,
 }
 
 /// The answer kept for an idempotency key.
@@ -94,8 +104,8 @@ pub struct Tables {
     pub outbox: BTreeMap<(u64, i64), Row>,
     pub cursor: CursorRow,
     pub offsets: BTreeMap<i32, OffsetRow>,
-    /// Until when each replica of this database's consumer counts.
-    pub members: BTreeMap<String, u64>,
+    /// Of this database's consumer, by name.
+    pub members: BTreeMap<String, MemberRow>,
     pub letters: BTreeSet<(i32, i64)>,
     /// Debits by order, for the checks.
     pub debits: BTreeMap<Uuid, Vec<TransferRow>>,
@@ -123,7 +133,7 @@ impl Tables {
             payments: BTreeMap::new(),
             answers: BTreeMap::new(),
             outbox: BTreeMap::new(),
-            cursor: CursorRow { cursor, owner: None, lease_until_ms: 0, epoch: 0 },
+            cursor: CursorRow { cursor, owner: None, lease_until_ms: 0, epoch: 0, cut_off: false },
             offsets: BTreeMap::new(),
             members: BTreeMap::new(),
             letters: BTreeSet::new(),

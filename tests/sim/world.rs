@@ -1,5 +1,6 @@
 //! What everything in a run shares: the seed's random numbers, the virtual clock, the history, and the first violation.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +39,8 @@ pub enum Guard {
     Sweeper,
     /// A record that cannot be read is put aside.
     DeadLetter,
+    /// Who alone has lost the way to the log gives up what others can go on with.
+    CutOff,
 }
 
 /// One line of the history. Holds no random id, so that the same seed gives the same bytes.
@@ -176,6 +179,8 @@ struct ProcessState {
     /// Freezes the process for so many milliseconds where it is at its most awkward.
     trap_ms: Mutex<Option<u64>>,
     changed: Notify,
+    /// The broker is there for everybody but this one.
+    off_the_log: AtomicBool,
 }
 
 impl Process {
@@ -186,6 +191,7 @@ impl Process {
             life: Mutex::new(Life::Running),
             trap_ms: Mutex::new(None),
             changed: Notify::new(),
+            off_the_log: AtomicBool::new(false),
         }))
     }
 
@@ -217,6 +223,14 @@ impl Process {
             tokio::time::sleep(Duration::from_millis(for_ms)).await;
             process.thaw();
         });
+    }
+
+    pub fn set_off_the_log(&self, off: bool) {
+        self.0.off_the_log.store(off, Ordering::Relaxed);
+    }
+
+    pub fn is_off_the_log(&self) -> bool {
+        self.0.off_the_log.load(Ordering::Relaxed)
     }
 
     pub fn freeze(&self) {

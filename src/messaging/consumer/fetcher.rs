@@ -10,6 +10,7 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::SharedIncident;
 
 use super::super::log::{LogError, SharedLog, StoredRecord};
+use super::super::reach::Reach;
 use super::batch::Decoded;
 use super::inbox::Inbox;
 use super::offsets::Owned;
@@ -79,18 +80,25 @@ impl<E> Fetched<E> {
     }
 }
 
+/// Where it comes from.
+pub struct Source {
+    pub log: SharedLog,
+    pub reach: Arc<Reach>,
+    pub topic: Arc<str>,
+}
+
 /// Fetches a partition from where it is owned; waits while the consumer is behind.
 pub async fn fetch<I: Inbox>(
-    log: SharedLog,
+    source: Source,
     inbox: Arc<I>,
-    topic: Arc<str>,
     owned: Owned,
     to: mpsc::Sender<Fetched<I::Event>>,
     incident: SharedIncident,
     stop: Shutdown,
 ) {
+    let Source { log, reach, topic } = source;
     let Owned { partition, epoch, next_offset: mut from } = owned;
-    let mut delays = backoff();
+    let (mut delays, incident) = (backoff(), incident.worker(partition));
     loop {
         let fetched = tokio::select! {
             biased;
@@ -99,7 +107,8 @@ pub async fn fetch<I: Inbox>(
         };
         match fetched {
             Ok(fetched) => {
-                incident.recovered(partition);
+                incident.recovered();
+                reach.heard();
                 delays = backoff();
                 if fetched.next_offset == from {
                     continue;
@@ -121,7 +130,8 @@ pub async fn fetch<I: Inbox>(
                 from = start;
             }
             Err(error) => {
-                incident.failed(partition, &format_args!("{topic}: {error}"));
+                reach.doubted();
+                incident.failed(&format_args!("{topic}: {error}"));
                 pause(delays.next().unwrap_or(Duration::from_secs(2)), &stop).await;
             }
         }

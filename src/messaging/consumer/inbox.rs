@@ -47,8 +47,8 @@ pub trait Inbox: Send + Sync + 'static {
         Ok(0)
     }
 
-    /// Counts this replica among the topic's and renews its leases, also those that expired and nobody took.
-    async fn heartbeat(&self) -> Result<Standing, DbError>;
+    /// Counts this replica among the topic's, says whether it `reaches_log`, and renews its leases, also those that expired and nobody took.
+    async fn heartbeat(&self, reaches_log: bool) -> Result<Standing, DbError>;
 
     /// Takes up to `at_most` of the partitions below `partitions` that are free or expired, each under a new epoch.
     async fn acquire(&self, partitions: i32, at_most: usize) -> Result<Vec<Owned>, DbError>;

@@ -3,11 +3,15 @@
 //!
 //! It runs beside the loop, so a batch that takes long costs no lease. What it takes, the loop fetches; what is above the share
 //! the loop gives back, because only the loop knows that nothing of it is being applied any more.
+//!
+//! Where there are neighbours it asks the log whether it is there: nothing is the share of a replica that alone has lost its way to it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::telemetry::Incident;
 
 use super::super::log::SharedLog;
+use super::super::reach::{PROBE_INTERVAL, Reach};
 use super::inbox::Inbox;
 use super::offsets::Owned;
 
@@ -43,18 +48,52 @@ pub struct Keeper {
     /// Asks for a heartbeat before its time.
     early: Arc<Notify>,
     stop: CancellationToken,
-    tasks: [JoinHandle<()>; 2],
+    tasks: [JoinHandle<()>; 3],
+}
+
+/// What the tasks tell one another.
+struct Known {
+    /// Of the topic.
+    partitions: AtomicI32,
+    /// There are other replicas.
+    neighbours: AtomicBool,
+    /// As the last heartbeat learnt.
+    cut_off: AtomicBool,
+    reach: Arc<Reach>,
+}
+
+impl Known {
+    /// What the heartbeat says. Who is cut off is sure first: a way that lets one call in ten through would take partitions back with each.
+    fn reaches_log(&self) -> bool {
+        if self.cut_off.load(Ordering::Relaxed) { self.reach.is_sure() } else { self.reach.is_reached() }
+    }
 }
 
 impl Keeper {
-    pub fn start<I: Inbox>(inbox: Arc<I>, log: SharedLog, topic: Arc<str>, partitions: i32, lease: Duration) -> Self {
+    pub fn start<I: Inbox>(
+        inbox: Arc<I>,
+        log: SharedLog,
+        reach: Arc<Reach>,
+        topic: Arc<str>,
+        partitions: i32,
+        lease: Duration,
+    ) -> Self {
         let (to, assignments) = watch::channel(Arc::new(Assignment::default()));
         let stop = CancellationToken::new();
-        let (known, early) = (Arc::new(AtomicI32::new(partitions)), Arc::new(Notify::new()));
-        let counting = tokio::spawn(count_partitions(inbox.clone(), log, topic.clone(), known.clone(), stop.clone()));
+        let (neighbours, cut_off) = (AtomicBool::new(false), AtomicBool::new(false));
+        let known = Arc::new(Known { partitions: AtomicI32::new(partitions), neighbours, cut_off, reach });
+        let early = Arc::new(Notify::new());
+        let beside = |task: BoxFuture<'static, ()>| {
+            let stop = stop.clone();
+            tokio::spawn(async move {
+                stop.run_until_cancelled(task).await;
+            })
+        };
+        let counting = beside(count_partitions(inbox.clone(), log.clone(), topic.clone(), known.clone()).boxed());
+        let probing = beside(probe(log, known.clone()).boxed());
         let every = lease / HEARTBEATS_A_LEASE;
         let beating = tokio::spawn(beat(inbox, topic, known, every, early.clone(), to, stop.clone()));
-        Self { assignments, early, stop, tasks: [beating, counting] }
+        Self { assignments, early, stop, tasks: [beating, counting, probing] }
     }
 
     pub fn assignments(&self) -> watch::Receiver<Arc<Assignment>> {
@@ -79,7 +118,7 @@ impl Keeper {
 async fn beat<I: Inbox>(
     inbox: Arc<I>,
     topic: Arc<str>,
-    partitions: Arc<AtomicI32>,
+    known: Arc<Known>,
     every: Duration,
     early: Arc<Notify>,
     to: watch::Sender<Arc<Assignment>>,
@@ -95,10 +134,18 @@ async fn beat<I: Inbox>(
             _ = ticks.tick() => {}
             () = early.notified() => {}
         }
-        let partitions = partitions.load(Ordering::Relaxed);
+        let partitions = known.partitions.load(Ordering::Relaxed);
         let kept = async {
-            let standing = inbox.heartbeat().await?;
-            let share = share(partitions as usize, standing.members, standing.rank);
+            let standing = inbox.heartbeat(known.reaches_log()).await?;
+            known.neighbours.store(standing.others > 0, Ordering::Relaxed);
+            match (known.cut_off.swap(standing.cut_off, Ordering::Relaxed), standing.cut_off) {
+                (false, true) => {
+                    tracing::warn!(%topic, "this replica alone has lost its way to the log; others go on with its partitions");
+                }
+                (true, false) => tracing::info!(%topic, "this replica shares the partitions again"),
+                _ => {}
+            }
+            let share = if standing.cut_off { 0 } else { share(partitions as usize, standing.members, standing.rank) };
             let mut owned = standing.owned;
             if owned.len() < share {
                 owned.extend(inbox.acquire(partitions, share - owned.len()).await?);
@@ -118,35 +165,50 @@ async fn beat<I: Inbox>(
 }
 
 /// Beside the heartbeat, which must not wait for a broker.
-async fn count_partitions<I: Inbox>(
-    inbox: Arc<I>,
-    log: SharedLog,
-    topic: Arc<str>,
-    partitions: Arc<AtomicI32>,
-    stop: CancellationToken,
-) {
-    let count = async {
-        loop {
-            tokio::time::sleep(PARTITIONS_INTERVAL).await;
-            let Ok(now) = log.partitions(&topic).await else { continue };
-            let before = partitions.load(Ordering::Relaxed);
-            if now > before && inbox.ensure(now).await.is_ok() {
-                tracing::info!(%topic, before, now, "the topic has more partitions");
-                partitions.store(now, Ordering::Relaxed);
-            }
+async fn count_partitions<I: Inbox>(inbox: Arc<I>, log: SharedLog, topic: Arc<str>, known: Arc<Known>) {
+    loop {
+        tokio::time::sleep(PARTITIONS_INTERVAL).await;
+        let Ok(now) = log.partitions(&topic).await else { continue };
+        let before = known.partitions.load(Ordering::Relaxed);
+        if now > before && inbox.ensure(now).await.is_ok() {
+            tracing::info!(%topic, before, now, "the topic has more partitions");
+            known.partitions.store(now, Ordering::Relaxed);
         }
-    };
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => {}
-        () = count => {}
+    }
+}
+
+/// Only where it matters to somebody, and until it is over.
+async fn probe(log: SharedLog, known: Arc<Known>) {
+    loop {
+        tokio::time::sleep(PROBE_INTERVAL).await;
+        if known.neighbours.load(Ordering::Relaxed) || !known.reach.is_reached() {
+            known.reach.probe(&*log).await;
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use proptest::prelude::*;
+
+    use super::super::super::reach::CUT_OFF_AFTER;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_cut_off_says_that_it_reaches_the_log_when_it_is_sure_of_it() {
+        let (neighbours, cut_off) = (AtomicBool::new(true), AtomicBool::new(false));
+        let known = Known { partitions: AtomicI32::new(3), neighbours, cut_off, reach: Arc::default() };
+        known.reach.heard();
+        assert!(known.reaches_log());
+        known.cut_off.store(true, Ordering::Relaxed);
+        known.reach.heard();
+        assert!(!known.reaches_log(), "one call came through");
+        for _ in 0..5 {
+            tokio::time::advance(CUT_OFF_AFTER / 5).await;
+            known.reach.heard();
+        }
+        assert!(known.reaches_log());
+    }
 
     proptest! {
         #[test]

@@ -38,6 +38,7 @@ use crate::shutdown::Shutdown;
 use crate::telemetry::{Incident, SharedIncident};
 
 use super::log::SharedLog;
+use super::reach::Reach;
 
 pub use batch::Batch;
 pub use delivery::{Delivery, Position, Received};
@@ -47,7 +48,7 @@ pub use keeper::share;
 pub use offsets::{Fence, Move, Owned, Standing, next_offsets};
 pub use postgres::PgInbox;
 
-use fetcher::{backoff, fetch, pause};
+use fetcher::{Source, backoff, fetch, pause};
 use gather::{Gathered, QUIET};
 use holding::Holding;
 use keeper::Keeper;
@@ -96,15 +97,16 @@ impl<I: Inbox> Consumer<I> {
     /// Runs until `stop`; finishes the batch in hand and gives its partitions back.
     pub async fn run(self, stop: Shutdown) {
         let mut incident = Incident::new("consuming");
+        let reach = Arc::new(Reach::default());
         // From the beginning: the first one would go unnoticed by who watches for an increase.
         metrics::counter!("shopd_consumer_offset_resets_total", "topic" => self.topic.to_string()).increment(0);
         while !stop.is_stopping() {
             match self.partitions(&stop).await {
                 Ok(Some(partitions)) => {
                     incident.recovered();
-                    let keeper =
-                        Keeper::start(self.inbox.clone(), self.log.clone(), self.topic.clone(), partitions, self.config.lease);
-                    let ended = self.consume(&keeper, &stop).await;
+                    let (inbox, log, topic) = (self.inbox.clone(), self.log.clone(), self.topic.clone());
+                    let keeper = Keeper::start(inbox, log, reach.clone(), topic, partitions, self.config.lease);
+                    let ended = self.consume(&keeper, &reach, &stop).await;
                     keeper.stop().await;
                     if let Ended::Stopping = ended {
                         break;
@@ -139,7 +141,7 @@ impl<I: Inbox> Consumer<I> {
     }
 
     /// Applies batch after batch over what is owned.
-    async fn consume(&self, keeper: &Keeper, stop: &Shutdown) -> Ended {
+    async fn consume(&self, keeper: &Keeper, reach: &Arc<Reach>, stop: &Shutdown) -> Ended {
         let (to, mut fetched) = mpsc::channel(FETCHES_WAITING_MAX);
         let mut assignments = keeper.assignments();
         let mut holding = Holding::of(self.topic.clone());
@@ -155,7 +157,8 @@ impl<I: Inbox> Consumer<I> {
         loop {
             let start = |owned: &Owned| {
                 let (log, inbox, topic, to) = (self.log.clone(), self.inbox.clone(), self.topic.clone(), to.clone());
-                fetch(log, inbox, topic, owned.clone(), to, incident.clone(), stop.clone())
+                let source = Source { log, reach: reach.clone(), topic };
+                fetch(source, inbox, owned.clone(), to, incident.clone(), stop.clone())
             };
             let mut applied = false;
             tokio::select! {

@@ -6,12 +6,13 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text};
 use diesel_async::RunQueryDsl;
 
 use crate::db::{Bind, Conn, Db, DbError, Sql, sql};
 
 use super::super::dead_letter::CHANNEL;
+use super::super::reach::CUT_OFF_AFTER;
 
 /// A partition of ours.
 #[derive(Clone, Debug, PartialEq, Eq, QueryableByName)]
@@ -38,10 +39,14 @@ pub struct Move {
 pub struct Standing {
     /// This replica's partitions.
     pub owned: Vec<Owned>,
-    /// Replicas of this consumer, this one among them.
+    /// Replicas of this consumer that share its partitions, this one among them unless it is cut off.
     pub members: usize,
     /// This one's place among them, 0 for the first.
     pub rank: usize,
+    /// This one has lost its way to the log for a while, and another one has it: nothing is this one's share.
+    pub cut_off: bool,
+    /// Other replicas of this consumer, also those that are cut off.
+    pub others: usize,
 }
 
 /// How far every partition of `topic` is consumed, by its number.
@@ -99,19 +104,37 @@ struct StandingRow {
     #[diesel(sql_type = Nullable<BigInt>)]
     epoch: Option<i64>,
     #[diesel(sql_type = BigInt)]
-    others: i64,
+    members: i64,
     #[diesel(sql_type = BigInt)]
     before: i64,
+    #[diesel(sql_type = Bool)]
+    cut_off: bool,
+    #[diesel(sql_type = BigInt)]
+    others: i64,
 }
 
 /// Counts `owner` among the topic's replicas for another lease, and renews its leases, also those that expired and nobody took. One
 /// that its own batch holds just now is renewed by that batch. Nobody waits for a disk: what a crash of the server forgets, the next
 /// heartbeat says again, and the epochs fence whoever lost a lease by it.
-pub async fn heartbeat(db: &Db, topic: &str, owner: &str, lease: Duration) -> Result<Standing, DbError> {
+///
+/// It says as well whether it reaches the log. Who does not for [`CUT_OFF_AFTER`] shares nothing as long as another one has reached it for as
+/// long; where nobody does, everything stays as it is.
+pub async fn heartbeat(db: &Db, topic: &str, owner: &str, lease: Duration, reaches_log: bool) -> Result<Standing, DbError> {
     let mut conn = db.get().await?;
     let rows: Vec<StandingRow> = sql("with me as (
-             insert into consumer_member (topic, owner, seen_until) values ($1, $2, clock_timestamp() + $3 * interval '1 millisecond')
-             on conflict (topic, owner) do update set seen_until = excluded.seen_until
+             insert into consumer_member as m (topic, owner, seen_until, reaches_log, reaches_since)
+             values ($1, $2, clock_timestamp() + $3 * interval '1 millisecond', $4, clock_timestamp())
+             on conflict (topic, owner) do update set
+                 seen_until = excluded.seen_until, reaches_log = excluded.reaches_log,
+                 reaches_since = case when m.reaches_log = excluded.reaches_log then m.reaches_since else excluded.reaches_since end
+             returning owner, reaches_log, reaches_since
+         ), live as (
+             select owner, reaches_log, reaches_since < clock_timestamp() - $5 * interval '1 millisecond' as for_long
+               from (select owner, reaches_log, reaches_since from consumer_member
+                      where topic = $1 and owner <> $2 and seen_until >= clock_timestamp()
+                      union all select owner, reaches_log, reaches_since from me) m
+         ), sharing as (
+             select owner, not for_long or reaches_log or not (select bool_or(reaches_log and for_long) from live) as shares from live
          ), long_gone as (
              delete from consumer_member m
               where m.topic = $1 and m.owner in (select owner from consumer_member
@@ -122,22 +145,26 @@ pub async fn heartbeat(db: &Db, topic: &str, owner: &str, lease: Duration) -> Re
                from (select partition from consumer_offset where topic = $1 and owner = $2 order by partition for update skip locked) mine
               where c.topic = $1 and c.partition = mine.partition
          )
-         select c.partition, c.next_offset, c.epoch, m.others, m.before
-           from (select count(*) as others, count(*) filter (where owner < $2) as before
-                   from consumer_member where topic = $1 and owner <> $2 and seen_until >= clock_timestamp()) m
+         select c.partition, c.next_offset, c.epoch, m.members, m.before, m.cut_off, m.others
+           from (select count(*) filter (where shares) as members, count(*) filter (where shares and owner < $2) as before,
+                        bool_or(owner = $2 and not shares) as cut_off, count(*) - 1 as others from sharing) m
           cross join set_config('synchronous_commit', 'off', true)
            left join consumer_offset c on c.topic = $1 and c.owner = $2")
     .bind::<Text, _>(topic)
     .bind::<Text, _>(owner)
     .bind::<BigInt, _>(lease.as_millis() as i64)
+    .bind::<Bool, _>(reaches_log)
+    .bind::<BigInt, _>(CUT_OFF_AFTER.as_millis() as i64)
     .load(&mut conn)
     .await?;
-    let (others, before) = rows.as_slice().first().map_or((0, 0), |row| (row.others, row.before));
+    // It has one row at least, and counts itself.
+    let standing = rows.as_slice().first().map_or((1, 0, false, 0), |row| (row.members, row.before, row.cut_off, row.others));
+    let (members, rank, cut_off, others) = standing;
     let owned = rows.into_iter().filter_map(|row| {
         let (partition, next_offset, epoch) = (row.partition?, row.next_offset?, row.epoch?);
         Some(Owned { partition, next_offset, epoch })
     });
-    Ok(Standing { owned: owned.collect(), members: others as usize + 1, rank: before as usize })
+    Ok(Standing { owned: owned.collect(), members: members as usize, rank: rank as usize, cut_off, others: others as usize })
 }
 
 /// Gives partitions back and tells the other replicas, so that another takes them at once; `None`: all of them.

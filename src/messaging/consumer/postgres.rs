@@ -335,9 +335,9 @@ impl<H: Handler> Inbox for PgInbox<H> {
         dead_letter::partitions_in_use(&mut *self.db.get().await?, &self.topic).await
     }
 
-    async fn heartbeat(&self) -> Result<Standing, DbError> {
+    async fn heartbeat(&self, reaches_log: bool) -> Result<Standing, DbError> {
         faults::point!("lease.before_heartbeat")?;
-        let standing = offsets::heartbeat(&self.db, &self.topic, &self.owner, self.lease).await?;
+        let standing = offsets::heartbeat(&self.db, &self.topic, &self.owner, self.lease, reaches_log).await?;
         faults::point!("lease.after_heartbeat")?;
         Ok(standing)
     }

@@ -66,15 +66,22 @@ impl Source for Db {
         Listener::start(self.clone(), CHANNEL, wake, stop);
     }
 
-    async fn claim(&self, owner: &str, lease: Duration, wake: &Arc<Notify>) -> Result<Option<Claim<PgSession>>, DbError> {
+    async fn claim(
+        &self,
+        owner: &str,
+        lease: Duration,
+        reaches_log: bool,
+        wake: &Arc<Notify>,
+    ) -> Result<Option<Claim<PgSession>>, DbError> {
         // One statement: a standby that is frozen while it asks must not hold the row.
         let claimed: Option<Claimed> = sql("update outbox_cursor
-                set owner = $1, epoch = epoch + 1, lease_until = clock_timestamp() + $2 * interval '1 millisecond'
-              where name = 'outbox' and (owner is null or owner = $1 or lease_until < clock_timestamp())
+                set owner = $1, epoch = epoch + 1, lease_until = clock_timestamp() + $2 * interval '1 millisecond', cut_off = false
+              where name = 'outbox' and (owner is null or owner = $1 or lease_until < clock_timestamp() or cut_off and $3)
           returning snapshot, look, late, after_xid, after_id, system_identifier, epoch,
                     (select system_identifier::text from pg_control_system()) as this_system")
         .bind::<Text, _>(owner)
         .bind::<BigInt, _>(lease.as_millis() as i64)
+        .bind::<Bool, _>(reaches_log)
         .get_result(&mut self.get().await?)
         .await
         .optional()?;
@@ -92,7 +99,7 @@ impl Source for Db {
 
     async fn release(&self, owner: &str, epoch: i64) -> Result<(), DbError> {
         let mut conn = self.get().await?;
-        sql("with freed as (update outbox_cursor set owner = null, lease_until = '-infinity'
+        sql("with freed as (update outbox_cursor set owner = null, lease_until = '-infinity', cut_off = false
                              where name = 'outbox' and epoch = $1 and owner = $2 returning 1)
              select pg_notify($3, '') from freed")
         .bind::<BigInt, _>(epoch)

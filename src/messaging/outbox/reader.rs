@@ -50,17 +50,26 @@ pub struct Reader<S: Source = Db> {
     /// As of the last [`Reader::save`].
     pages_saved: u64,
     saved: Cursor,
+    /// The page in hand waits for a log that this relay cannot reach; saved with the lease.
+    cut_off: bool,
 }
 
 impl<S: Source> Reader<S> {
-    /// Takes the outbox where it is free, expired, or `owner`'s already; `None` where another relay has it. From then on `wake` is signalled
-    /// when other processes have written.
+    /// Takes the outbox where it is free, expired, or `owner`'s already, and for who `reaches_log` also where the one in charge is cut off from
+    /// it; `None` where another relay has it. From then on `wake` is signalled when other processes have written.
     ///
     /// Transaction ids do not survive dump and restore: where the cluster is another one, the rows are stamped anew and the
     /// cursor begins again, before anything is read. Consumers know repeats, so publishing some again is harmless.
-    pub async fn acquire(db: &S, owner: &str, lease: Duration, wake: &Arc<Notify>) -> Result<Option<Self>, DbError> {
+    pub async fn acquire(
+        db: &S,
+        owner: &str,
+        lease: Duration,
+        reaches_log: bool,
+        wake: &Arc<Notify>,
+    ) -> Result<Option<Self>, DbError> {
         faults::point!("outbox.before_acquire")?;
-        let Some(Claim { session, cursor, epoch }) = db.claim(owner, lease, wake).await? else { return Ok(None) };
+        let claimed = db.claim(owner, lease, reaches_log, wake).await?;
+        let Some(Claim { session, cursor, epoch }) = claimed else { return Ok(None) };
         faults::point!("outbox.after_acquire")?;
         Ok(Some(Self {
             db: db.clone(),
@@ -75,6 +84,7 @@ impl<S: Source> Reader<S> {
             pages_saved: 0,
             saved: cursor.clone(),
             cursor,
+            cut_off: false,
         }))
     }
 
@@ -121,7 +131,13 @@ impl<S: Source> Reader<S> {
         }
         self.pages_published = page.number;
         self.cursor = page.next;
+        self.cut_off = false;
         Ok(())
+    }
+
+    /// Says with each renewal of the lease that another relay which reaches the log may take the outbox at once, until a page is published.
+    pub fn set_cut_off(&mut self, cut_off: bool) {
+        self.cut_off = cut_off;
     }
 
     /// Whether everything that is published is saved. What idle looks have learnt does not count: saving it is a transaction, which the next
@@ -146,7 +162,7 @@ impl<S: Source> Reader<S> {
     /// [`DbError::Fenced`] where another relay has taken the outbox meanwhile.
     pub async fn save(&mut self) -> Result<(), DbError> {
         faults::point!("outbox.before_save")?;
-        let saving = self.session.save(self.epoch, &self.cursor, self.lease);
+        let saving = self.session.save(self.epoch, &self.cursor, self.lease, self.cut_off);
         let moved = match &mut self.ahead {
             None => saving.await,
             // The answers come one after the other: this one is behind the rows that are on their way, and would wait for them for ever

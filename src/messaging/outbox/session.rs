@@ -60,7 +60,7 @@ const FRESH: &str = rows!(
 );
 const SAVE: &str = "update outbox_cursor
                        set snapshot = $2, look = $3, late = $4, after_xid = $5, after_id = $6,
-                           lease_until = clock_timestamp() + $7::bigint * interval '1 millisecond'
+                           lease_until = clock_timestamp() + $7::bigint * interval '1 millisecond', cut_off = $8
                      where name = 'outbox' and epoch = $1";
 
 pub struct PgSession {
@@ -203,14 +203,13 @@ impl Session for PgSession {
         Ok(Looked { late: late.seen_in(&seen), fresh: fresh.seen_in(&seen), snapshot })
     }
 
-    async fn save(&self, epoch: i64, cursor: &Cursor, lease: Duration) -> Result<bool, DbError> {
+    async fn save(&self, epoch: i64, cursor: &Cursor, lease: Duration, cut_off: bool) -> Result<bool, DbError> {
         let look = cursor.look.as_ref();
         let (late, after) = look.map_or((true, (Xid(0), 0)), |look| (look.late, look.after));
         let snapshot = look.map(|look| &look.snapshot);
         let lease_ms = lease.as_millis() as i64;
-        let moved =
-            self.client.execute(&self.save, &[&epoch, &cursor.snapshot, &snapshot, &late, &after.0, &after.1, &lease_ms]).await?;
-        Ok(moved == 1)
+        let saved: [&(dyn ToSql + Sync); 8] = [&epoch, &cursor.snapshot, &snapshot, &late, &after.0, &after.1, &lease_ms, &cut_off];
+        Ok(self.client.execute(&self.save, &saved).await? == 1)
     }
 }
 

@@ -68,9 +68,15 @@ pub trait Source: Clone + Send + Sync + 'static {
     /// Signals `wake` until `stop` when other processes have written, or gave the outbox back.
     fn listen(&self, wake: Arc<Notify>, stop: Shutdown);
 
-    /// Takes the outbox under a new epoch where it is free, expired, or `owner`'s already. Its session signals `wake` when other processes have
-    /// written, as long as it lives.
-    async fn claim(&self, owner: &str, lease: Duration, wake: &Arc<Notify>) -> Result<Option<Claim<Self::Session>>, DbError>;
+    /// Takes the outbox under a new epoch where it is free, expired, or `owner`'s already, and for who `reaches_log` also where the one in charge
+    /// says that it is cut off. Its session signals `wake` when other processes have written, as long as it lives.
+    async fn claim(
+        &self,
+        owner: &str,
+        lease: Duration,
+        reaches_log: bool,
+        wake: &Arc<Notify>,
+    ) -> Result<Option<Claim<Self::Session>>, DbError>;
 
     /// Gives it back, if `epoch` still is `owner`'s, and wakes every listener.
     async fn release(&self, owner: &str, epoch: i64) -> Result<(), DbError>;
@@ -104,6 +110,6 @@ pub trait Session: Send + Sync + 'static {
         Ok(Looked { snapshot: look.snapshot, late, fresh })
     }
 
-    /// Saves the cursor and renews the lease; `false` where the epoch is another's.
-    async fn save(&self, epoch: i64, cursor: &Cursor, lease: Duration) -> Result<bool, DbError>;
+    /// Saves the cursor and renews the lease, and says whether this one is `cut_off` from the log; `false` where the epoch is another's.
+    async fn save(&self, epoch: i64, cursor: &Cursor, lease: Duration, cut_off: bool) -> Result<bool, DbError>;
 }

@@ -20,6 +20,7 @@ use crate::db::{self, Db, Notifier, Schema};
 use crate::gateway::Gateway;
 use crate::http::idempotency::keep_pruned;
 use crate::http::{Bound, Port, Readiness, ServeError};
+use crate::messaging::Reach;
 use crate::messaging::log::SharedLog;
 use crate::messaging::outbox;
 use crate::orders::{CHANNEL, ENDED_CHANNEL, Ends, Live, Orders};
@@ -156,7 +157,8 @@ async fn run_roles(
     workers.spawn(
         payments::consumer(config, stores.payments.batches.clone(), log.clone(), owner.clone(), decides).run(services.clone()),
     );
-    let relay = |db: &Db, name, wake| relay::relay(config, db.clone(), log.clone(), name, owner.clone(), wake);
+    let reach = Arc::new(Reach::default());
+    let relay = |db: &Db, name, wake| relay::relay(config, db.clone(), log.clone(), reach.clone(), name, owner.clone(), wake);
     workers.spawn(relay(orders_db, "orders", orders_wake).run(services.clone()));
     workers.spawn(relay(payments_db, "payments", payments_wake).run(services.clone()));
     workers.spawn(prune(log.clone(), config.log.retention, services.clone()));

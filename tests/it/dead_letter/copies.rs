@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use shopd::messaging::Message;
 use shopd::messaging::log::{AppendError, Fetched, Log, LogError, Record, SharedLog};
 use shopd::messaging::outbox::{self, Reader};
+use shopd::messaging::{Message, Reach};
 use shopd::relay::{Copies, Step, publish_batch};
 use shopd::shutdown::Shutdown;
 use uuid::Uuid;
@@ -79,12 +79,12 @@ async fn a_topic_for_dead_letters_that_refuses_them_holds_nothing_else_up() {
     outbox::append(&bench.db.get().await.unwrap(), &[message]).await.unwrap();
     let log: SharedLog = Arc::new(Refusing(bench.log.clone()));
     let mut reader =
-        Reader::acquire(&bench.db, "relay", Duration::from_secs(5), &Arc::default()).await.unwrap().expect("a free outbox");
+        Reader::acquire(&bench.db, "relay", Duration::from_secs(5), true, &Arc::default()).await.unwrap().expect("a free outbox");
     // One row a page: the copy's page comes first, and the other's after it all the same.
-    let mut copies = Copies::default();
+    let (mut copies, reach) = (Copies::default(), Reach::default());
     let since = Instant::now();
     for _ in 0..2 {
-        let step = publish_batch(&mut reader, &*log, 1, 1, &mut copies, &Shutdown::new()).await.unwrap();
+        let step = publish_batch(&mut reader, &*log, 1, 1, &reach, &mut copies, &Shutdown::new()).await.unwrap();
         assert!(matches!(step, Step::Published(1)), "{step:?}");
     }
     assert_eq!(records(&bench).await, before + 1);
@@ -99,7 +99,7 @@ async fn a_topic_for_dead_letters_that_refuses_them_holds_nothing_else_up() {
     end(consumer).await;
     let since = Instant::now();
     // The look before found nothing more.
-    while publish_batch(&mut reader, &*log, 1, 1, &mut copies, &Shutdown::new()).await.unwrap() == Step::Idle {
+    while publish_batch(&mut reader, &*log, 1, 1, &reach, &mut copies, &Shutdown::new()).await.unwrap() == Step::Idle {
         assert!(since.elapsed() < IN_EARNEST, "its copy is in the outbox");
     }
     assert!(since.elapsed() < IN_EARNEST, "{:?}", since.elapsed());

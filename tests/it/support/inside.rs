@@ -139,6 +139,7 @@ impl Inside {
         let relay = Relay {
             db: db.clone(),
             log: self.log.clone(),
+            reach: Arc::default(),
             name,
             owner: "relay".into(),
             config: self.config.relay.clone(),

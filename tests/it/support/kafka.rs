@@ -16,7 +16,7 @@ pub(super) const START_WAIT: Duration = Duration::from_secs(240);
 
 /// Of a broker that nobody kills: it counts as alive through a long stall of the machine. One that is killed comes back only when its
 /// old session is over.
-pub(super) const UNHURRIED: &str = "broker.session.timeout.ms=18000\n";
+pub const UNHURRIED: &str = "broker.session.timeout.ms=18000\n";
 
 static SHARED: OnceCell<Broker> = OnceCell::const_new();
 static COUNT: AtomicU32 = AtomicU32::new(0);
