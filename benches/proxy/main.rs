@@ -83,7 +83,8 @@ fn measure(plan: Plan, upstream: String, load: &Load, proxies: Vec<Started>) -> 
                 let series = |name| Series { name, ask, connections };
                 let direct = load.run(&upstream, ask.upstream(), connections, requests)?;
                 figures.add(series(DIRECT), Sample::of(direct, requests, Duration::ZERO));
-                for proxy in &proxies {
+                // Each is the first now and then: what the one before leaves behind meets all of them.
+                for proxy in proxies.iter().cycle().skip(round % proxies.len().max(1)).take(proxies.len()) {
                     let before = machine::cpu_of_tree(proxy.pid());
                     let ran = load.run(&proxy.address, ask.public(), connections, requests)?;
                     let cpu = machine::cpu_of_tree(proxy.pid()).saturating_sub(before);

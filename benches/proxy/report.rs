@@ -133,7 +133,7 @@ impl Figures {
         Ok(text)
     }
 
-    fn json(&self) -> serde_json::Value {
+    fn json(&self, whole: bool) -> serde_json::Value {
         let series = self.samples.iter().map(|(series, samples)| {
             let of = |of: fn(&Sample) -> f64| samples.iter().map(of).collect::<Vec<_>>();
             json!({
@@ -144,6 +144,8 @@ impl Figures {
         json!({
             "measured_at": self.measured_at,
             "commit": self.commit,
+            // Neither a short run nor one of some proxies alone.
+            "whole": whole,
             "machine": machine::describe(),
             "workers": WORKERS,
             "requests_a_round": self.plan.requests,
@@ -159,7 +161,7 @@ pub fn write(figures: &Figures, missing: &[&str], document: bool) -> Result<()> 
     let table = figures.table()?;
     println!("{table}");
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().ok_or("no target folder")?;
-    let json = serde_json::to_string_pretty(&figures.json())?;
+    let json = serde_json::to_string_pretty(&figures.json(document))?;
     std::fs::write(target.join("proxy_benchmarks.json"), &json)?;
     if !document {
         return Ok(());

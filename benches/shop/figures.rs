@@ -27,11 +27,11 @@ impl Spread {
         sorted
     }
 
-    /// 0 where nothing was measured.
+    /// Not a number where nothing was measured: that meets no target.
     pub fn median(&self) -> f64 {
         let sorted = self.sorted();
         match sorted.len() {
-            0 => 0.0,
+            0 => f64::NAN,
             even if even % 2 == 0 => f64::midpoint(sorted[even / 2 - 1], sorted[even / 2]),
             odd => sorted[odd / 2],
         }
@@ -194,22 +194,37 @@ pub struct Target {
     /// As it is written on the page.
     pub shown: String,
     pub unit: &'static str,
+    /// Run by run, where there were several.
+    runs: Vec<f64>,
 }
 
 impl Target {
     pub fn at_least(figure: impl Into<String>, bound: f64, measured: f64, shown: String, unit: &'static str) -> Self {
-        Self { figure: figure.into(), side: Side::AtLeast, bound, measured, shown, unit }
+        Self { figure: figure.into(), side: Side::AtLeast, bound, measured, shown, unit, runs: Vec::new() }
     }
 
     pub fn at_most(figure: impl Into<String>, bound: f64, measured: f64, shown: String, unit: &'static str) -> Self {
-        Self { figure: figure.into(), side: Side::AtMost, bound, measured, shown, unit }
+        Self { figure: figure.into(), side: Side::AtMost, bound, measured, shown, unit, runs: Vec::new() }
+    }
+
+    /// Of the median of several runs: where they lie on both sides of the bound it says so.
+    pub fn median_at_least(figure: impl Into<String>, bound: f64, of: &Spread, decimals: usize, unit: &'static str) -> Self {
+        Self { runs: of.each.clone(), ..Self::at_least(figure, bound, of.median(), of.show(decimals), unit) }
+    }
+
+    pub fn median_at_most(figure: impl Into<String>, bound: f64, of: &Spread, decimals: usize, unit: &'static str) -> Self {
+        Self { runs: of.each.clone(), ..Self::at_most(figure, bound, of.median(), of.show(decimals), unit) }
+    }
+
+    fn holds(&self, value: f64) -> bool {
+        match self.side {
+            Side::AtLeast => value >= self.bound,
+            Side::AtMost => value <= self.bound,
+        }
     }
 
     pub fn is_met(&self) -> bool {
-        match self.side {
-            Side::AtLeast => self.measured >= self.bound,
-            Side::AtMost => self.measured <= self.bound,
-        }
+        self.holds(self.measured)
     }
 }
 
@@ -218,6 +233,8 @@ impl fmt::Display for Target {
         let side = if self.side == Side::AtLeast { "at least" } else { "at most" };
         let bound = number(self.bound, if self.bound.fract() == 0.0 { 0 } else { 2 });
         let (unit, met) = (self.unit, if self.is_met() { "yes" } else { "**no**" });
-        write!(f, "| {} | {side} {bound}{unit} | {}{unit} | {met} |", self.figure, self.shown)
+        let (in_runs, runs) = (self.runs.iter().filter(|run| self.holds(**run)).count(), self.runs.len());
+        let divided = if in_runs == 0 || in_runs == runs { String::new() } else { format!(", in {in_runs} of {runs} runs") };
+        write!(f, "| {} | {side} {bound}{unit} | {}{unit} | {met}{divided} |", self.figure, self.shown)
     }
 }

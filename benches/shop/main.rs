@@ -71,6 +71,9 @@ const RECYCLED_QUICK: u32 = 96;
 async fn bench(options: Options) -> Result<()> {
     let output = options.output();
     let mut book = Book::read(&output)?;
+    if options.parts.is_empty() {
+        return book.write(&output);
+    }
     let limits = Limits::prepare(if options.quick { 2 } else { 3 }).await?;
     step("starting Postgres and Kafka");
     let recycled = if options.quick { RECYCLED_QUICK } else { RECYCLED };

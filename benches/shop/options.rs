@@ -37,6 +37,8 @@ impl Options {
         let parts = match variable("PARTS") {
             // A short run has no time for what shows only in a long one.
             None => PARTS.into_iter().filter(|part| !quick || !GROWTH.contains(part)).collect(),
+            // Nothing is measured; the page is written anew from what was.
+            Some(names) if names == "page" => Vec::new(),
             Some(names) => {
                 let part = |name: &str| PARTS.iter().copied().find(|part| *part == name.trim());
                 let unknown = |name: &str| format!("PARTS: there is no part {name}; there are {}", PARTS.join(", "));

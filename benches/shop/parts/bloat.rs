@@ -144,6 +144,8 @@ their indexes; the greatest of the second third of the run beside the greatest o
             shown,
             "",
         ));
+        // Tables level off where everything is refused, too.
+        section.targets.push(Target::at_most("bloat, refused", 0.0, self.refused as f64, self.refused.to_string(), ""));
         let lines = |facts: bool| {
             let of = self.tables().into_iter().filter(move |(name, _)| FACTS.contains(name) == facts);
             let line = |(name, seen): (&str, Vec<(&Seen, Table)>)| {

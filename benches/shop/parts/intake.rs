@@ -136,7 +136,7 @@ CPU is beside that of the processes; it shares the cores.\n",
             writeln!(text, "| {} | {} |", way.shown, cells.join(" | "))?;
             let bound = if way.role == "orders" { 2.0 } else { 1.5 };
             let figure = format!("intake {}, 64 connections, over `{CASE}`", way.shown);
-            section.targets.push(Target::at_least(figure, bound, ratio.median(), ratio.show(2), ""));
+            section.targets.push(Target::median_at_least(figure, bound, &ratio, 2, ""));
         }
         writeln!(
             text,

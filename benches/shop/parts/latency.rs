@@ -11,7 +11,7 @@ use super::super::report::Section;
 use super::super::rig::{ROLES, Shop};
 use super::super::{Bench, Result, step};
 use super::SPREAD;
-use super::floor::Floor;
+use super::floor::{Floor, Through};
 
 /// Commits and trips in the floor: accepted, decided, ended; the request's way and the result's.
 const COMMITS: f64 = 3.0;
@@ -32,6 +32,9 @@ pub struct Figures {
     p50: Spread,
     commit: Spread,
     trip: Spread,
+    /// The same through the client library, which has nothing of ours in it.
+    #[serde(default)]
+    trip_library: Spread,
 }
 
 pub async fn measure(bench: &Bench) -> Result<Figures> {
@@ -49,19 +52,24 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     step("latency: one order after the other on an idle system, and the floor");
     for _ in 0..WARM {
         floor.commit().await?;
-        floor.trip().await?;
+        floor.trip(Through::Ours).await?;
+        floor.trip(Through::Library).await?;
     }
-    let (mut all, mut p50, mut commit, mut trip) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut all, mut p50, mut commit) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut trip, mut trip_library) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
-        let (mut commits, mut trips) = (Vec::new(), Vec::new());
+        let (mut commits, mut trips, mut trips_library) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..floors {
             commits.push(floor.commit().await?);
             pause().await;
-            trips.push(floor.trip().await?);
+            trips.push(floor.trip(Through::Ours).await?);
+            pause().await;
+            trips_library.push(floor.trip(Through::Library).await?);
             pause().await;
         }
         commit.push(Latency::of_millis(commits).p50);
         trip.push(Latency::of_millis(trips).p50);
+        trip_library.push(Latency::of_millis(trips_library).p50);
         let millis = finished(&mut client, samples).await?;
         p50.push(Latency::of_millis(millis.clone()).p50);
         all.extend(millis);
@@ -69,8 +77,8 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     floor.close(bench).await?;
     drop(client);
     shop.close().await?;
-    let [p50, commit, trip] = [p50, commit, trip].map(Spread::of);
-    Ok(Figures { warm_s: warm.as_secs(), finished: Latency::of_millis(all), p50, commit, trip })
+    let [p50, commit, trip, trip_library] = [p50, commit, trip, trip_library].map(Spread::of);
+    Ok(Figures { warm_s: warm.as_secs(), finished: Latency::of_millis(all), p50, commit, trip, trip_library })
 }
 
 /// Milliseconds from POST to `Finished`, one after the other, through the gateway.
@@ -95,8 +103,11 @@ async fn pause() {
 }
 
 impl Figures {
+    /// With the quicker of the two trips, round by round: what makes ours slower must not make the floor higher.
     fn floor(&self) -> Spread {
-        Spread::of(self.commit.each.iter().zip(&self.trip.each).map(|(commit, trip)| COMMITS * commit + TRIPS * trip))
+        let library = self.trip_library.each.iter().copied().chain(std::iter::repeat(f64::INFINITY));
+        let trips = self.trip.each.iter().zip(library).map(|(ours, library)| ours.min(library));
+        Spread::of(self.commit.each.iter().zip(trips).map(|(commit, trip)| COMMITS * commit + TRIPS * trip))
     }
 
     pub fn section(&self) -> Result<Section> {
@@ -106,7 +117,7 @@ impl Figures {
             text,
             "One client on an idle system posts one order after the other through the gateway with `Prefer: wait=30`; the answer comes when the order \
 is final, and nobody polls. The floor is measured by turns on the same servers: a transaction of one row with `fsync`, {COMMITS} of them, and the way of \
-a record from a produce to a waiting reader, {TRIPS} of them. The floor has no HTTP, no wake-up of a relay and no rule in it. Both are measured when \
+a record from a produce to a waiting reader, {TRIPS} of them: through our client and through the library's (rskafka), and the quicker of the two counts. The floor has no HTTP, no wake-up of a relay and no rule in it. Both are measured when \
 orders have gone through for {} s: a broker that has just started compiles.\n",
             self.warm_s
         )?;
@@ -115,11 +126,12 @@ orders have gone through for {} s: a broker that has just started compiles.\n",
         let floor = self.floor();
         let ratio = Spread::of(self.p50.each.iter().zip(&floor.each).map(|(ours, floor)| ours / floor));
         writeln!(text, "\n| by round, p50 ms | |\n|---|---|\n| a commit of one row | {} |", self.commit.show(3))?;
-        writeln!(text, "| a produce to a waiting reader | {} |\n| the floor | {} |", self.trip.show(3), floor.show(2))?;
+        writeln!(text, "| a produce to a waiting reader | {} |", self.trip.show(3))?;
+        writeln!(text, "| the same through the library | {} |\n| the floor | {} |", self.trip_library.show(3), floor.show(2))?;
         writeln!(text, "| POST to `Finished` | {} |\n| over the floor | {} |", self.p50.show(2), ratio.show(2))?;
         let tail = self.finished.p99 / self.finished.p50;
         let targets = [
-            Target::at_most("latency, POST to `Finished` p50 over the floor", 1.5, ratio.median(), ratio.show(2), ""),
+            Target::median_at_most("latency, POST to `Finished` p50 over the floor", 1.5, &ratio, 2, ""),
             Target::at_most("latency, POST to `Finished` p50", 8.0, self.finished.p50, format!("{:.2}", self.finished.p50), " ms"),
             Target::at_most("latency, POST to `Finished` p99 over p50", 3.0, tail, format!("{tail:.2}"), ""),
         ];

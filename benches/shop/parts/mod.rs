@@ -23,7 +23,11 @@ mod tables;
 /// Accounts that orders are spread over.
 pub const SPREAD: usize = 1_000;
 
-/// A thousand or one.
-pub fn named(accounts: usize) -> &'static str {
-    if accounts == 1 { "one account" } else { "1 000 accounts" }
+pub fn named(accounts: usize) -> String {
+    if accounts == 1 { "one account".into() } else { format!("{} accounts", grouped(accounts)) }
+}
+
+/// With thousands set apart, also those of four digits, as the page always had them here.
+fn grouped(count: usize) -> String {
+    if count >= 1_000 { format!("{} {:03}", count / 1_000, count % 1_000) } else { count.to_string() }
 }

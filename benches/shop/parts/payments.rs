@@ -4,13 +4,16 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::figures::{Rate, Rates, Spread, Target, Turns};
+use super::super::figures::{Rate, Rates, Spread, Target, Turns, number};
 use super::super::report::Section;
 use super::super::rig::{Progress, Shop};
 use super::super::{Bench, Result, step};
 use super::{SPREAD, bare, named};
 
-const CASES: [(&str, usize); 2] = [("pay_batch_1000_c1", SPREAD), ("pay_batch_hot_1000_c1", 1)];
+const CASES: [(&str, usize); 3] =
+    [("pay_batch_1000_c1", SPREAD), ("pay_batch_hot_1000_c1", 1), ("pay_batch_1000_c1", LIMITS_SPREAD)];
+/// Accounts of the limit: fewer of its payments share one than of ours over [`SPREAD`].
+const LIMITS_SPREAD: usize = 10_000;
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Figures {
@@ -45,7 +48,9 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
         whole: Spread::default(),
         bare: Rates::default(),
     };
-    let mut figures = Figures { backlog, series: CASES.map(series).into() };
+    // A short run has the two that there are targets for.
+    let cases = if bench.options.quick { &CASES[..2] } else { &CASES[..] };
+    let mut figures = Figures { backlog, series: cases.iter().copied().map(series).collect() };
     limits(bench, &mut figures).await?;
     for round in 0..rounds {
         step(&format!("payments: round {} of {rounds}, a backlog of {backlog}, its statements bare, the limits", round + 1));
@@ -61,7 +66,7 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
 }
 
 async fn limits(bench: &Bench, figures: &mut Figures) -> Result<()> {
-    let limits = bench.limits.measure(&CASES.map(|(case, _)| case)).await?;
+    let limits = bench.limits.measure(&[CASES[0].0, CASES[1].0]).await?;
     for series in &mut figures.series {
         series.turns.limit.each.extend(limits.get(&series.turns.limit_name));
     }
@@ -121,8 +126,11 @@ last, `whole` that from the process's start. Both take part in each round with t
 mean of the two. What is decided lies in the outbox then; in the first round the relay is started afterwards, and every order must end paid.\n\n\
 `bare` is the same statements over our own schema: batches of the size that the consumer takes, made in memory over the same accounts and 12 \
 partitions, are committed one after the other through the consumer's own inbox, on one connection, in a fresh database, with nothing else \
-running. Only the commits are timed: reading, decoding and assembling is left out.\n",
-            self.backlog
+running. Only the commits are timed: reading, decoding and assembling is left out.\n\n\
+`pay_batch_1000_c1` decides batches of 1 000 over {} accounts, about 950 of them in each; ours, over 1 000 accounts as the target has it, takes up to 4 000 requests \
+of each account's at once, which changes fewer rows. Over as many accounts as the limit has it is the last line, for comparison.\n",
+            self.backlog,
+            number(LIMITS_SPREAD as f64, 0)
         )?;
         writeln!(
             text,
@@ -145,8 +153,11 @@ running. Only the commits are timed: reading, decoding and assembling is left ou
                 bare.per_second().show(0),
                 over_bare.show(2)
             )?;
+            if *accounts == LIMITS_SPREAD {
+                continue;
+            }
             let figure = format!("payments, {}, steady", named(*accounts));
-            let target = |name: String, bound, ratio: Spread| Target::at_least(name, bound, ratio.median(), ratio.show(2), "");
+            let target = |name: String, bound, ratio: Spread| Target::median_at_least(name, bound, &ratio, 2, "");
             section.targets.push(target(format!("{figure}, over `{}`", turns.limit_name), 0.8, ratio));
             section.targets.push(target(format!("{figure}, over our own statements bare"), 0.95, over_bare));
         }

@@ -299,20 +299,20 @@ several; that is another load and has no target.\n\n| orders in the tables | acc
             for (name, rate, cost) in RATES.into_iter().filter(|(_, rate, _)| largest.has(*rate)) {
                 let (ratio, ratio_us) = (largest.ratio(rate), largest.ratio(cost));
                 let figure = format!("size, {name}/s {at} over empty");
-                section.targets.push(Target::at_least(figure, 1.0 - WITHIN, ratio.median(), ratio.show(2), ""));
+                section.targets.push(Target::median_at_least(figure, 1.0 - WITHIN, &ratio, 2, ""));
                 let figure = format!("size, CPU of one {name} {at} over empty");
-                section.targets.push(Target::at_most(figure, 1.0 + WITHIN, ratio_us.median(), ratio_us.show(2), ""));
+                section.targets.push(Target::median_at_most(figure, 1.0 + WITHIN, &ratio_us, 2, ""));
             }
             // What is slowest in eight seconds differs by more than this from turn to turn.
             let steadier = |name: &str| !name.contains("p99");
             for (name, _, of) in TIMES.into_iter().filter(|(name, _, of)| steadier(name) && largest.has(*of)) {
                 let (ratio, figure) = (largest.ratio(of), format!("size, {name} {at} over empty"));
-                section.targets.push(Target::at_most(figure, 1.0 + WITHIN, ratio.median(), ratio.show(2), ""));
+                section.targets.push(Target::median_at_most(figure, 1.0 + WITHIN, &ratio, 2, ""));
             }
             for pages in &largest.pages {
                 if let (Some(ratio), Some((depth, _))) = (pages.ratio(), pages.depths.last()) {
                     let figure = format!("size, page {} of {} over the first", number(*depth as f64, 0), pages.name);
-                    section.targets.push(Target::at_most(figure, 1.0 + WITHIN, ratio.median(), ratio.show(2), ""));
+                    section.targets.push(Target::median_at_most(figure, 1.0 + WITHIN, &ratio, 2, ""));
                 }
             }
         }
