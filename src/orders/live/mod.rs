@@ -28,7 +28,7 @@ use crate::user_id::UserId;
 pub use event::{Event, Reason, Update};
 pub use position::{NoEventId, Seen};
 use registry::{Attached, Refused, Shared, Subscription, Topic};
-use store::{Boundary, Row};
+use store::{Boundary, By, Row};
 
 /// The channel on which other processes hear of new events.
 pub const CHANNEL: &str = "shopd_order_event";
@@ -101,7 +101,7 @@ impl Live {
             let seen = seen.filter(|seen| seen.is_within(&boundary.seen));
             Ok::<_, DbError>(match seen {
                 Some(seen) => {
-                    let catching_up = CatchingUp { live: self.clone(), user, boundary, seen: Some(seen), after: None };
+                    let catching_up = CatchingUp { live: self.clone(), user, boundary, seen: Some(seen), after: None, by: None };
                     let missed = stream::unfold(catching_up, |state| state.page()).flat_map(stream::iter);
                     missed.boxed().chain(live(updates)).boxed()
                 }
@@ -175,6 +175,8 @@ struct CatchingUp {
     seen: Option<Seen>,
     /// The last event of the page before, with its round; both by what was seen at the beginning.
     after: Option<(Seen, u8, position::Position)>,
+    /// The same for all pages; `None` before the first.
+    by: Option<By>,
 }
 
 impl CatchingUp {
@@ -200,7 +202,11 @@ impl CatchingUp {
         let rows = {
             let _permit = self.live.reads.acquire().await.map_err(|_| stopping())?;
             let mut conn = self.live.start.db.get().await?;
-            store::missed_by_user(&mut conn, &self.user, &from, &self.boundary, after, MISSED_ROWS_MAX).await?
+            let by = match self.by {
+                Some(by) => by,
+                None => *self.by.insert(store::missed_by(&mut conn, &self.user, &from, &self.boundary).await?),
+            };
+            store::missed_by_user(&mut conn, by, (&self.user, &from, &self.boundary), after, MISSED_ROWS_MAX).await?
         };
         let full = rows.len() as i64 == MISSED_ROWS_MAX;
         let (mut seen, mut updates) = (seen, Vec::with_capacity(rows.len()));

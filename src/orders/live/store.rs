@@ -7,7 +7,7 @@
 
 use chrono::{DateTime, Utc};
 use diesel::QueryableByName;
-use diesel::sql_types::{Array, BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::RunQueryDsl;
 use uuid::Uuid;
 
@@ -237,41 +237,100 @@ pub async fn states_of_user(conn: &mut Conn, user: &UserId, boundary: &Boundary,
     Ok(rows(found))
 }
 
+/// By which indexes the events are found that a user's client missed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// All that ever happened to the user's orders is read.
+    User,
+    /// What happened to anybody's since then.
+    Position,
+}
+
+/// From so many orders on a user's are not read whole where less than [`WALK_MAX`] happened since.
+const ORDERS_MANY: i64 = 1_000;
+/// Events, all users' together.
+const WALK_MAX: i64 = 20_000;
+
+#[derive(QueryableByName)]
+struct ByRow {
+    #[diesel(sql_type = Bool)]
+    by_position: bool,
+}
+
+/// The cheaper of the two; both bring the same. Costs no more than so many entries of two indexes.
+pub async fn missed_by(conn: &mut Conn, user: &UserId, seen: &Seen, boundary: &Boundary) -> Result<By, DbError> {
+    let row: ByRow = sql("select (select count(*) from (select 1 from orders where user_id = $1 order by created_at desc, id desc limit $2) o) >= $2
+            and (select count(*) from (select 1 from order_change where (xid, id) >= ($3, 0) and xid is not null and xid < $4
+                                        order by xid, id limit $5) e) < $5 as by_position")
+    .bind::<Text, _>(user.as_str())
+    .bind::<BigInt, _>(ORDERS_MANY)
+    .bind::<Xid8, _>(Xid(seen.below()))
+    .bind::<Xid8, _>(Xid(boundary.seen.below()))
+    .bind::<BigInt, _>(WALK_MAX)
+    .get_result(conn)
+    .await?;
+    Ok(if row.by_position { By::Position } else { By::User })
+}
+
+macro_rules! missed {
+    ($events:literal) => {
+        concat!(
+            "select m.xid, m.id, m.order_id, m.status, m.failure_reason, m.at, m.user_id, m.amount, m.description, m.created_at
+               from (select s.*, case when s.xid = $3 then 0 when s.xid < $5 then 1 else 2 end as round
+                       from (select case when e.id <= $2 then '0'::xid8 else e.xid end as xid, e.id, e.order_id, e.status, e.failure_reason,
+                                    e.at, o.user_id, o.amount, o.description, o.created_at
+                               from ",
+            $events,
+            " where o.user_id = $1) s
+                      where s.xid < $7 and s.xid <> all($8)
+                        and case when s.xid = $3 then s.id > $4 else s.xid >= $5 or s.xid = any($6) end) m
+              where (m.round, m.xid, m.id) > ($9, $10, $11)
+              order by m.round, m.xid, m.id limit $12"
+        )
+    };
+}
+
+const MISSED_BY_USER: &str = missed!("orders o join order_change e on e.order_id = any(array[o.id])");
+// The limit is `WALK_MAX`: there are less of those that count. What the first arm has may be younger than what is open. `offset 0`: else a plan
+// begins with all of the user's orders.
+const MISSED_BY_POSITION: &str = missed!(
+    "(select * from order_change where xid = any(array_append($6, $3))
+      union all
+      select * from (select * from order_change where (xid, id) >= ($5, 0) and xid is not null order by xid, id limit 20000) younger
+               where younger.xid <> $3) e
+     cross join lateral (select * from orders where id = e.order_id offset 0) o"
+);
+
 /// A page of the user's events up to `boundary` that `seen` does not hold, in the order in which they are due ([`Seen::round`]), behind
-/// `after` of that order.
+/// `after` of that order; found as [`missed_by`] says.
 pub async fn missed_by_user(
     conn: &mut Conn,
-    user: &UserId,
-    seen: &Seen,
-    boundary: &Boundary,
+    by: By,
+    (user, seen, boundary): (&UserId, &Seen, &Boundary),
     after: Option<(u8, Position)>,
     rows_max: i64,
 ) -> Result<Vec<Row>, DbError> {
     let at = seen.at().unwrap_or(Position { xid: 0, id: i64::MAX });
     let (round, after) = after.unwrap_or((0, Position { xid: 0, id: 0 }));
     let xids = |xids: &[u64]| xids.iter().copied().map(Xid).collect::<Vec<_>>();
-    let found = sql("select m.xid, m.id, m.order_id, m.status, m.failure_reason, m.at, m.user_id, m.amount, m.description, m.created_at
-           from (select s.*, case when s.xid = $3 then 0 when s.xid < $5 then 1 else 2 end as round
-                   from (select case when e.id <= $2 then '0'::xid8 else e.xid end as xid, e.id, e.order_id, e.status, e.failure_reason,
-                                e.at, o.user_id, o.amount, o.description, o.created_at
-                           from orders o join order_change e on e.order_id = any(array[o.id]) where o.user_id = $1) s
-                  where s.xid < $7 and s.xid <> all($8)
-                    and case when s.xid = $3 then s.id > $4 else s.xid >= $5 or s.xid = any($6) end) m
-          where (m.round, m.xid, m.id) > ($9, $10, $11)
-          order by m.round, m.xid, m.id limit $12")
-    .bind::<Text, _>(user.as_str())
-    .bind::<BigInt, _>(boundary.legacy)
-    .bind::<Xid8, _>(Xid(at.xid))
-    .bind::<BigInt, _>(at.id)
-    .bind::<Xid8, _>(Xid(seen.below()))
-    .bind::<Array<Xid8>, _>(xids(seen.open()))
-    .bind::<Xid8, _>(Xid(boundary.seen.below()))
-    .bind::<Array<Xid8>, _>(xids(boundary.seen.open()))
-    .bind::<Integer, _>(i32::from(round))
-    .bind::<Xid8, _>(Xid(after.xid))
-    .bind::<BigInt, _>(after.id)
-    .bind::<BigInt, _>(rows_max)
-    .load(conn)
-    .await?;
+    let statement = match by {
+        By::User => MISSED_BY_USER,
+        By::Position => MISSED_BY_POSITION,
+    };
+    let found = sql(statement)
+        .bind::<Text, _>(user.as_str())
+        .bind::<BigInt, _>(boundary.legacy)
+        .bind::<Xid8, _>(Xid(at.xid))
+        .bind::<BigInt, _>(at.id)
+        .bind::<Xid8, _>(Xid(seen.below()))
+        .bind::<Array<Xid8>, _>(xids(seen.open()))
+        .bind::<Xid8, _>(Xid(boundary.seen.below()))
+        .bind::<Array<Xid8>, _>(xids(boundary.seen.open()))
+        .bind::<Integer, _>(i32::from(round))
+        .bind::<Xid8, _>(Xid(after.xid))
+        .bind::<BigInt, _>(after.id)
+        .bind::<BigInt, _>(rows_max)
+        .load(conn)
+        .await?;
     Ok(rows(found))
 }
