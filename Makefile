@@ -37,7 +37,7 @@ pictures: ## docs/pictures: the dashboard over a broker's outage under load, and
 fuzz: ## everything the OpenAPI document allows and forbids, asked of a shop of its own; EXAMPLES=n (50), SEED=n; needs Python 3
 	@scripts/fuzz.sh $(or $(EXAMPLES),50)
 
-bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCHMARKS.md (PARTS=payments,relay: these; QUICK=1: a short run; TUNE_HOST=1: steady also with OPERATIONS' host settings)
+bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCHMARKS.md (PARTS=payments,relay: these; QUICK=1: a short run; PARTS=page: the page alone; TUNE_HOST=1: steady also with OPERATIONS' host settings)
 	@scripts/need.sh test
 	cargo bench --locked --bench shop $(ARGS)
 

@@ -115,7 +115,12 @@ mod tests {
             let mut accounts: Accounts = (0..3u8).map(|i| (UserId::new(format!("u{i}")).unwrap(), Held { id: i64::from(i), balance: 0 })).collect();
             let batch: Vec<_> = given.iter().map(|(u, a)| deposit(*u, *a)).collect();
             let (answers, entries) = settle(&mut accounts, &batch.iter().collect::<Vec<_>>());
-            prop_assert_eq!(answers.len(), batch.len());
+            // Each of them has an account, and its line says what its answer says.
+            let added: Vec<&Account> = answers.iter().filter_map(|answer| answer.as_ref().ok()).collect();
+            prop_assert_eq!((answers.len(), added.len(), entries.len()), (batch.len(), batch.len(), batch.len()));
+            for (entry, account) in entries.iter().zip(added) {
+                prop_assert_eq!((entry.account_id, Minor(entry.balance_after)), (account.id, account.balance));
+            }
             for user in 0..3i64 {
                 let mut balance = 0;
                 for entry in entries.iter().filter(|e| e.account_id == user) {

@@ -98,21 +98,24 @@ async fn a_shop_under_load_is_audited_again_and_again_without_a_false_alarm() {
         .collect();
     let data_dir = shop.dir.to_str().expect("a path").to_owned();
     let arguments = ["--json", "--data-dir", &data_dir];
-    let mut in_flight = 0;
+    let (mut in_flight, mut meanwhile) = (0, 0);
     for _ in 0..6 {
+        let before = placed.load(Ordering::Relaxed);
         let output = audit(&arguments, &[]).await;
         let (offenders, summary) = said(&output);
         assert_eq!(offenders, BTreeSet::new(), "{summary}");
         assert_eq!(output.status.code(), Some(0));
         assert_eq!(summary["ok"], true);
         in_flight += summary["inFlight"].as_object().expect("counts").values().filter_map(Value::as_u64).sum::<u64>();
+        meanwhile += placed.load(Ordering::Relaxed) - before;
     }
     stop.store(true, Ordering::Relaxed);
     for task in load {
         task.await.expect("the load");
     }
     let placed = placed.load(Ordering::Relaxed) as u64;
-    assert!(placed > 100, "there was load: {placed} orders, {in_flight} in flight while audited");
+    // Most of it has ended by the time that a suspect is looked at once more; none of it is an alarm.
+    assert!(placed > 100 && meanwhile > 20, "{placed} orders, {meanwhile} while it was audited, {in_flight} seen in flight");
 
     // What is not running any more is audited too; by then it has all ended, or waits as it was left.
     shop.process.signal(nix::sys::signal::Signal::SIGTERM);
@@ -147,7 +150,7 @@ async fn what_cannot_be_checked_ends_with_2_and_says_nothing_on_standard_output(
 
 /// `SHOPD_TEST_AUDIT_ORDERS=1000000` and `--nocapture` for the figure; that takes a minute and a gigabyte.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_orders_are_audited_at_a_million_a_minute() {
+async fn many_orders_are_audited_within_five_seconds_and_a_minute_for_each_million() {
     let orders = std::env::var("SHOPD_TEST_AUDIT_ORDERS").ok().and_then(|orders| orders.parse().ok()).unwrap_or(30_000);
     let shop = History::new(orders).await;
     shop.fill_log(orders).await;

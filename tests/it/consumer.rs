@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use chrono::Utc;
 use diesel::sql_types::{Array, BigInt, Text};
-use diesel_async::RunQueryDsl;
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use shopd::config::{Config, ConsumerConfig, Secret};
 use shopd::db::{self, Conn, Db, DbError, Schema, sql};
 use shopd::messaging::log::{PostgresLog, Record, SharedLog};
@@ -16,6 +16,7 @@ use shopd::messaging::{Consumer, Delivery, Handler, Keys, Poison, Received};
 use shopd::shutdown::Shutdown;
 
 use crate::support::books::count;
+use crate::support::inside::until;
 use crate::support::postgres;
 use crate::support::shop::{PATIENCE, poll};
 
@@ -132,6 +133,19 @@ impl Bench {
         }
     }
 
+    /// Takes all partitions from their owner for an hour, while it has a batch of `values` in hand: no heartbeat can tell it before.
+    async fn rob(&self, values: &[&str]) {
+        let mut robber = self.db.dedicated().await.unwrap();
+        let robbery = "begin; update consumer_offset set owner = 'robber', epoch = epoch + 1,
+                                                         lease_until = clock_timestamp() + interval '1 hour'";
+        robber.batch_execute(robbery).await.unwrap();
+        self.append(values).await;
+        let in_hand = "select count(*) as n from pg_stat_activity
+                        where datname = current_database() and wait_event_type = 'Lock' and query like '%advance_offsets%'";
+        until("a batch in hand", async || count(&self.db, in_hand).await > 0).await;
+        robber.batch_execute("commit").await.unwrap();
+    }
+
     async fn assert_each_once(&self, records: i64) {
         assert_eq!(self.applied().await, records);
         assert_eq!(count(&self.db, "select count(distinct value) as n from applied").await, records);
@@ -205,19 +219,14 @@ async fn a_worker_that_was_robbed_of_its_lease_commits_nothing() {
     let (stop, task) = bench.consume("robbed", 0);
     bench.append(&["a"]).await;
     bench.until_applied(1).await;
-    let mut conn = bench.db.get().await.unwrap();
-    sql("update consumer_offset set owner = 'robber', epoch = epoch + 1, lease_until = clock_timestamp() + interval '1 hour'")
-        .execute(&mut *conn)
-        .await
-        .unwrap();
-    bench.append(&["b", "c", "d", "e"]).await;
-    // Long enough for its heartbeat to notice, and for any batch it had in hand.
+    bench.rob(&["b", "c", "d", "e"]).await;
+    // Long enough for its heartbeat to notice, and for the batch that it had in hand.
     let since = Instant::now();
     while since.elapsed() < Duration::from_secs(2) {
         assert_eq!(bench.applied().await, 1, "the fence let something through");
         poll().await;
     }
-    sql("update consumer_offset set owner = null").execute(&mut *conn).await.unwrap();
+    sql("update consumer_offset set owner = null").execute(&mut *bench.db.get().await.unwrap()).await.unwrap();
     bench.until_applied(5).await;
     stop.stop();
     task.await.unwrap();
@@ -228,21 +237,18 @@ async fn a_worker_that_was_robbed_of_its_lease_commits_nothing() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_the_epoch_in_the_compare_and_set_a_robbed_worker_commits() {
     let bench = Bench::new().await;
+    let unfenced = "alter function advance_offsets rename to fenced_advance_offsets;
+                    create function advance_offsets(text, int[], bigint[], bigint[], bigint[], bigint) returns void language sql
+                    as $$ update consumer_offset c set next_offset = m.n from (select unnest($2) as p, unnest($4) as n) m
+                    where c.topic = $1 and c.partition = m.p $$";
+    bench.db.dedicated().await.unwrap().batch_execute(unfenced).await.unwrap();
     let (stop, task) = bench.consume("robbed", 0);
     bench.append(&["a"]).await;
     bench.until_applied(1).await;
-    let mut conn = bench.db.get().await.unwrap();
-    for statement in [
-        "alter function advance_offsets rename to fenced_advance_offsets",
-        "create function advance_offsets(text, int[], bigint[], bigint[], bigint[], bigint) returns void language sql
-         as $$ update consumer_offset c set next_offset = m.n from (select unnest($2) as p, unnest($4) as n) m
-         where c.topic = $1 and c.partition = m.p $$",
-    ] {
-        sql(statement).execute(&mut *conn).await.unwrap();
-    }
-    sql("update consumer_offset set epoch = epoch + 1").execute(&mut *conn).await.unwrap();
-    bench.append(&["b", "c", "d", "e"]).await;
+    bench.rob(&["b", "c", "d", "e"]).await;
     bench.until_applied(2).await;
+    let robbed = "select count(*) as n from consumer_offset where owner = 'robber' and lease_until > clock_timestamp()";
+    assert_eq!(count(&bench.db, robbed).await, 3, "it was nobody else's any more: then this shows nothing");
     stop.stop();
     task.await.unwrap();
 }

@@ -295,10 +295,11 @@ fn read(asked: &Asked, answer: &shop::Answer) -> Answer {
         Asked::Place { .. } | Asked::Get { .. } => {
             read.orders.extend(serde_json::from_str::<OrderJson>(&answer.text).ok().map(Order::from));
         }
-        Asked::List { .. } => {
-            let orders: Vec<OrderJson> = serde_json::from_str(&answer.text).unwrap_or_default();
-            read.orders.extend(orders.into_iter().map(Order::from));
-        }
+        Asked::List { .. } => match serde_json::from_str::<Vec<OrderJson>>(&answer.text) {
+            Ok(orders) => read.orders.extend(orders.into_iter().map(Order::from)),
+            // As an answer that the contract does not know: an empty list would agree with anything.
+            Err(error) => read.code = format!("and is no list: {error}"),
+        },
         Asked::Open { .. } | Asked::Deposit { .. } | Asked::Balance { .. } => {
             read.balance = Some(minor(&shop::raw_member(&answer.text, "balance")));
         }

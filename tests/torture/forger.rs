@@ -213,7 +213,10 @@ impl Forger {
         let name = format!("{}{topic}", self.kafka.topic_prefix);
         let topics = timeout(WAIT, self.client().await?.list_topics()).await.map_err(text)?.map_err(text)?;
         let topic = topics.into_iter().find(|topic| topic.name == name).ok_or("no such topic")?;
-        i32::try_from(topic.partitions.len()).map_err(text)
+        match i32::try_from(topic.partitions.len()).map_err(text)? {
+            0 => Err("a topic without partitions".into()),
+            count => Ok(count),
+        }
     }
 
     async fn partition(&mut self, topic: &str, partition: Option<i32>) -> Result<PartitionClient> {

@@ -100,11 +100,14 @@ async fn run() -> ExitCode {
     }
     stop(stores).await;
     sum.print();
-    if sum.failed.is_empty() {
-        return ExitCode::SUCCESS;
+    let missing = sum.missing();
+    if !missing.is_empty() {
+        println!("FAILED: a check of nothing: no {}", missing.join(", no "));
     }
-    println!("FAILED: seeds {:?}", sum.failed);
-    ExitCode::FAILURE
+    if !sum.failed.is_empty() {
+        println!("FAILED: seeds {:?}", sum.failed);
+    }
+    if missing.is_empty() && sum.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn setting(seed: u64, seconds: u64) -> Setting {

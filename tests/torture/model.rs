@@ -62,7 +62,7 @@ fn answers(history: &History, verdict: &mut Verdict) {
             (Asked::Place { .. }, 409, "order_conflict") => true,
             (Asked::Get { .. }, 200, _) => answer.orders.len() == 1,
             (Asked::Get { .. }, 404, "order_not_found") => true,
-            (Asked::List { .. }, 200, _) => true,
+            (Asked::List { .. }, 200, code) => code.is_empty(),
             (Asked::Open { .. }, 200, _) | (Asked::Open { .. }, 409, "account_exists") => true,
             (Asked::Deposit { .. } | Asked::Balance { .. }, 200, _) => answer.balance.is_some(),
             (Asked::Deposit { .. } | Asked::Balance { .. }, 404, "account_not_found") => true,

@@ -48,6 +48,22 @@ impl Sum {
         self.took += outcome.took;
     }
 
+    /// Of what every run of the usual length has some and this one has none: where nothing was checked nothing is wrong.
+    pub fn missing(&self) -> Vec<&'static str> {
+        let sums = [
+            ("rounds", self.rounds),
+            ("orders", self.checked.orders),
+            ("finished orders", self.checked.finished),
+            ("deposits", self.checked.deposits),
+            ("ledger entries", self.checked.ledger),
+            ("reads", self.checked.reads),
+            ("faults", self.faults.values().sum::<usize>()),
+            ("forged records", self.forged.values().sum::<usize>()),
+            ("true audits beside the load", self.audits[0]),
+        ];
+        sums.into_iter().filter(|(_, count)| *count == 0).map(|(what, _)| what).collect()
+    }
+
     pub fn print(&self) {
         let faults: usize = self.faults.values().sum();
         let rate = self.checked.orders as f64 / self.took.as_secs_f64().max(1.0);

@@ -78,11 +78,14 @@ pub async fn round(stores: &Arc<Stores>, setting: Setting, dir: &Path) -> Outcom
     for calls in running.join_all().await {
         history.calls.extend(calls);
     }
-    outcome.forged = forging.await.unwrap_or_default();
-    history.foreign = outcome.forged.debits.clone();
     outcome.calls = history.calls.len();
     (outcome.faults, outcome.violations) = nemesis.report();
     outcome.violations.extend(ready.err());
+    match forging.await {
+        Ok(forged) => outcome.forged = forged,
+        Err(error) => outcome.violations.push(format!("harness: the forger broke down: {error}")),
+    }
+    history.foreign = outcome.forged.debits.clone();
     match auditing.await {
         Ok((statuses, wrong)) => {
             outcome.audits = statuses;
@@ -123,18 +126,24 @@ pub async fn round(stores: &Arc<Stores>, setting: Setting, dir: &Path) -> Outcom
     outcome
 }
 
-/// Audits while things break: what is on its way is no offence. They may find that they cannot check.
+/// Audits while things break: what is on its way is no offence. They may find that they cannot check. Where neither could, more follow until
+/// one can, which is when nothing is broken any more at the latest.
 async fn audits(cluster: Arc<Cluster>, length: Duration) -> (Vec<i32>, Vec<String>) {
-    let (mut statuses, mut wrong) = (Vec::new(), Vec::new());
-    for pause in [length.mul_f64(0.35), length.mul_f64(0.3)] {
-        sleep(pause).await;
+    let (mut statuses, mut wrong) = (Vec::<i32>::new(), Vec::new());
+    let since = Instant::now();
+    let mut pauses = [length.mul_f64(0.35), length.mul_f64(0.3)].into_iter();
+    loop {
+        match pauses.next() {
+            Some(pause) => sleep(pause).await,
+            None if !statuses.contains(&0) && wrong.is_empty() && since.elapsed() < length + QUIET_WITHIN => poll().await,
+            None => return (statuses, wrong),
+        }
         let (code, said) = cluster.command(&["audit", "--json"]).await;
         match code {
             Some(code @ (0 | 2)) => statuses.push(code),
             _ => wrong.push(format!("an audit during faults exits {code:?}: {said}")),
         }
     }
-    (statuses, wrong)
 }
 
 /// Waits until every order has ended, the outboxes are empty, and everything on the log is read.

@@ -259,9 +259,11 @@ struct ByRow {
 
 /// The cheaper of the two; both bring the same. Costs no more than so many entries of two indexes.
 pub async fn missed_by(conn: &mut Conn, user: &UserId, seen: &Seen, boundary: &Boundary) -> Result<By, DbError> {
-    let row: ByRow = sql("select (select count(*) from (select 1 from orders where user_id = $1 order by created_at desc, id desc limit $2) o) >= $2
+    let row: ByRow = sql(
+        "select (select count(*) from (select 1 from orders where user_id = $1 order by created_at desc, id desc limit $2) o) >= $2
             and (select count(*) from (select 1 from order_change where (xid, id) >= ($3, 0) and xid is not null and xid < $4
-                                        order by xid, id limit $5) e) < $5 as by_position")
+                                        order by xid, id limit $5) e) < $5 as by_position",
+    )
     .bind::<Text, _>(user.as_str())
     .bind::<BigInt, _>(ORDERS_MANY)
     .bind::<Xid8, _>(Xid(seen.below()))

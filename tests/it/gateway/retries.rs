@@ -330,15 +330,15 @@ async fn a_replica_that_cannot_work_is_passed_over_and_its_answer_stands_where_n
 
 #[tokio::test]
 async fn a_hung_replica_is_found_by_its_checks_and_what_waits_there_is_asked_elsewhere() {
-    let mut found = String::new();
-    // A stall of the machine makes the checks of the one that is well late, too.
-    for _ in 0..3 {
+    // A stall of the machine makes the checks of the one that is well late, too. Three times of five is no luck.
+    let (mut times, mut failed) = (0, Vec::new());
+    while times < 3 {
         match found_by_its_checks().await {
-            Ok(()) => return,
-            Err(this_time) => found = this_time,
+            Ok(()) => times += 1,
+            Err(this_time) => failed.push(this_time),
         }
+        assert!(failed.len() < 3, "{failed:?}");
     }
-    panic!("{found}");
 }
 
 async fn found_by_its_checks() -> Result<(), String> {

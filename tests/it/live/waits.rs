@@ -17,6 +17,17 @@ const AT_ONCE: Duration = Duration::from_millis(300);
 /// The statement of a session that hears of orders that others ended.
 const LISTENS: &str = "listen shopd_order_end";
 
+/// Returns when replica `one` has looked for orders that others ended, from beginning to end since this was asked. In the database, for the
+/// looks behind a word come a few milliseconds apart, and not for long.
+const HAS_LOOKED: &str = r#"do $$ declare asked timestamptz := clock_timestamp(); begin
+    while not exists (select from pg_stat_activity
+                       where datname = current_database() and application_name = 'shopd-one' and query ~* '"status" = any'
+                         and query_start > asked and state = 'idle') loop
+        perform pg_sleep(0.001);
+        perform pg_stat_clear_snapshot();
+    end loop;
+end $$"#;
+
 /// One order after the other is waited for and ended by another hand, and `word` is given of it; how long each answer took from there on, the
 /// median.
 async fn answered_after(shop: &Shop, one: &Replica, first: usize, word: impl AsyncFn(&str)) -> Duration {
@@ -138,7 +149,7 @@ async fn what_ends_between_two_words_of_a_stream_is_looked_for_without_one() {
             until("it listens", async || sessions(&shop, "one", LISTENS).await.0 == 1).await;
             run(&mut hand, &notify).await;
             // Behind the look that the word causes, and before the next word of a stream, which does not come here.
-            tokio::time::sleep(Duration::from_millis(25)).await;
+            run(&mut hand, HAS_LOOKED).await;
             run(&mut hand, &finish(n, n)).await;
             Instant::now()
         });
