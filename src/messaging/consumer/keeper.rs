@@ -56,7 +56,7 @@ struct Known {
     /// Of the topic.
     partitions: AtomicI32,
     /// There are other replicas.
-    neighbours: AtomicBool,
+    neighbours: watch::Sender<bool>,
     /// As the last heartbeat learnt.
     cut_off: AtomicBool,
     reach: Arc<Reach>,
@@ -80,7 +80,7 @@ impl Keeper {
     ) -> Self {
         let (to, assignments) = watch::channel(Arc::new(Assignment::default()));
         let stop = CancellationToken::new();
-        let (neighbours, cut_off) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (neighbours, cut_off) = (watch::Sender::new(false), AtomicBool::new(false));
         let known = Arc::new(Known { partitions: AtomicI32::new(partitions), neighbours, cut_off, reach });
         let early = Arc::new(Notify::new());
         let beside = |task: BoxFuture<'static, ()>| {
@@ -137,7 +137,8 @@ async fn beat<I: Inbox>(
         let partitions = known.partitions.load(Ordering::Relaxed);
         let kept = async {
             let standing = inbox.heartbeat(known.reaches_log()).await?;
-            known.neighbours.store(standing.others > 0, Ordering::Relaxed);
+            let neighbours = standing.others > 0;
+            known.neighbours.send_if_modified(|before| std::mem::replace(before, neighbours) != neighbours);
             match (known.cut_off.swap(standing.cut_off, Ordering::Relaxed), standing.cut_off) {
                 (false, true) => {
                     tracing::warn!(%topic, "this replica alone has lost its way to the log; others go on with its partitions");
@@ -177,13 +178,15 @@ async fn count_partitions<I: Inbox>(inbox: Arc<I>, log: SharedLog, topic: Arc<st
     }
 }
 
-/// Only where it matters to somebody, and until it is over.
+/// Only where it matters to somebody, and until it is over. Alone it wakes for nothing.
 async fn probe(log: SharedLog, known: Arc<Known>) {
+    let mut neighbours = known.neighbours.subscribe();
     loop {
-        tokio::time::sleep(PROBE_INTERVAL).await;
-        if known.neighbours.load(Ordering::Relaxed) || !known.reach.is_reached() {
-            known.reach.probe(&*log).await;
+        if known.reach.is_reached() && neighbours.wait_for(|there| *there).await.is_err() {
+            return;
         }
+        tokio::time::sleep(PROBE_INTERVAL).await;
+        known.reach.probe(&*log).await;
     }
 }
 
@@ -196,7 +199,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_is_cut_off_says_that_it_reaches_the_log_when_it_is_sure_of_it() {
-        let (neighbours, cut_off) = (AtomicBool::new(true), AtomicBool::new(false));
+        let (neighbours, cut_off) = (watch::Sender::new(true), AtomicBool::new(false));
         let known = Known { partitions: AtomicI32::new(3), neighbours, cut_off, reach: Arc::default() };
         known.reach.heard();
         assert!(known.reaches_log());
