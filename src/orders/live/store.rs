@@ -293,12 +293,13 @@ macro_rules! missed {
 }
 
 const MISSED_BY_USER: &str = missed!("orders o join order_change e on e.order_id = any(array[o.id])");
-// The limit is `WALK_MAX`: there are less of those that count. What the first arm has may be younger than what is open. `offset 0`: else a plan
-// begins with all of the user's orders.
+// The limit is `WALK_MAX`: there are less of those that count, and nothing that commits from one page to the next comes among them. What the
+// first arm has may be younger than what is open. `offset 0`: else a plan begins with all of the user's orders.
 const MISSED_BY_POSITION: &str = missed!(
     "(select * from order_change where xid = any(array_append($6, $3))
       union all
-      select * from (select * from order_change where (xid, id) >= ($5, 0) and xid is not null order by xid, id limit 20000) younger
+      select * from (select * from order_change where (xid, id) >= ($5, 0) and xid is not null and xid < $7 and xid <> all($8)
+                      order by xid, id limit 20000) younger
                where younger.xid <> $3) e
      cross join lateral (select * from orders where id = e.order_id offset 0) o"
 );
