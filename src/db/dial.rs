@@ -10,13 +10,15 @@ use std::time::Duration;
 
 use rand::seq::SliceRandom;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::net::{TcpStream, lookup_host};
 use tokio::time::Instant;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, LoadBalanceHosts};
 use tokio_util::either::Either;
 
-pub(super) type Stream = Either<TcpStream, UnixStream>;
+use super::local::LocalStream;
+
+pub(super) type Stream = Either<TcpStream, LocalStream>;
 
 /// Where a URL without one looks.
 const PORT: u16 = 5432;
@@ -119,7 +121,7 @@ impl Address {
     /// Bounded by the caller. A host that goes without a word is noticed by the kernel's probes, as `config` asks for.
     pub async fn dial(&self, config: &Config) -> io::Result<Stream> {
         let stream = match self {
-            Self::Unix(path) => return UnixStream::connect(path).await.map(Either::Right),
+            Self::Unix(path) => return LocalStream::connect(path).await.map(Either::Right),
             Self::Tcp(address) => TcpStream::connect(address).await?,
         };
         stream.set_nodelay(true)?;

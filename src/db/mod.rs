@@ -10,6 +10,7 @@ mod error;
 mod group;
 mod line;
 mod listen;
+mod local;
 mod migrations;
 mod pace;
 mod pipeline;
