@@ -1,16 +1,16 @@
 //! The reader's session in Postgres: statements prepared once, those that do not need one another on their way together.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use chrono::{DateTime, Utc};
-use futures::{StreamExt, TryFutureExt};
+use futures::StreamExt;
 use tokio::sync::Notify;
 use tokio_postgres::types::{FromSql, ToSql, Type};
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{Client, Row, RowStream, Statement};
 use uuid::Uuid;
 
 use crate::db::types::Xid;
@@ -31,7 +31,9 @@ const ROWS_AT_FIRST: i64 = 16;
 /// - A cursor that is lost in a crash of the server is an older one, which sends some rows again; nobody waits for the disk. It is there
 ///   before anything is dropped, because what is committed later and waited for is written after it.
 /// - Always by the segments' indexes, merged: a plan is often made while they are empty.
-const SETTINGS: &str = "set synchronous_commit = off; set enable_seqscan = off; set enable_bitmapscan = off";
+/// - One after the other, not side by side: a look's snapshot comes first.
+const SETTINGS: &str =
+    "set synchronous_commit = off; set enable_seqscan = off; set enable_bitmapscan = off; set max_parallel_workers_per_gather = 0";
 
 macro_rules! rows {
     ($which:literal) => {
@@ -45,8 +47,17 @@ macro_rules! rows {
 }
 
 const SNAPSHOT: &str = "select pg_current_snapshot()::text";
-/// Whatever this statement sees; the reader knows what of it the look does not see.
-const YOUNGER: &str = rows!("(xid, id) > ($1, 9223372036854775807) order by outbox.xid, outbox.id limit $2");
+/// Where a look's snapshot stands in its first row.
+const SNAPSHOT_AT: usize = 12;
+/// The snapshot in the place of a row's headers, and the rows that are visible in it. Of two statements together the first answer would wake this
+/// process in vain, often on the core on which the server works on the second.
+const LOOK: &str = concat!(
+    "select null as xid, null, null, null, null, null, null, null, null, null, null, null, pg_current_snapshot()::text,
+            null, null, null, null, null, null
+     union all (",
+    rows!("(xid, id) > ($1, 9223372036854775807) order by outbox.xid, outbox.id limit $2"),
+    ")"
+);
 // The snapshot's text is read once, not once a row.
 const LATE: &str = rows!(
     "xid = any($1) and (xid, id) > ($2, $3) and pg_visible_in_snapshot(xid, (select $4::text::pg_snapshot))
@@ -66,7 +77,7 @@ const SAVE: &str = "update outbox_cursor
 pub struct PgSession {
     client: Client,
     snapshot: Statement,
-    younger: Statement,
+    look: Statement,
     late_now: Statement,
     late: Statement,
     fresh: Statement,
@@ -112,19 +123,17 @@ impl PgSession {
         client.batch_execute(SETTINGS).await?;
         // On this one: the server process that hears of a row has just run when it is asked for it.
         client.batch_execute(&format!("listen {CHANNEL}")).await?;
-        let (snapshot, younger, late_now, late, fresh, save) = tokio::try_join!(
+        let (snapshot, look, late_now, late, fresh, save) = tokio::try_join!(
             client.prepare(SNAPSHOT),
-            client.prepare(YOUNGER),
+            client.prepare(LOOK),
             client.prepare(LATE_NOW),
             client.prepare(LATE),
             client.prepare(FRESH),
             client.prepare(SAVE),
         )?;
-        Ok(Self { client, snapshot, younger, late_now, late, fresh, save, sizes: Sizes::new() })
+        Ok(Self { client, snapshot, look, late_now, late, fresh, save, sizes: Sizes::new() })
     }
 
-    /// Whole rows: all of one's messages are in the page. It ends with that by which it has `messages_max`; what the server sends beyond
-    /// is thrown away, and not asked for the next time.
     async fn rows(
         &self,
         statement: &Statement,
@@ -132,7 +141,13 @@ impl PgSession {
         limit: i64,
         messages_max: i64,
     ) -> Result<Rows, DbError> {
-        let mut stream = pin!(self.client.query_raw(statement, params.iter().copied()).await?);
+        let stream = self.client.query_raw(statement, params.iter().copied()).await?;
+        self.page(pin!(stream), limit, messages_max).await
+    }
+
+    /// Whole rows: all of one's messages are in the page. It ends with that by which it has `messages_max`; what the server sends beyond
+    /// is thrown away, and not asked for the next time.
+    async fn page(&self, mut stream: Pin<&mut RowStream>, limit: i64, messages_max: i64) -> Result<Rows, DbError> {
         let (mut rows, mut bytes, mut count, mut full) = (Vec::new(), 0, 0, false);
         let mut maker = Maker::default();
         while let Some(row) = stream.next().await {
@@ -185,22 +200,25 @@ impl Session for PgSession {
         self.rows(&self.fresh, &[&look.after.0, &look.after.1, &look.snapshot, &limit], limit, rows_max).await
     }
 
-    /// One round trip. The statements for the rows come after the one for the snapshot and may see more than it: that is left out.
+    /// One round trip. The statement for the late rows comes after the one for the snapshot and may see more than it: that is left out.
     async fn look(&self, old: &Snapshot, rows_max: i64) -> Result<Looked, DbError> {
         let (below, limit) = (Xid(old.xmax - 1), self.sizes.limit(rows_max));
-        let younger: [&(dyn ToSql + Sync); 2] = [&below, &limit];
+        let fresh: [&(dyn ToSql + Sync); 2] = [&below, &limit];
         let late_now: [&(dyn ToSql + Sync); 2] = [&old.open, &limit];
+        let fresh = async {
+            let mut stream = pin!(self.client.query_raw(&self.look, fresh).await?);
+            let snapshot = match stream.next().await {
+                Some(row) => row?.try_get::<_, String>(SNAPSHOT_AT)?,
+                None => return Err(DbError::Defect("a look without a snapshot".into())),
+            };
+            Ok((snapshot, self.page(stream, limit, rows_max).await?))
+        };
         let late = async {
             if old.open.is_empty() { Ok(Rows::default()) } else { self.rows(&self.late_now, &late_now, limit, rows_max).await }
         };
-        let (snapshot, late, fresh) = tokio::try_join!(
-            self.client.query_one(&self.snapshot, &[]).map_err(DbError::from),
-            late,
-            self.rows(&self.younger, &younger, limit, rows_max),
-        )?;
-        let snapshot: String = snapshot.try_get(0)?;
+        let ((snapshot, fresh), late) = tokio::try_join!(biased; fresh, late)?;
         let seen = Snapshot::parse(&snapshot)?;
-        Ok(Looked { late: late.seen_in(&seen), fresh: fresh.seen_in(&seen), snapshot })
+        Ok(Looked { late: late.seen_in(&seen), fresh, snapshot })
     }
 
     async fn save(&self, epoch: i64, cursor: &Cursor, lease: Duration, cut_off: bool) -> Result<bool, DbError> {
