@@ -30,6 +30,9 @@ const SETTINGS: [(&str, &str); 8] = [
 ];
 /// Kafka's own values: the script's are for brokers that are killed, and ten heartbeats a second are a twentieth of what this one does at half.
 const KAFKA_SETTINGS: &str = "broker.heartbeat.interval.ms=2000\nbroker.session.timeout.ms=9000\n";
+/// As much memory as Kafka's own script gives it, half of it for what is new; there from the start, in huge pages, and without the file of
+/// counters for other processes, which a disk that writes back holds up. What each does is in docs/PERFORMANCE.md, "Kafka's memory".
+const KAFKA_HEAP: &str = "-Xms1g -Xmx1g -XX:NewRatio=1 -XX:+AlwaysPreTouch -XX:+UseTransparentHugePages -XX:+PerfDisableSharedMem";
 /// The jars may have to be fetched.
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(300);
 const KAFKA_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
@@ -215,7 +218,7 @@ fn kafka(dir: &Path, verb: &str) -> Command {
     let mut command = Command::new(script);
     command.arg(verb).arg("--dir").arg(dir.join("kafka")).stdin(Stdio::null());
     if verb == "start" {
-        command.args(["--port", "0"]);
+        command.args(["--port", "0"]).env("KAFKA_HEAP_OPTS", KAFKA_HEAP);
     }
     command
 }
