@@ -200,7 +200,8 @@ impl Session for PgSession {
         self.rows(&self.fresh, &[&look.after.0, &look.after.1, &look.snapshot, &limit], limit, rows_max).await
     }
 
-    /// One round trip. The statement for the late rows comes after the one for the snapshot and may see more than it: that is left out.
+    /// One round trip. The statement for the late rows comes after the one for the snapshot and may see more than it: that is left out, as is a fresh
+    /// row with a transaction id that the server has not come to yet, which somebody wrote there: no look would ever be past it.
     async fn look(&self, old: &Snapshot, rows_max: i64) -> Result<Looked, DbError> {
         let (below, limit) = (Xid(old.xmax - 1), self.sizes.limit(rows_max));
         let fresh: [&(dyn ToSql + Sync); 2] = [&below, &limit];
@@ -218,7 +219,7 @@ impl Session for PgSession {
         };
         let ((snapshot, fresh), late) = tokio::try_join!(biased; fresh, late)?;
         let seen = Snapshot::parse(&snapshot)?;
-        Ok(Looked { late: late.seen_in(&seen), fresh, snapshot })
+        Ok(Looked { late: late.seen_in(&seen), fresh: fresh.seen_in(&seen), snapshot })
     }
 
     async fn save(&self, epoch: i64, cursor: &Cursor, lease: Duration, cut_off: bool) -> Result<bool, DbError> {

@@ -66,7 +66,7 @@ impl Brokers {
 
     async fn run(&self, arguments: &[&str]) -> String {
         let mut command = tokio::process::Command::new(SCRIPT);
-        command.args(arguments).env("KAFKA_HEAP", HEAP).stdin(Stdio::null());
+        command.args(arguments).env("KAFKA_HEAP", HEAP).env_remove("KAFKA_HEAP_OPTS").stdin(Stdio::null());
         let output = tokio::time::timeout(START_WAIT, command.output()).await;
         let output = output.unwrap_or_else(|_| panic!("scripts/kafka/kafka {arguments:?} took too long")).expect("bash");
         assert!(output.status.success(), "scripts/kafka/kafka {arguments:?}:\n{}", String::from_utf8_lossy(&output.stderr));
