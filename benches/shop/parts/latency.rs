@@ -124,7 +124,7 @@ impl Figures {
             text,
             "One client on an idle system posts one order after the other through the gateway with `Prefer: wait=30`; the answer comes when the order \
 is final, and nobody polls. The floor is measured by turns on the same servers: a transaction of one row with `fsync`, {COMMITS} of them, and the way of \
-a record from a produce to a waiting reader, {TRIPS} of them: through our client and through the library's (rskafka), and the quicker of the two counts. The floor has no HTTP, no wake-up of a relay and no rule in it. Both are measured when \
+a record from a produce to a waiting reader, {TRIPS} of them: through our client and through the library's (rskafka), each coming first every other time, and the quicker of the two counts. The floor has no HTTP, no wake-up of a relay and no rule in it. Both are measured when \
 orders have gone through for {} s: a broker that has just started compiles.\n",
             self.warm_s
         )?;
