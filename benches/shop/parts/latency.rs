@@ -63,14 +63,10 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
             commits.push(floor.commit().await?);
             pause().await;
             // By turns: the second one finds a broker that has just run.
-            let both = [Through::Ours, Through::Library];
-            for through in if n % 2 == 0 { both } else { [both[1], both[0]] } {
-                let millis = floor.trip(through).await?;
-                if through == Through::Ours {
-                    trips.push(millis)
-                } else {
-                    trips_library.push(millis)
-                }
+            let first_ours = n % 2 == 0;
+            for ours in [first_ours, !first_ours] {
+                let (through, millis) = if ours { (Through::Ours, &mut trips) } else { (Through::Library, &mut trips_library) };
+                millis.push(floor.trip(through).await?);
                 pause().await;
             }
         }
