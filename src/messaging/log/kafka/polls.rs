@@ -26,7 +26,7 @@ use super::raw;
 use crate::config::KafkaConfig;
 use crate::messaging::log::{Fetched, LogError};
 
-/// How long a request waits for those who were just answered.
+/// How long a request waits for those who were just answered: longer than they need to ask again, shorter than anybody notices.
 const GATHER_MAX: Duration = Duration::from_millis(2);
 /// Bytes that are decoded by whoever waits for them.
 const PLAIN_AT_ONCE_MAX: usize = 16 * 1024;
@@ -59,6 +59,8 @@ struct Times {
     wait: Duration,
     /// Beyond that.
     request: Duration,
+    /// A request waits so long for those who were just answered.
+    gather: Duration,
 }
 
 /// The tasks of the brokers, by their addresses; they end with this.
@@ -71,7 +73,11 @@ pub(super) struct LongPolls {
 
 impl LongPolls {
     pub fn new(leaders: Arc<Leaders>, dialer: Arc<Dialer>, config: &KafkaConfig) -> Self {
-        let times = Times { wait: config.fetch_wait, request: config.request_timeout };
+        let times = Times { wait: config.fetch_wait, request: config.request_timeout, gather: GATHER_MAX };
+        Self::with(leaders, dialer, times)
+    }
+
+    fn with(leaders: Arc<Leaders>, dialer: Arc<Dialer>, times: Times) -> Self {
         Self { leaders, dialer, times, brokers: Mutex::default() }
     }
 
@@ -164,7 +170,7 @@ async fn serve(broker: String, dialer: Arc<Dialer>, mut asks: mpsc::Receiver<Ask
             join(ask, &mut waiting, &mut answered);
         }
         let now = Instant::now();
-        let are_expected = !answered.is_empty() || dues.iter().any(|due| *due <= now + GATHER_MAX);
+        let are_expected = !answered.is_empty() || dues.iter().any(|due| *due <= now + times.gather);
         let wait_until = if are_expected { gather_until } else { now };
         if !waiting.is_empty() && now >= wait_until {
             answered.clear();
@@ -186,7 +192,7 @@ async fn serve(broker: String, dialer: Arc<Dialer>, mut asks: mpsc::Receiver<Ask
                 if let Some(at) = dues.iter().position(|one| *one == due) {
                     dues.swap_remove(at);
                 }
-                gather_until = Instant::now() + GATHER_MAX;
+                gather_until = Instant::now() + times.gather;
                 match how {
                     Answered::Parts(line, parts) => {
                         if lines.len() < IDLE_LINES_MAX {

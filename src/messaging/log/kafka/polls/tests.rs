@@ -14,6 +14,8 @@ use crate::messaging::log::Record;
 
 const WAIT: Duration = Duration::from_millis(400);
 const REQUEST: Duration = Duration::from_millis(600);
+/// However busy the machine, whoever was answered has asked again by then.
+const GATHER: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Leads every partition of `t`. Answers a fetch when one of its partitions has a record at the offset, or after the time.
@@ -47,10 +49,14 @@ impl Broker {
         self.polls_from(vec![self.address.clone()], REQUEST)
     }
 
-    fn polls_from(&self, bootstrap_servers: Vec<String>, request_timeout: Duration) -> Arc<LongPolls> {
-        let config = KafkaConfig { bootstrap_servers, fetch_wait: WAIT, request_timeout, ..crate::config::Config::default().kafka };
+    fn polls_from(&self, bootstrap_servers: Vec<String>, request: Duration) -> Arc<LongPolls> {
+        self.polls_with(bootstrap_servers, Times { wait: WAIT, request, gather: GATHER_MAX })
+    }
+
+    fn polls_with(&self, bootstrap_servers: Vec<String>, times: Times) -> Arc<LongPolls> {
+        let config = KafkaConfig { bootstrap_servers, ..crate::config::Config::default().kafka };
         let dialer = Arc::new(Dialer::new(&config));
-        Arc::new(LongPolls::new(Arc::new(Leaders::new(&config.bootstrap_servers, dialer.clone())), dialer, &config))
+        Arc::new(LongPolls::with(Arc::new(Leaders::new(&config.bootstrap_servers, dialer.clone())), dialer, times))
     }
 
     fn append(&self, partition: usize) {
@@ -184,7 +190,7 @@ async fn until(what: impl Fn() -> bool) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_that_is_waited_for_is_asked_for_together_and_each_gets_its_own_records() {
     let broker = Broker::start(12).await;
-    let polls = broker.polls();
+    let polls = broker.polls_with(vec![broker.address.clone()], Times { wait: WAIT, request: PATIENCE, gather: GATHER });
     let at: Vec<watch::Sender<i64>> = (0..12).map(|_| watch::Sender::new(-1)).collect();
     for (partition, at) in at.iter().enumerate() {
         follow(&polls, partition as i32, at.clone());
@@ -214,7 +220,8 @@ async fn all_that_is_waited_for_is_asked_for_together_and_each_gets_its_own_reco
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_that_comes_later_does_not_wait_for_those_who_are_waiting() {
     let broker = Broker::start(2).await;
-    let polls = broker.polls();
+    let wait = Duration::from_secs(4);
+    let polls = broker.polls_with(vec![broker.address.clone()], Times { wait, request: PATIENCE, gather: GATHER_MAX });
     let waits = tokio::spawn({
         let polls = polls.clone();
         async move { polls.fetch(place(0, 0)).await }
@@ -224,7 +231,7 @@ async fn one_that_comes_later_does_not_wait_for_those_who_are_waiting() {
     let began = Instant::now();
     let fetched = timeout(PATIENCE, polls.fetch(place(1, 0))).await.unwrap().unwrap().unwrap();
     assert_eq!((fetched.records.len(), fetched.next_offset), (1, 1));
-    assert!(began.elapsed() < WAIT / 2, "{:?}", began.elapsed());
+    assert!(began.elapsed() < wait / 2, "{:?}", began.elapsed());
     let nothing = timeout(PATIENCE, waits).await.unwrap().unwrap().unwrap().unwrap();
     assert_eq!((nothing.records.len(), nothing.next_offset), (0, 0));
 }
