@@ -86,7 +86,8 @@ struct Kept {
     ordering_key: Option<String>,
 }
 
-/// Writes the letters in one statement, and the copies of those that failed into the outbox. One that is there already stays as it is.
+/// Writes the letters in one statement, and the copies of those that failed into the outbox. One that is there already stays as it is, but
+/// for one that could not be read before and can be now, where its offset was set back: then it heads its key, or waits, as any other.
 /// Returns those that lay at the place of another record: of a topic that was deleted and made anew. They are gone.
 pub async fn keep(mut conn: &Conn, letters: &[Keep<'_>]) -> Result<Vec<Row>, DbError> {
     fn column<'k, T>(letters: &'k [Keep<'k>], field: impl Fn(&'k Keep<'k>) -> T) -> Vec<T> {
@@ -94,31 +95,45 @@ pub async fn keep(mut conn: &Conn, letters: &[Keep<'_>]) -> Result<Vec<Row>, DbE
     }
     let Some(first) = letters.first() else { return Ok(Vec::new()) };
     let displaced = displace(conn, letters).await?;
-    let kept: Vec<Kept> =
-        sql("insert into dead_letter (topic, partition, log_offset, key, value, headers, reason, attempts, state,
-                                  undecodable, ordering_key, business_key, published_at, received_at, next_attempt_at)
-         select unnest($1), unnest($2), unnest($3), unnest($4), unnest($5), unnest($6)::jsonb, unnest($7), unnest($8), unnest($9),
-                unnest($10), unnest($11), unnest($12), unnest($13), unnest($14),
-                clock_timestamp() + unnest($15) * interval '1 millisecond'
-         on conflict do nothing
-         returning state, partition, ordering_key")
-        .bind::<Array<Text>, _>(column(letters, |k| &*k.delivery().position.topic))
-        .bind::<Array<Integer>, _>(column(letters, |k| k.delivery().position.partition))
-        .bind::<Array<BigInt>, _>(column(letters, |k| k.delivery().position.offset))
-        .bind::<Array<Nullable<Binary>>, _>(column(letters, |k| k.delivery().key.as_deref()))
-        .bind::<Array<Nullable<Binary>>, _>(column(letters, |k| k.delivery().value.as_deref()))
-        .bind::<Array<Text>, _>(column(letters, |k| to_json(&k.delivery().headers).to_string()))
-        .bind::<Array<Text>, _>(column(letters, |k| k.reason().map_or_else(|| WAITING.to_owned(), reason_text)))
-        .bind::<Array<Integer>, _>(column(letters, |k| i32::from(k.reason().is_some())))
-        .bind::<Array<Text>, _>(column(letters, Keep::state))
-        .bind::<Array<Bool>, _>(column(letters, |k| k.keys().is_none()))
-        .bind::<Array<Nullable<Text>>, _>(column(letters, |k| k.keys().map(|keys| keys.ordering.as_str())))
-        .bind::<Array<Nullable<Text>>, _>(column(letters, |k| k.keys().map(|keys| keys.business.as_str())))
-        .bind::<Array<Timestamptz>, _>(column(letters, |k| k.delivery().published_at))
-        .bind::<Array<Timestamptz>, _>(column(letters, |k| k.delivery().received_at))
-        .bind::<Array<Nullable<BigInt>>, _>(column(letters, |k| k.retry_in().map(|delay| delay.as_millis() as i64)))
-        .load(&mut conn)
-        .await?;
+    let kept: Vec<Kept> = sql("with letter as (
+             select unnest($1) as topic, unnest($2) as partition, unnest($3) as log_offset, unnest($4) as key, unnest($5) as value,
+                    unnest($6)::jsonb as headers, unnest($7) as reason, unnest($8) as attempts, unnest($9) as state,
+                    unnest($10) as undecodable, unnest($11) as ordering_key, unnest($12) as business_key,
+                    unnest($13) as published_at, unnest($14) as received_at,
+                    clock_timestamp() + unnest($15) * interval '1 millisecond' as next_attempt_at),
+         readable as (
+             update dead_letter d
+                set state = l.state, key = l.key, value = l.value, headers = l.headers, reason = l.reason,
+                    attempts = d.attempts + l.attempts, ordering_key = l.ordering_key, business_key = l.business_key,
+                    requested = case when d.requested = 'discard' then d.requested end, next_attempt_at = l.next_attempt_at
+               from letter l
+              where d.topic = l.topic and d.partition = l.partition and d.log_offset = l.log_offset and not l.undecodable
+                and d.state in ('dead', 'resolved')
+             returning d.state, d.partition, d.ordering_key),
+         new as (
+             insert into dead_letter (topic, partition, log_offset, key, value, headers, reason, attempts, state,
+                                      undecodable, ordering_key, business_key, published_at, received_at, next_attempt_at)
+             select * from letter
+             on conflict do nothing
+             returning state, partition, ordering_key)
+         select * from readable union all select * from new")
+    .bind::<Array<Text>, _>(column(letters, |k| &*k.delivery().position.topic))
+    .bind::<Array<Integer>, _>(column(letters, |k| k.delivery().position.partition))
+    .bind::<Array<BigInt>, _>(column(letters, |k| k.delivery().position.offset))
+    .bind::<Array<Nullable<Binary>>, _>(column(letters, |k| k.delivery().key.as_deref()))
+    .bind::<Array<Nullable<Binary>>, _>(column(letters, |k| k.delivery().value.as_deref()))
+    .bind::<Array<Text>, _>(column(letters, |k| to_json(&k.delivery().headers).to_string()))
+    .bind::<Array<Text>, _>(column(letters, |k| k.reason().map_or_else(|| WAITING.to_owned(), reason_text)))
+    .bind::<Array<Integer>, _>(column(letters, |k| i32::from(k.reason().is_some())))
+    .bind::<Array<Text>, _>(column(letters, Keep::state))
+    .bind::<Array<Bool>, _>(column(letters, |k| k.keys().is_none()))
+    .bind::<Array<Nullable<Text>>, _>(column(letters, |k| k.keys().map(|keys| keys.ordering.as_str())))
+    .bind::<Array<Nullable<Text>>, _>(column(letters, |k| k.keys().map(|keys| keys.business.as_str())))
+    .bind::<Array<Timestamptz>, _>(column(letters, |k| k.delivery().published_at))
+    .bind::<Array<Timestamptz>, _>(column(letters, |k| k.delivery().received_at))
+    .bind::<Array<Nullable<BigInt>>, _>(column(letters, |k| k.retry_in().map(|delay| delay.as_millis() as i64)))
+    .load(&mut conn)
+    .await?;
     let mut more: HashMap<(i32, String), i32> = HashMap::new();
     for one in kept.into_iter().filter(|one| one.state == "waiting") {
         *more.entry((one.partition, one.ordering_key.unwrap_or_default())).or_default() += 1;

@@ -56,6 +56,44 @@ async fn a_letter_whose_record_is_read_again_stays_as_it_is() {
     assert_eq!(bench.lines(whole).await, before);
 }
 
+/// As after an upgrade that can read it, with the offsets set back: the database refuses it then, and what comes after it must not overtake
+/// it, nor wait behind nobody. Red where the letter stays dead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_that_can_be_read_when_it_is_read_again_heads_its_key_or_waits_like_any_other() {
+    for state in ["dead", "resolved"] {
+        let mut bench = Bench::new().await;
+        bench.config.consumer.park_attempts_max = 1;
+        bench.run("insert into refused values ('ann:0')").await;
+        bench.append(&["ann:0", "ann:1", "ann:2"]).await;
+        let consumer = bench.consume("one", 0);
+        bench.until("select count(*) as n from dead_letter", 3).await;
+        end(consumer).await;
+        // As the version before left the first two, and the third was none.
+        bench
+            .run(&format!(
+                "delete from dead_letter where state = 'waiting' and convert_from(value, 'UTF8') = 'ann:2';
+                 update dead_letter set state = '{state}', undecodable = true, ordering_key = null, business_key = null, followers = 0,
+                                        next_attempt_at = null, requested = 'redrive', key = null, value = null;
+                 update consumer_offset set next_offset = 0;"
+            ))
+            .await;
+        let consumer = bench.consume("two", 0);
+        let queue = "select count(*) as n from dead_letter where state = 'parked' and followers = 2 and convert_from(value, 'UTF8') = 'ann:0'
+                        and attempts = 2 and requested is null";
+        bench.until(queue, 1).await;
+        bench.until("select count(*) as n from dead_letter where state = 'waiting'", 2).await;
+        assert_eq!(bench.applied("ann").await, Vec::<String>::new());
+        bench.run("delete from refused").await;
+        let redriven = bench.dlq(&["redrive", "--key", "ann", "--json"]).await;
+        assert_eq!(redriven.status.code(), Some(0), "{redriven:?}");
+        assert_eq!(bench.applied("ann").await, ["ann:0", "ann:1", "ann:2"]);
+        // The audit must know of those two why their order differs.
+        bench.until("select count(*) as n from dead_letter where state = 'resolved' and undecodable and value is null", 2).await;
+        assert_eq!(count(&bench.db, "select count(*) as n from dead_letter").await, 2);
+        end(consumer).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_letter_that_is_being_applied_cannot_be_discarded_any_more() {
     let mut bench = Bench::new().await;
