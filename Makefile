@@ -1,14 +1,17 @@
 # What one does with this project every day. `make` alone lists it.
 SHELL := /bin/bash
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
+# Put aside: for a benchmark Cargo builds one of its own in the same place, with what only tests use.
+SHIPPED = scripts/release.sh build --release --locked --bin shopd && install -D $(TARGET)/release/shopd $(TARGET)/shipped/shopd
 .DEFAULT_GOAL := help
-.PHONY: help run test torture restore-test upgrade-test compose-test pictures fuzz bench bench-proxy bench-micro gate supply sbom advisories lint fmt
+.PHONY: help run test torture restore-test upgrade-test compose-test pictures fuzz bench bench-proxy bench-micro profile gate supply sbom advisories lint fmt
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: ## build, then run the whole shop on this machine (ARGS='--data-dir DIR' and the like); needs Rust and a C compiler
 	@scripts/need.sh build
-	cargo run --release --locked -- all $(ARGS)
+	scripts/release.sh run --release --locked -- all $(ARGS)
 
 test: ## formatting, lints, every test; with a database server and a broker of its own
 	@scripts/test.sh
@@ -39,11 +42,16 @@ fuzz: ## everything the OpenAPI document allows and forbids, asked of a shop of 
 
 bench: ## the benchmarks, beside bare Postgres and with Kafka; writes docs/BENCHMARKS.md (PARTS=payments,relay: these; QUICK=1: a short run; PARTS=page: the page alone; TUNE_HOST=1: steady also with OPERATIONS' host settings)
 	@scripts/need.sh test
-	cargo bench --locked --bench shop $(ARGS)
+	$(SHIPPED)
+	SHOPD=$(TARGET)/shipped/shopd scripts/release.sh bench --locked --bench shop $(ARGS)
 
 bench-proxy: ## the gateway beside nginx and HAProxy (Debian's nginx-light and haproxy); writes docs/PROXY_BENCHMARKS.md (QUICK=1: short)
 	@scripts/need.sh build
-	cargo bench --locked --bench proxy $(ARGS)
+	$(SHIPPED)
+	SHOPD=$(TARGET)/shipped/shopd scripts/release.sh bench --locked --bench proxy $(ARGS)
+
+profile: ## what a release is told of itself: a counting program runs the short benchmark; writes benches/profile (docs/adr/0018); 25 minutes
+	@scripts/profile.sh take
 
 bench-micro: ## the pure core, piece by piece, by Criterion: decide, JSON, money, murmur2, headers (ARGS=decide: some only)
 	@scripts/need.sh build

@@ -138,7 +138,7 @@ fn free_address() -> Result<SocketAddr> {
 }
 
 fn shopd(upstream: SocketAddr) -> Result<(Child, String)> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_shopd"));
+    let mut command = Command::new(machine::program());
     command.args(["gateway", "--log", "json"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
     command.env("SHOPD__GATEWAY__LISTEN", "127.0.0.1:0").env("SHOPD__HTTP__WORKERS", WORKERS.to_string());
     for service in ["ORDERS", "PAYMENTS"] {

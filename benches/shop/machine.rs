@@ -1,7 +1,14 @@
 //! What the machine is, and what processes use of it.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
+
+/// The program that is measured: the one that is shipped, where `make bench` has put it aside, else the one that Cargo built for the benchmark, with
+/// what only tests use and without a profile.
+pub fn program() -> PathBuf {
+    std::env::var_os("SHOPD").map_or_else(|| env!("CARGO_BIN_EXE_shopd").into(), PathBuf::from)
+}
 
 /// User and system time of a process, and of every child of it that was waited for.
 pub fn cpu(pid: u32) -> Duration {

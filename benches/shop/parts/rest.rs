@@ -85,7 +85,7 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     shop.close().await?;
 
     let (all, all_ready, all_server_ms) = all(idle, loaded).await?;
-    let binary_bytes = std::fs::metadata(env!("CARGO_BIN_EXE_shopd"))?.len();
+    let binary_bytes = std::fs::metadata(machine::program())?.len();
     Ok(Figures { idle_seconds: seconds, roles, all, servers_ms, all_server_ms, all_ready, binary_bytes })
 }
 

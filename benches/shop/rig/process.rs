@@ -9,8 +9,8 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::timeout;
 
-use super::super::Result;
 use super::super::load::Client;
+use super::super::{Result, machine};
 
 /// A start, a readiness, a drain: nothing here takes so long.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -111,7 +111,7 @@ pub async fn run(env: &Environment, arguments: &[&str]) -> Result<String> {
 }
 
 fn command(env: &Environment, role: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_shopd"));
+    let mut command = Command::new(machine::program());
     command.args([role, "--log", "json"]).envs(env.iter().map(|(n, v)| (n, v)));
     command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
     command
