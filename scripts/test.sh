@@ -17,6 +17,7 @@ phase "Kafka's jars" scripts/kafka/kafka jars
 phase 'the alerts' scripts/alerts.sh
 phase 'the objects for Kubernetes' scripts/kubernetes.sh
 phase 'what it is made of' scripts/supply.sh
+phase 'what the release is told of itself' scripts/profile.sh check
 phase 'formatting' cargo fmt --check
 phase 'lints' cargo clippy --locked --all-targets --features faults -- -D warnings
 phase 'lints of what is served: without fault points' cargo clippy --locked --lib --bins -- -D warnings
