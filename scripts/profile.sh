@@ -14,10 +14,11 @@ parts=payments,flow,intake,steady,latency,relay
 say() { echo "profile: $*" >&2; }
 die() { say "$*"; exit 1; }
 
-# The names of functions bear the compiler's version and those of all crates.
+# What the names of functions bear: the compiler's version, and the versions and features of the crates that are in the program.
 these() {
   sed -n 's/^channel = "\(.*\)"/rust \1/p' rust-toolchain.toml
-  echo "Cargo.lock $(cksum <Cargo.lock)"
+  echo "crates $(cargo tree --locked --edges normal,build --target x86_64-unknown-linux-gnu --no-dedupe --prefix none --format '{p} {f}' |
+    sed 's| (/[^)]*)||' | sort -u | cksum)"
 }
 
 take() {
