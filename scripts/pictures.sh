@@ -35,7 +35,7 @@ trap 'exit 130' INT TERM
 
 scripts/need.sh test
 command -v curl >/dev/null || die 'curl is missing'
-[ -x "$shopd" ] || die "$shopd is missing: cargo build --release"
+[ -x "$shopd" ] || die "$shopd is missing: scripts/release.sh build --release --locked"
 
 prometheus=$(command -v prometheus || echo "$tools/usr/bin/prometheus")
 if [ ! -x "$prometheus" ]; then
