@@ -83,10 +83,14 @@ pub fn describe() -> String {
     format!("{cores} cores ({model}), {} GiB, Linux {kernel}", memory.unwrap_or_default().div_ceil(1024 * 1024))
 }
 
-/// Short, and marked where the tree differs from it; `unknown` outside a repository.
+/// Short, and marked where the tree differs from it in more than what benchmarks write; `unknown` outside a repository.
 pub fn commit() -> String {
-    let mut git = Command::new("git");
-    git.args(["describe", "--always", "--exclude", "*", "--dirty", "--abbrev=10"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-    let said = git.output().ok().filter(|output| output.status.success());
-    said.map_or_else(|| "unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let git = |arguments: &[&str]| {
+        let said = Command::new("git").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().ok()?;
+        said.status.success().then(|| String::from_utf8_lossy(&said.stdout).trim().to_owned())
+    };
+    let Some(short) = git(&["rev-parse", "--short=10", "HEAD"]) else { return "unknown".into() };
+    let written = [":(exclude)docs/BENCHMARKS.md", ":(exclude)docs/benchmarks", ":(exclude)docs/PROXY_BENCHMARKS.md"];
+    let changed = git(&[&["status", "--porcelain", "--untracked-files=no", "--", "."][..], &written].concat());
+    if changed.is_some_and(|changed| changed.is_empty()) { short } else { format!("{short}-dirty") }
 }
