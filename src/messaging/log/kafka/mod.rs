@@ -12,6 +12,7 @@ mod dial;
 mod encode;
 mod fetch;
 mod leaders;
+mod lines;
 mod part;
 mod polls;
 mod produce;

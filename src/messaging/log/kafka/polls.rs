@@ -18,9 +18,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::connections::bounded;
-use super::dial::{Dialed, Dialer};
+use super::dial::Dialer;
 use super::fetch::{self, Place};
 use super::leaders::Leaders;
+use super::lines::{Line, Lines};
 use super::part::Part;
 use super::raw;
 use crate::config::KafkaConfig;
@@ -32,8 +33,6 @@ const GATHER_MAX: Duration = Duration::from_millis(2);
 const PLAIN_AT_ONCE_MAX: usize = 16 * 1024;
 /// Partitions that may wait at one broker.
 const ASKS_MAX: usize = 4_096;
-/// Connections that are kept while nothing is on its way over them.
-const IDLE_LINES_MAX: usize = 2;
 /// A broker that nobody asked for so long has no place here any more; it may be gone for good.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
@@ -136,12 +135,6 @@ async fn plain(part: Part, from: i64) -> Option<Fetched> {
     tokio::task::spawn_blocking(move || part.plain(from)).await.ok().flatten()
 }
 
-/// A connection between two requests.
-struct Line {
-    connection: Dialed,
-    request: Vec<u8>,
-}
-
 /// A request that was answered, or failed.
 struct Landed {
     asks: Vec<Ask>,
@@ -160,7 +153,7 @@ async fn serve(broker: String, dialer: Arc<Dialer>, mut asks: mpsc::Receiver<Ask
     let mut flights = FuturesUnordered::new();
     // When the broker answers them at the latest.
     let mut dues: Vec<Instant> = Vec::new();
-    let mut lines: Vec<Line> = Vec::new();
+    let mut lines = Lines::default();
     let mut waiting: Vec<Ask> = Vec::new();
     // Who was answered and has not asked again.
     let mut answered: Vec<(String, i32)> = Vec::new();
@@ -180,7 +173,7 @@ async fn serve(broker: String, dialer: Arc<Dialer>, mut asks: mpsc::Receiver<Ask
             }
             let due = dues.iter().copied().filter(|due| *due > now).min().unwrap_or(now + times.wait);
             dues.push(due);
-            flights.push(fly(&broker, &dialer, lines.pop(), asks, due, times.request));
+            flights.push(fly(&broker, &dialer, lines.take(), asks, due, times.request));
             continue;
         }
         tokio::select! {
@@ -195,9 +188,7 @@ async fn serve(broker: String, dialer: Arc<Dialer>, mut asks: mpsc::Receiver<Ask
                 gather_until = Instant::now() + times.gather;
                 match how {
                     Answered::Parts(line, parts) => {
-                        if lines.len() < IDLE_LINES_MAX {
-                            lines.push(line);
-                        }
+                        lines.put(line);
                         hand_out(asks, parts, due, &mut waiting, &mut answered);
                     }
                     Answered::Unclear(error) => {
@@ -276,11 +267,10 @@ async fn exchange(
     wait: Duration,
     until: Instant,
 ) -> Result<(Line, Vec<Part>)> {
-    let mut line = match line.filter(|line| line.connection.is_admitted()) {
+    let mut line = match line {
         Some(line) => line,
-        None => Line { connection: dialer.dial(broker, until).await?, request: Vec::new() },
+        None => Line::dial(dialer, broker, until).await?,
     };
-    line.request.clear();
     let places: Vec<&Place> = asks.iter().map(|ask| &ask.place).collect();
     // Rounded up: an answer before its time would only be asked for again.
     let wait_ms = i32::try_from(wait.as_micros().div_ceil(1_000)).unwrap_or(i32::MAX);

@@ -8,21 +8,15 @@ use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::io::AsyncWriteExt;
-use tokio::time::Instant;
 
-use super::dial::{Dialed, Dialer};
+use super::dial::Dialer;
 use super::leaders::Leaders;
+use super::lines::{Line, Lines};
 use super::raw;
 use crate::messaging::log::Record;
 
 const PRODUCE: (i16, i16) = (0, 7);
 const ALL_IN_SYNC: i16 = -1;
-/// Buffers that a page was written into are kept up to here.
-const BUFFER_KEPT_MAX: usize = 1024 * 1024;
-
-/// A connection that nobody used for so long is closed: its broker may be gone for good, and one that is there closes it after ten minutes
-/// (`connections.max.idle.ms`), when the next request would be lost on it.
-const IDLE_MAX: Duration = Duration::from_secs(240);
 
 /// What goes to one partition: at most one batch of it.
 pub(super) struct Part<'r> {
@@ -32,25 +26,11 @@ pub(super) struct Part<'r> {
     pub compressed: bool,
 }
 
-/// A connection between two requests, with the buffers of the last one.
-struct Line {
-    connection: Dialed,
-    request: Vec<u8>,
-    scratch: Vec<u8>,
-    used: Instant,
-}
-
-impl Line {
-    fn is_usable(&self) -> bool {
-        self.connection.is_admitted() && self.used.elapsed() < IDLE_MAX
-    }
-}
-
 /// The connections for produce requests, by the brokers' addresses.
 pub(super) struct Wire {
     leaders: Arc<Leaders>,
     dialer: Arc<Dialer>,
-    idle: Mutex<HashMap<String, Line>>,
+    idle: Mutex<HashMap<String, Lines>>,
 }
 
 impl Wire {
@@ -72,29 +52,23 @@ impl Wire {
     /// Sends `parts`, ordered by topic, to `broker` in one request; true for each that all in-sync replicas have taken. After an error, or
     /// when it is dropped, nobody knows.
     pub async fn produce(&self, broker: &str, parts: &[&Part<'_>], timeout: Duration) -> Result<Vec<bool>> {
-        let idle = locked(&self.idle).remove(broker);
-        let mut line = match idle.filter(Line::is_usable) {
+        let idle = locked(&self.idle).get_mut(broker).and_then(Lines::take);
+        let mut line = match idle {
             Some(line) => line,
-            None => {
-                let connection = self.dialer.dial(broker, self.dialer.until()).await?;
-                Line { connection, request: Vec::new(), scratch: Vec::new(), used: Instant::now() }
-            }
+            None => Line::dial(&self.dialer, broker, self.dialer.until()).await?,
         };
-        line.request.clear();
         write_request(&mut line.request, &mut line.scratch, parts, timeout)?;
         line.connection.stream.write_all(&line.request).await?;
         line.connection.stream.flush().await?;
         let mut answer = raw::answer(&mut line.connection.stream).await?;
         let taken = taken(&mut answer, parts).ok_or_else(|| Error::other("an answer to a produce that cannot be read"))?;
-        for buffer in [&mut line.request, &mut line.scratch] {
-            buffer.clear();
-            buffer.shrink_to(BUFFER_KEPT_MAX);
-        }
-        line.used = Instant::now();
         let mut idle = locked(&self.idle);
+        idle.entry(broker.to_owned()).or_default().put(line);
         // Those to brokers that are asked for nothing any more, too.
-        idle.retain(|_, line| line.is_usable());
-        idle.entry(broker.to_owned()).or_insert(line);
+        idle.retain(|_, lines| {
+            lines.close_unusable();
+            !lines.is_empty()
+        });
         Ok(taken)
     }
 }
@@ -149,6 +123,7 @@ fn taken(answer: &mut Bytes, parts: &[&Part<'_>]) -> Option<Vec<bool>> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use super::super::lines::IDLE_MAX;
     use super::*;
     use crate::config::{Config, KafkaConfig, SaslMechanism, Secret, SecurityProtocol};
     use proptest::prelude::*;
@@ -213,6 +188,22 @@ mod tests {
             }
             assert_eq!(connections.load(Ordering::Relaxed), expected, "{lifetime_ms}");
         }
+    }
+
+    /// The relays of two outboxes are in one process. Red where one connection is kept: one of the two makes a new one each time.
+    #[tokio::test]
+    async fn two_that_produce_at_once_have_a_connection_each_and_keep_them() {
+        let (address, connections) = broker(0).await;
+        let dialer = Arc::new(Dialer::new(&Config::default().kafka));
+        let wire = Wire::new(Arc::new(Leaders::new(&[], dialer.clone())), dialer);
+        let part = Part { topic: "t", partition: 0, records: vec![], compressed: false };
+        let parts = [&part];
+        for _ in 0..5 {
+            let produce = || wire.produce(&address, &parts, Duration::from_secs(20));
+            let (one, other) = tokio::join!(produce(), produce());
+            assert_eq!((one.unwrap(), other.unwrap()), (vec![false], vec![false]));
+        }
+        assert_eq!(connections.load(Ordering::Relaxed), 2);
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! Against a broker of the test's own, which counts what it is asked.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::io::AsyncReadExt;
@@ -28,6 +28,8 @@ struct Broker {
     asked: Arc<Mutex<Vec<Vec<i32>>>>,
     /// It reads requests and answers none.
     hangs: Arc<AtomicBool>,
+    /// Connections over which it was asked for records.
+    connections: Arc<AtomicUsize>,
 }
 
 impl Broker {
@@ -35,7 +37,7 @@ impl Broker {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let ends = watch::Sender::new(vec![0; partitions]);
-        let broker = Self { address, ends, asked: Arc::default(), hangs: Arc::default() };
+        let broker = Self { address, ends, asked: Arc::default(), hangs: Arc::default(), connections: Arc::default() };
         let serving = broker.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -68,12 +70,16 @@ impl Broker {
     }
 
     async fn serve(self, mut stream: TcpStream) -> Option<()> {
+        let mut fetched = false;
         loop {
             let mut request = vec![0; stream.read_u32().await.ok()? as usize];
             stream.read_exact(&mut request).await.ok()?;
             let mut request = Bytes::from(request);
             let (api, _version, correlation) = (request.get_i16(), request.get_i16(), request.get_i32());
             let _client = raw::string(&mut request)?;
+            if api != 3 && !std::mem::replace(&mut fetched, true) {
+                self.connections.fetch_add(1, Ordering::SeqCst);
+            }
             let body = if api == 3 { self.metadata() } else { self.fetch(request).await? };
             let mut answer = Vec::new();
             answer.put_i32(body.len() as i32 + 4);
@@ -236,6 +242,28 @@ async fn one_that_comes_later_does_not_wait_for_those_who_are_waiting() {
     assert_eq!((nothing.records.len(), nothing.next_offset), (0, 0));
 }
 
+/// Red where fewer connections are kept than there are requests on their way: then some make a new one each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_of_several_requests_on_their_way_has_a_connection_and_the_next_ones_use_them_again() {
+    let broker = Broker::start(5).await;
+    let polls =
+        broker.polls_with(vec![broker.address.clone()], Times { wait: PATIENCE, request: PATIENCE, gather: Duration::ZERO });
+    for round in 0..4 {
+        let mut waits = Vec::new();
+        for partition in 0..5 {
+            let asked = broker.asked().len();
+            let polls = polls.clone();
+            waits.push(tokio::spawn(async move { polls.fetch(place(partition, round)).await.unwrap().unwrap().records.len() }));
+            until(|| broker.asked().len() > asked).await;
+        }
+        (0..5).for_each(|partition| broker.append(partition));
+        for wait in waits {
+            assert_eq!(timeout(PATIENCE, wait).await.unwrap().unwrap(), 1);
+        }
+    }
+    assert_eq!((broker.asked().len(), broker.connections.load(Ordering::SeqCst)), (20, 5));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_hangs_or_is_gone_is_said_to_be_in_time() {
     let broker = Broker::start(1).await;
@@ -257,7 +285,7 @@ async fn a_broker_that_hangs_or_is_gone_is_said_to_be_in_time() {
 async fn a_broker_that_says_nothing_leaves_time_for_those_behind_it_and_is_not_asked_first_again() {
     let mute = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (broker, address) = (Broker::start(1).await, mute.local_addr().unwrap().to_string());
-    let connected = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let connected = Arc::<AtomicUsize>::default();
     let counted = connected.clone();
     tokio::spawn(async move {
         let mut kept = Vec::new();
