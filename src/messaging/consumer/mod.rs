@@ -65,9 +65,9 @@ const FETCHES_WAITING_MAX: usize = 12;
 /// A batch of so many takes longer to free than to hand to another thread.
 const MANY: usize = 256;
 
-/// After a large batch there is more on the log than is fetched at this moment; small ones that follow each other cost the database more
-/// than a rest between them costs anybody.
-const PACE: Pace = Pace::new(2, 64, Duration::from_millis(2), Duration::from_millis(6)).half_of_the_time();
+/// After a large batch there is more on the log than is fetched at this moment. Small ones begin at once: a stream is paced where it is sent,
+/// by the relay's pages, and a second pace behind that one only makes orders wait (docs/adr/0010).
+const PACE: Pace = Pace::new(2, 64, Duration::from_millis(2), Duration::ZERO);
 
 /// One process's consumer of one topic.
 pub struct Consumer<I> {
