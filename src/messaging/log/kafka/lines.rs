@@ -1,8 +1,9 @@
 //! Connections to one broker between two requests: as many as were needed at once, for whoever asks next.
 
 use std::io::Result;
+use std::time::Duration;
 
-use tokio::time::{Duration, Instant};
+use tokio::time::Instant;
 
 use super::dial::{Dialed, Dialer};
 
@@ -50,7 +51,6 @@ impl Lines {
             buffer.shrink_to(BUFFER_KEPT_MAX);
         }
         line.used = Instant::now();
-        self.close_unusable();
         if self.0.len() < KEPT_MAX {
             self.0.push(line);
         }
