@@ -9,7 +9,10 @@ use nix::sys::stat::{major, minor, stat};
 use super::super::Result;
 
 /// In hundredths of a second: how old a page is when it is written back, and how often the host looks for such.
-const MEMORY: [(&str, &str); 2] = [("dirty_expire_centisecs", "100"), ("dirty_writeback_centisecs", "50")];
+const MEMORY: [(&str, &str); 2] = [("vm.dirty_expire_centisecs", "100"), ("vm.dirty_writeback_centisecs", "50")];
+/// Whether each session is a group that gets as much of the cores as any other, however many threads want it; each of Postgres' processes is a
+/// session. It is asked when a process begins, so what is measured must be started afterwards. Not every kernel has it.
+const GROUPS: (&str, &str) = ("kernel.sched_autogroup_enabled", "0");
 /// The size of one request to the disk, in KiB. A sync waits behind those that are on their way.
 const REQUEST: (&str, &str) = ("max_sectors_kb", "128");
 /// Mount options: whether the disk is told of each block that is given up, a segment of an outbox for instance, when that happens. A sync waits
@@ -19,7 +22,7 @@ const DO_NOT_TELL: &str = "nodiscard";
 
 /// After how many seconds the host writes back what is dirty; nothing where it does not say so.
 pub fn written_back_after() -> Option<f64> {
-    let hundredths = fs::read_to_string(memory(MEMORY[0].0)).ok()?;
+    let hundredths = fs::read_to_string(kernel(MEMORY[0].0)).ok()?;
     Some(hundredths.trim().parse::<f64>().ok()? / 100.0)
 }
 
@@ -40,8 +43,9 @@ impl Tuned {
     /// Where this process may not set one of them.
     pub fn begin(dir: &Path) -> Result<Self> {
         let mut tuned = Self { before: Vec::new(), telling: None, settings: Vec::new() };
-        for (name, value) in MEMORY {
-            tuned.set(memory(name), &format!("vm.{name}"), value)?;
+        let groups = Some(GROUPS).filter(|(name, _)| kernel(name).exists());
+        for (name, value) in MEMORY.into_iter().chain(groups) {
+            tuned.set(kernel(name), name, value)?;
         }
         if let Some(queue) = queue(dir) {
             let (name, value) = REQUEST;
@@ -77,8 +81,9 @@ impl Drop for Tuned {
     }
 }
 
-fn memory(name: &str) -> PathBuf {
-    Path::new("/proc/sys/vm").join(name)
+/// The file of what sysctl(8) calls `name`.
+fn kernel(name: &str) -> PathBuf {
+    Path::new("/proc/sys").join(name.replace('.', "/"))
 }
 
 /// The queue of the disk that `dir` is on; a partition has that of its disk.

@@ -110,9 +110,11 @@ pub async fn run(env: &Environment, arguments: &[&str]) -> Result<String> {
     Ok(said.into_owned())
 }
 
+/// In a session of its own, as whatever keeps a service running starts it: a kernel with `sched_autogroup_enabled` shares the cores between sessions,
+/// and all roles and the load would have one share together.
 fn command(env: &Environment, role: &str) -> Command {
-    let mut command = Command::new(machine::program());
-    command.args([role, "--log", "json"]).envs(env.iter().map(|(n, v)| (n, v)));
+    let mut command = Command::new("setsid");
+    command.arg(machine::program()).args([role, "--log", "json"]).envs(env.iter().map(|(n, v)| (n, v)));
     command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
     command
 }

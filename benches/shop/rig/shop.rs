@@ -86,6 +86,10 @@ impl<'s> Shop<'s> {
         Ok(())
     }
 
+    pub fn servers(&self) -> &'s Servers {
+        self.servers
+    }
+
     pub fn orders_database(&self) -> String {
         format!("orders_{}", self.number)
     }
