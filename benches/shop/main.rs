@@ -64,6 +64,10 @@ async fn stopped() -> std::io::Result<()> {
     }
 }
 
+/// Files of Postgres' write-ahead log, 16 MB each, that are there to be used again: all that `max_wal_size` allows.
+const RECYCLED: u32 = 256;
+const RECYCLED_QUICK: u32 = 96;
+
 async fn bench(options: Options) -> Result<()> {
     let output = options.output();
     let mut book = Book::read(&output)?;
@@ -72,8 +76,8 @@ async fn bench(options: Options) -> Result<()> {
     }
     let limits = Limits::prepare(if options.quick { 2 } else { 3 }).await?;
     step("starting Postgres and Kafka");
-    let servers = Servers::start(options.recycled()).await?;
-    let bench = Bench { options, servers, limits };
+    let recycled = if options.quick { RECYCLED_QUICK } else { RECYCLED };
+    let bench = Bench { options, servers: Servers::start(recycled).await?, limits };
     let versions = bench.servers.versions().await?;
     warm(&bench).await?;
     let since = Instant::now();

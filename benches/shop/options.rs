@@ -13,10 +13,6 @@ const GROWTH: [&str; 2] = ["size", "bloat"];
 /// Numbers that may be overridden; a run with one of them is a trial.
 const OVERRIDES: [&str; 6] = ["BACKLOG", "ORDERS", "SECONDS", "ROUNDS", "RATE", "SIZES"];
 
-/// Files of Postgres' write-ahead log, 16 MB each, that are there to be used again: all that `max_wal_size` allows.
-const RECYCLED: u32 = 256;
-const RECYCLED_QUICK: u32 = 96;
-
 #[derive(Clone, Debug)]
 pub struct Options {
     pub quick: bool,
@@ -65,11 +61,6 @@ impl Options {
             tune_host: variable("TUNE_HOST").is_some_and(|tune| tune != "0"),
             sizes,
         })
-    }
-
-    /// As [`super::rig::Servers::start`] has it.
-    pub fn recycled(&self) -> u32 {
-        if self.quick { RECYCLED_QUICK } else { RECYCLED }
     }
 
     /// Requests that wait on Kafka.

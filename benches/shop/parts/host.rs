@@ -7,12 +7,11 @@ use std::process::Command;
 use nix::sys::stat::{major, minor, stat};
 
 use super::super::Result;
+use super::super::rig::Cpu;
+use super::shares::Shares;
 
 /// In hundredths of a second: how old a page is when it is written back, and how often the host looks for such.
-const MEMORY: [(&str, &str); 2] = [("vm.dirty_expire_centisecs", "100"), ("vm.dirty_writeback_centisecs", "50")];
-/// Whether each session is a group that gets as much of the cores as any other, however many threads want it; each of Postgres' processes is a
-/// session. It is asked when a process begins, so what is measured must be started afterwards. Not every kernel has it.
-const GROUPS: (&str, &str) = ("kernel.sched_autogroup_enabled", "0");
+const MEMORY: [(&str, &str); 2] = [("dirty_expire_centisecs", "100"), ("dirty_writeback_centisecs", "50")];
 /// The size of one request to the disk, in KiB. A sync waits behind those that are on their way.
 const REQUEST: (&str, &str) = ("max_sectors_kb", "128");
 /// Mount options: whether the disk is told of each block that is given up, a segment of an outbox for instance, when that happens. A sync waits
@@ -22,7 +21,7 @@ const DO_NOT_TELL: &str = "nodiscard";
 
 /// After how many seconds the host writes back what is dirty; nothing where it does not say so.
 pub fn written_back_after() -> Option<f64> {
-    let hundredths = fs::read_to_string(kernel(MEMORY[0].0)).ok()?;
+    let hundredths = fs::read_to_string(memory(MEMORY[0].0)).ok()?;
     Some(hundredths.trim().parse::<f64>().ok()? / 100.0)
 }
 
@@ -32,20 +31,24 @@ pub struct Tuned {
     before: Vec<(PathBuf, String)>,
     /// The file system that told the disk.
     telling: Option<PathBuf>,
+    /// Dropped with this.
+    shares: Option<Shares>,
     /// `setting=value`, or a mount option.
     pub settings: Vec<String>,
 }
 
 impl Tuned {
-    /// For a server whose files are in `dir`. A file system without a disk of its own, in memory or over the network, has no queue to set.
+    /// For `running` services, and a server whose files are in `dir`. A file system without a disk of its own, in memory or over the network, has no queue to set.
     ///
     /// # Errors
     /// Where this process may not set one of them.
-    pub fn begin(dir: &Path) -> Result<Self> {
-        let mut tuned = Self { before: Vec::new(), telling: None, settings: Vec::new() };
-        let groups = Some(GROUPS).filter(|(name, _)| kernel(name).exists());
-        for (name, value) in MEMORY.into_iter().chain(groups) {
-            tuned.set(kernel(name), name, value)?;
+    pub fn begin(dir: &Path, running: &Cpu) -> Result<Self> {
+        let mut tuned = Self { before: Vec::new(), telling: None, shares: Shares::give(running)?, settings: Vec::new() };
+        if tuned.shares.is_some() {
+            tuned.settings.push(Shares::says());
+        }
+        for (name, value) in MEMORY {
+            tuned.set(memory(name), &format!("vm.{name}"), value)?;
         }
         if let Some(queue) = queue(dir) {
             let (name, value) = REQUEST;
@@ -81,9 +84,8 @@ impl Drop for Tuned {
     }
 }
 
-/// The file of what sysctl(8) calls `name`.
-fn kernel(name: &str) -> PathBuf {
-    Path::new("/proc/sys").join(name.replace('.', "/"))
+fn memory(name: &str) -> PathBuf {
+    Path::new("/proc/sys/vm").join(name)
 }
 
 /// The queue of the disk that `dir` is on; a partition has that of its disk.
@@ -95,12 +97,35 @@ fn queue(dir: &Path) -> Option<PathBuf> {
 /// Where the file system of `dir` is mounted, if with [`TELL`].
 fn telling(dir: &Path) -> Option<PathBuf> {
     let device = device(dir)?;
-    // proc(5): number, parent, device, root, mount point, options, and behind ` - ` type, source and the file system's own options.
-    fs::read_to_string("/proc/self/mountinfo").ok()?.lines().find_map(|line| {
-        let (mount, filesystem) = line.split_once(" - ")?;
-        let mount: Vec<&str> = mount.split(' ').collect();
-        let tells = filesystem.split(' ').nth(2)?.split(',').any(|option| option == TELL);
-        (tells && mount.get(2) == Some(&device.as_str())).then(|| mount.get(4).map(PathBuf::from))?
+    mounts().find(|mount| mount.device == device && mount.options.iter().any(|option| option == TELL)).map(|mount| mount.point)
+}
+
+/// A mounted file system.
+pub struct Mount {
+    /// `major:minor`.
+    device: String,
+    pub point: PathBuf,
+    pub kind: String,
+    /// Its own, not those of the mount point.
+    pub options: Vec<String>,
+}
+
+/// All that this process sees.
+pub fn mounts() -> impl Iterator<Item = Mount> {
+    let listed = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let mounts: Vec<Mount> = listed.lines().filter_map(mount).collect();
+    mounts.into_iter()
+}
+
+/// proc(5): number, parent, device, root, mount point, options, and behind ` - ` type, source and the file system's own options.
+fn mount(line: &str) -> Option<Mount> {
+    let (mount, filesystem) = line.split_once(" - ")?;
+    let (mount, filesystem): (Vec<&str>, Vec<&str>) = (mount.split(' ').collect(), filesystem.split(' ').collect());
+    Some(Mount {
+        device: (*mount.get(2)?).to_owned(),
+        point: mount.get(4)?.into(),
+        kind: (*filesystem.first()?).to_owned(),
+        options: filesystem.get(2)?.split(',').map(str::to_owned).collect(),
     })
 }
 

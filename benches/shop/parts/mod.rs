@@ -18,6 +18,7 @@ mod fill;
 mod floor;
 mod host;
 mod queues;
+mod shares;
 mod tables;
 
 /// Accounts that orders are spread over.

@@ -165,7 +165,7 @@ impl Measured {
         self.latency.each.push(Latency::of_millis(millis).p50);
         drop(client);
         let time = bench.options.time(1, 8).min(Duration::from_secs(8));
-        let run = steady::at_rate(shop, STEADY_PER_SECOND, time).await?;
+        let run = steady::at_rate(bench, shop, STEADY_PER_SECOND, time).await?;
         self.steady.0.push(run.cost);
         self.post.push(&run.post);
         self.post_to_finished.push(&run.finished);

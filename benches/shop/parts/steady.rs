@@ -10,7 +10,7 @@ use super::super::figures::{Latency, Rate, Rates, Target, number};
 use super::super::load::{self, Load, Pace, Stream};
 use super::super::plot::{Plot, Scale};
 use super::super::report::Section;
-use super::super::rig::{Progress, ROLES, Servers, Shop};
+use super::super::rig::{Progress, ROLES, Shop};
 use super::super::{Bench, Result, step};
 use super::SPREAD;
 use super::disk::Disk;
@@ -84,7 +84,7 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     let time = bench.options.time(6, 300);
     // A broker compiles what it does often, and so much is new to it: small requests, many of them. Its compiler is at it for minutes, so
     // the long run comes last.
-    open_loop(&shop, most, 0.5, WARM_OPEN.min(time)).await?;
+    open_loop(bench, &shop, most, 0.5, WARM_OPEN.min(time)).await?;
     let shares: &[f64] = match bench.options.rate {
         Some(_) => &[],
         None if quick => &[0.1, 0.5, 0.9],
@@ -94,12 +94,12 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     for share in shares {
         step(&format!("steady: {:.0} % of that", share * 100.0));
         let time = Duration::from_secs(if quick { 2 } else { 20 }).min(time);
-        curve.push(open_loop(&shop, most, *share, time).await?.0);
+        curve.push(open_loop(bench, &shop, most, *share, time).await?.0);
     }
 
     step(&format!("steady: half of {most:.0} orders/s, for {} s", time.as_secs()));
     let since: std::time::SystemTime = std::time::SystemTime::now();
-    let (steady, queues) = open_loop(&shop, most, 0.5, time).await?;
+    let (steady, queues) = open_loop(bench, &shop, most, 0.5, time).await?;
     let client = bench.servers.connect(&shop.orders_database()).await?;
     let row = client
         .query_one(
@@ -111,32 +111,19 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
         )
         .await?;
     let rows = (row.try_get(0)?, row.try_get(1)?);
-    shop.all_final().await?;
-    shop.close().await?;
     let (tuned, tuned_by) = match bench.options.tune_host {
-        true => tuned(bench, most, time).await.map(|(run, by)| (Some(run), by))?,
+        true => {
+            let host = Tuned::begin(bench.servers.dir(), &shop.cpu())?;
+            step(&format!("steady: the same with {}, for {} s", host.settings.join(", "), time.as_secs()));
+            // What is dirty already is not part of it.
+            open_loop(bench, &shop, most, 0.5, Duration::from_secs(5).min(time)).await?;
+            (Some(open_loop(bench, &shop, most, 0.5, time).await?.0), host.settings.clone())
+        }
         false => (None, Vec::new()),
     };
-    Ok(Figures { most, most_cost, steady, queues, rows, curve, tuned, tuned_by, written_back_after: host::written_back_after() })
-}
-
-/// At half of `most` once more, with the host as docs/OPERATIONS.md recommends, and what that is. With servers of its own: some of it is asked only
-/// when a process begins.
-async fn tuned(bench: &Bench, most: f64, time: Duration) -> Result<(Run, Vec<String>)> {
-    let host = Tuned::begin(bench.servers.dir())?;
-    step(&format!("steady: the same with {}: starting Postgres and Kafka", host.settings.join(", ")));
-    let servers = Servers::start(bench.options.recycled()).await?;
-    let shop = Shop::open(&servers, &ROLES).await?;
-    shop.accounts(SPREAD).await?;
-    // As much as the broker of the other run had compiled by then.
-    self::most(&shop, MOST_TIME.min(time)).await?;
-    open_loop(&shop, most, 0.5, MOST_TIME.min(time)).await?;
-    step(&format!("steady: the same, for {} s", time.as_secs()));
-    let (run, _) = open_loop(&shop, most, 0.5, time).await?;
     shop.all_final().await?;
     shop.close().await?;
-    servers.stop().await?;
-    Ok((run, host.settings.clone()))
+    Ok(Figures { most, most_cost, steady, queues, rows, curve, tuned, tuned_by, written_back_after: host::written_back_after() })
 }
 
 /// Orders a second that are accepted and paid: from a closed loop, from its start until the last is final.
@@ -155,11 +142,11 @@ async fn most(shop: &Shop<'_>, time: Duration) -> Result<(f64, Rate)> {
 }
 
 /// An open loop at this rate, where it is not asked what part of the most that is.
-pub async fn at_rate(shop: &Shop<'_>, per_second: f64, time: Duration) -> Result<Run> {
-    Ok(open_loop(shop, per_second, 1.0, time).await?.0)
+pub async fn at_rate(bench: &Bench, shop: &Shop<'_>, per_second: f64, time: Duration) -> Result<Run> {
+    Ok(open_loop(bench, shop, per_second, 1.0, time).await?.0)
 }
 
-async fn open_loop(shop: &Shop<'_>, most: f64, share: f64, time: Duration) -> Result<(Run, Vec<Waiting>)> {
+async fn open_loop(bench: &Bench, shop: &Shop<'_>, most: f64, share: f64, time: Duration) -> Result<(Run, Vec<Waiting>)> {
     let per_second = most * share;
     let waits = WAITS_PER_SECOND.min(per_second / 2.0);
     let stream = |requests, connections, per_second| Stream { requests, connections, pace: Pace::Open { per_second } };
@@ -169,7 +156,7 @@ async fn open_loop(shop: &Shop<'_>, most: f64, share: f64, time: Duration) -> Re
     ];
     let load = Load { address: shop.address("gateway").to_owned(), streams, time, accepted: Arc::default() };
     let queues = Queues::of(shop).await?;
-    let (accepted, disk, cpu) = (load.accepted.clone(), Disk::watch(shop.servers().dir())?, shop.cpu());
+    let (accepted, disk, cpu) = (load.accepted.clone(), Disk::watch(bench.servers.dir())?, shop.cpu());
     let (ran, seen) = queues.watch(accepted, Duration::from_secs(1).min(time / 10), load.run()).await?;
     let (after, disk) = (shop.cpu(), disk.seen()?);
     let [post, finished] = ran.streams.as_slice() else { return Err("two streams".into()) };
@@ -204,7 +191,7 @@ second beside all that shows when the disk itself stands still: a commit cannot 
             writeln!(
                 text,
                 "The host writes back what is dirty after {seconds} s (`vm.dirty_expire_centisecs`), all at once. A sync waits behind that; see \
-[PERFORMANCE.md](PERFORMANCE.md), \"The disk\". With `TUNE_HOST=1` the long run is made a second time, on servers that were started for it, with the settings that \
+[PERFORMANCE.md](PERFORMANCE.md), \"The disk\". With `TUNE_HOST=1` the long run is made a second time with the settings that \
 [OPERATIONS.md](OPERATIONS.md) recommends for a host of a database.\n"
             )?;
         }

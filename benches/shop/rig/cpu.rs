@@ -12,6 +12,11 @@ impl Cpu {
         self.0.insert(name, (pid, used));
     }
 
+    /// The process of that name; of Postgres the one that began the others.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.0.get(name).map(|(pid, _)| *pid)
+    }
+
     /// What each used since `before`; a process that was started since, all of it.
     pub fn since(&self, before: &Self) -> BTreeMap<String, Duration> {
         let used = |name: &str, pid: u32, now: Duration| match before.0.get(name) {

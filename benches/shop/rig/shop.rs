@@ -86,10 +86,6 @@ impl<'s> Shop<'s> {
         Ok(())
     }
 
-    pub fn servers(&self) -> &'s Servers {
-        self.servers
-    }
-
     pub fn orders_database(&self) -> String {
         format!("orders_{}", self.number)
     }
