@@ -150,6 +150,8 @@ bounds() { # of each container of the shop
     [ "$what" = true ] || [[ $name == *-kafka-* ]] || die "$name: its root can be written"
     what=$(inspect '{{.HostConfig.Memory}} {{.HostConfig.NanoCpus}} {{.HostConfig.PidsLimit}} {{index .HostConfig.LogConfig.Config "max-size"}}' "$id")
     [[ $what =~ ^[1-9][0-9]*\ [1-9][0-9]*\ [1-9][0-9]*\ [1-9] ]] || die "$name: no bound on memory, processors, processes or logs: $what"
+    what=$(inspect '{{.HostConfig.CpuShares}}' "$id")
+    [[ $name != *-db-* && $name != *-kafka-* ]] || [ "$what" = 4096 ] || die "$name gives way to the roles: it has a share of $what"
     what=$(inspect '{{range $port, $at := .NetworkSettings.Ports}}{{if $at}}{{$port}} {{end}}{{end}}' "$id")
     [[ $name == *-gateway-* ]] && [ "$what" = '8000/tcp ' ] || [ -z "$what" ] || die "$name publishes $what"
     what=$(inspect '{{.Config.Env}}' "$id")
