@@ -152,7 +152,9 @@ async fn heap_only_of(orders: i64, before: Option<&str>) -> (i64, i64) {
     let mut conn = shop.orders.dedicated().await.unwrap();
     conn.batch_execute("begin; lock table orders in exclusive mode").await.unwrap();
     let applied = shop.orders();
-    until("a batch", async || count(&shop.orders, "select count(*) as n from pg_locks where not granted").await > 0).await;
+    let waiting = "select count(*) as n from pg_locks where not granted and relation = 'orders'::regclass
+                    and database = (select oid from pg_database where datname = current_database())";
+    until("a batch", async || count(&shop.orders, waiting).await > 0).await;
     conn.batch_execute("rollback").await.unwrap();
     shop.until_healed().await;
     for part in [relay, payments, results, applied] {
