@@ -1,8 +1,7 @@
 //! Shares of the cores by service, as docs/OPERATIONS.md recommends them, for as long as it is measured with them.
 
-use std::fs;
-use std::path::PathBuf;
-use std::process;
+use std::path::{Path, PathBuf};
+use std::{fs, io, process};
 
 use super::super::rig::Cpu;
 use super::super::{Result, machine};
@@ -63,15 +62,14 @@ impl Shares {
         let mut shares = Self { controller, groups: Vec::new() };
         for (name, share) in SHARES {
             let group = shares.controller.root.join(format!("shopd-bench-{}-{name}", process::id()));
-            let made = |error| format!("TUNE_HOST: {}: {error}", group.display());
+            let made = |error: io::Error| format!("TUNE_HOST: {}: {error}", group.display());
             fs::create_dir(&group).map_err(made)?;
             shares.groups.push(group.clone());
             fs::write(group.join(shares.controller.file), (share * shares.controller.one).to_string()).map_err(made)?;
             let pid = running.pid(name).ok_or_else(|| format!("TUNE_HOST: {name} does not run"))?;
-            // The first first: what it begins from now on is in the group.
-            for pid in machine::tree(pid) {
-                put(&group, pid);
-            }
+            // This one first: what it begins from now on is in the group. Of the others one may have ended meanwhile.
+            put(&group, pid).map_err(made)?;
+            machine::tree(pid).into_iter().skip(1).for_each(|pid| drop(put(&group, pid)));
         }
         Ok(Some(shares))
     }
@@ -88,7 +86,7 @@ impl Drop for Shares {
         for group in &self.groups {
             let gone = (0..TRIES).any(|_| {
                 let listed = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
-                listed.lines().filter_map(|pid| pid.parse().ok()).for_each(|pid| put(&self.controller.own, pid));
+                listed.lines().filter_map(|pid| pid.parse().ok()).for_each(|pid| drop(put(&self.controller.own, pid)));
                 fs::remove_dir(group).is_ok()
             });
             if !gone {
@@ -98,7 +96,7 @@ impl Drop for Shares {
     }
 }
 
-/// With all its threads. One that has ended meanwhile is in no group.
-fn put(group: &std::path::Path, pid: u32) {
-    let _ = fs::write(group.join("cgroup.procs"), pid.to_string());
+/// With all its threads.
+fn put(group: &Path, pid: u32) -> io::Result<()> {
+    fs::write(group.join("cgroup.procs"), pid.to_string())
 }
