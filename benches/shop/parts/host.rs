@@ -97,7 +97,10 @@ fn queue(dir: &Path) -> Option<PathBuf> {
 /// Where the file system of `dir` is mounted, if with [`TELL`].
 fn telling(dir: &Path) -> Option<PathBuf> {
     let device = device(dir)?;
-    mounts().find(|mount| mount.device == device && mount.options.iter().any(|option| option == TELL)).map(|mount| mount.point)
+    mounts()
+        .into_iter()
+        .find(|mount| mount.device == device && mount.options.iter().any(|option| option == TELL))
+        .map(|mount| mount.point)
 }
 
 /// A mounted file system.
@@ -111,10 +114,9 @@ pub struct Mount {
 }
 
 /// All that this process sees.
-pub fn mounts() -> impl Iterator<Item = Mount> {
+pub fn mounts() -> Vec<Mount> {
     let listed = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let mounts: Vec<Mount> = listed.lines().filter_map(mount).collect();
-    mounts.into_iter()
+    listed.lines().filter_map(mount).collect()
 }
 
 /// proc(5): number, parent, device, root, mount point, options, and behind ` - ` type, source and the file system's own options.

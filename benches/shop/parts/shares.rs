@@ -25,7 +25,7 @@ struct Controller {
 impl Controller {
     /// Nothing where the kernel has none, or nobody has asked it for groups of the cores.
     fn find() -> Option<Self> {
-        let found = mounts().find_map(|mount| {
+        let found = mounts().into_iter().find_map(|mount| {
             let has = |file: &str| {
                 fs::read_to_string(mount.point.join(file)).is_ok_and(|list| list.split_whitespace().any(|it| it == "cpu"))
             };
@@ -36,10 +36,11 @@ impl Controller {
             }
         });
         let (root, file, one) = found?;
+        let newer = file == "cpu.weight";
         // number:controllers:path, the newer version's without controllers.
         let own = fs::read_to_string("/proc/self/cgroup").ok()?.lines().find_map(|line| {
             let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
-            let mine = if one == 100 { controllers.is_empty() } else { controllers.split(',').any(|it| it == "cpu") };
+            let mine = if newer { controllers.is_empty() } else { controllers.split(',').any(|it| it == "cpu") };
             mine.then(|| root.join(path.trim_start_matches('/')))
         })?;
         Some(Self { root, file, one, own })
