@@ -157,6 +157,8 @@ bounds() { # of each container of the shop
     what=$(inspect '{{.Config.Env}}' "$id")
     [[ $what != *'o@:/'* && $what != *"p'"* && $what != *o%40* && $what != *p%27* ]] || die "$name has a password in its environment"
   done
+  # What the broker itself says that it goes by.
+  [[ $(docker compose logs kafka 2>&1) == *'log.flush.interval.ms = 5000'* ]] || die 'kafka leaves its flushes to the kernel'
   if docker compose run --rm -T --entrypoint /bin/sh shopd -c true 2>/dev/null; then die 'the image has a shell'; fi
   show "$(docker compose ps -aq | wc -l) containers: nothing published but the gateway, no capabilities, no way to gain one, each with its bounds"
 }

@@ -30,9 +30,14 @@ const SETTINGS: [(&str, &str); 8] = [
 ];
 /// Kafka's own values for its life: the script's are for brokers that are killed, and ten heartbeats a second are a twentieth of what this one
 /// does at half. The files of a topic go at once and not a minute after it: that is in the middle of what is measured next, and takes half a
-/// second in which an order takes up to 190 ms.
-const KAFKA_SETTINGS: &str =
-    "broker.heartbeat.interval.ms=2000\nbroker.session.timeout.ms=9000\nlog.segment.delete.delay.ms=1000\n";
+/// second in which an order takes up to 190 ms. The last two are what docs/OPERATIONS.md recommends for a broker that shares its disk with a
+/// database.
+const KAFKA_SETTINGS: &str = "broker.heartbeat.interval.ms=2000
+broker.session.timeout.ms=9000
+log.segment.delete.delay.ms=1000
+log.flush.interval.ms=5000
+log.flush.scheduler.interval.ms=1000
+";
 /// As much memory as Kafka's own script gives it, half of it for what is new; there from the start, in huge pages, and without the file of
 /// counters for other processes, which a disk that writes back holds up. What each does is in docs/PERFORMANCE.md, "Kafka's memory".
 const KAFKA_HEAP: &str = "-Xms1g -Xmx1g -XX:NewRatio=1 -XX:+AlwaysPreTouch -XX:+UseTransparentHugePages -XX:+PerfDisableSharedMem";
