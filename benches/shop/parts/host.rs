@@ -11,7 +11,7 @@ use super::super::rig::Cpu;
 use super::shares::Shares;
 
 /// In hundredths of a second: how old a page is when it is written back, and how often the host looks for such.
-const MEMORY: [(&str, &str); 2] = [("dirty_expire_centisecs", "100"), ("dirty_writeback_centisecs", "50")];
+const MEMORY: [(&str, &str); 2] = [("dirty_expire_centisecs", "100"), ("dirty_writeback_centisecs", "10")];
 /// The size of one request to the disk, in KiB. A sync waits behind those that are on their way.
 const REQUEST: (&str, &str) = ("max_sectors_kb", "128");
 /// Mount options: whether the disk is told of each block that is given up, a segment of an outbox for instance, when that happens. A sync waits
