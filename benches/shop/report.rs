@@ -133,7 +133,7 @@ share the cores of one machine, over its loopback. Postgres has the settings of 
 is asked for again within ten minutes, because orders wait here for a role that is stopped on purpose. Every measurement has fresh databases and
 topics, on servers that have been warmed up; files of the write-ahead log are there to be used again, on ours and on those of the limits,
 as where a server has run for a while. The broker has the threads and the memory that docs/OPERATIONS.md recommends for this machine, and flushes its
-records as it recommends; in parts of before 2026-12-01T03:15 it left that to the kernel, and before 2026-11-30T15:00 it had half of the memory.
+records every 5 s, as it recommends for a host with its own settings; in parts of before 2026-12-01T03:15 it left that to the kernel, and before 2026-11-30T15:00 it had half of the memory.
 
 A figure of one run is worth little on a shared machine. Its ratio to what the same run measured beside it, by turns, is worth more, and so
 is CPU time, which is that of the processes' own clocks. Figures are medians, with the least and the greatest where they were measured more than

@@ -31,7 +31,7 @@ const SETTINGS: [(&str, &str); 8] = [
 /// Kafka's own values for its life: the script's are for brokers that are killed, and ten heartbeats a second are a twentieth of what this one
 /// does at half. The files of a topic go at once and not a minute after it: that is in the middle of what is measured next, and takes half a
 /// second in which an order takes up to 190 ms. The last two are what docs/OPERATIONS.md recommends for a broker that shares its disk with a
-/// database.
+/// database, on a host with its own settings; the run with a tuned host has them as well.
 const KAFKA_SETTINGS: &str = "broker.heartbeat.interval.ms=2000
 broker.session.timeout.ms=9000
 log.segment.delete.delay.ms=1000
