@@ -56,9 +56,9 @@ impl Floor {
         let (to, arrivals) = mpsc::channel(16);
         let tail = tokio::spawn(tail(bench.servers.log(&prefix), to));
         let topic = format!("{prefix}{TOPIC_LIBRARY}");
-        let library = partition(&bench.servers.kafka, &topic).await?;
+        let library = partition(&bench.servers.kafka.address, &topic).await?;
         let (to, arrivals_library) = mpsc::channel(16);
-        let tail_library = tokio::spawn(tail_library(partition(&bench.servers.kafka, &topic).await?, to));
+        let tail_library = tokio::spawn(tail_library(partition(&bench.servers.kafka.address, &topic).await?, to));
         Ok(Self { client, insert, log, library, arrivals, arrivals_library, tails: [tail, tail_library] })
     }
 

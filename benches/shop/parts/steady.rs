@@ -113,11 +113,16 @@ pub async fn measure(bench: &Bench) -> Result<Figures> {
     let rows = (row.try_get(0)?, row.try_get(1)?);
     let (tuned, tuned_by) = match bench.options.tune_host {
         true => {
-            let host = Tuned::begin(bench.servers.dir(), &shop.cpu())?;
+            let (mut host, kafka) = (Tuned::begin(bench.servers.dir(), &shop.cpu())?, &bench.servers.kafka);
+            // Where the kernel writes back all the time, a broker that does as well is in its way.
+            kafka.leave_flushes_to_the_kernel(true).await?;
+            host.settings.push("the broker's log.flush.interval.ms as Kafka has it".into());
             step(&format!("steady: the same with {}, for {} s", host.settings.join(", "), time.as_secs()));
             // What is dirty already is not part of it.
             open_loop(bench, &shop, most, 0.5, Duration::from_secs(5).min(time)).await?;
-            (Some(open_loop(bench, &shop, most, 0.5, time).await?.0), host.settings.clone())
+            let run = open_loop(bench, &shop, most, 0.5, time).await?.0;
+            kafka.leave_flushes_to_the_kernel(false).await?;
+            (Some(run), host.settings.clone())
         }
         false => (None, Vec::new()),
     };

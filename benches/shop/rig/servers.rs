@@ -1,8 +1,7 @@
-//! The Postgres server, with the limits' own settings, and the Kafka broker.
+//! The Postgres server, with the limits' own settings, and beside it the broker.
 
 use std::cell::Cell;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
 use std::time::Duration;
 
 use rskafka::client::ClientBuilder;
@@ -13,7 +12,7 @@ use shopd::messaging::log::KafkaLog;
 use tokio_postgres::Client;
 
 use super::super::{Result, machine};
-use super::Cpu;
+use super::{Broker, Cpu, broker};
 
 /// As in `benches/limits/postgres_limits.py`; the rest of what stands there is the default.
 const SETTINGS: [(&str, &str); 8] = [
@@ -28,21 +27,6 @@ const SETTINGS: [(&str, &str); 8] = [
     // The default; the embedded server has them off.
     ("huge_pages", "try"),
 ];
-/// Kafka's own values for its life: the script's are for brokers that are killed, and ten heartbeats a second are a twentieth of what this one
-/// does at half. The files of a topic go at once and not a minute after it: that is in the middle of what is measured next, and takes half a
-/// second in which an order takes up to 190 ms. The last two are what docs/OPERATIONS.md recommends for a broker that shares its disk with a
-/// database, on a host with its own settings; the run with a tuned host has them as well.
-const KAFKA_SETTINGS: &str = "broker.heartbeat.interval.ms=2000
-broker.session.timeout.ms=9000
-log.segment.delete.delay.ms=1000
-log.flush.interval.ms=5000
-log.flush.scheduler.interval.ms=1000
-";
-/// As much memory as Kafka's own script gives it, half of it for what is new; there from the start, in huge pages, and without the file of
-/// counters for other processes, which a disk that writes back holds up. What each does is in docs/PERFORMANCE.md, "Kafka's memory".
-const KAFKA_HEAP: &str = "-Xms1g -Xmx1g -XX:NewRatio=1 -XX:+AlwaysPreTouch -XX:+UseTransparentHugePages -XX:+PerfDisableSharedMem";
-/// The jars may have to be fetched.
-const KAFKA_TIMEOUT: Duration = Duration::from_secs(300);
 const KAFKA_REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// Dropping a database waits for a checkpoint.
@@ -52,8 +36,7 @@ pub struct Servers {
     dir: tempfile::TempDir,
     postgres: Option<Server>,
     postgres_pid: u32,
-    kafka_pid: u32,
-    pub kafka: String,
+    pub kafka: Broker,
     shops: Cell<u32>,
 }
 
@@ -69,15 +52,8 @@ impl Servers {
         recycle(&options, recycled).await?;
         let postgres = embedded::start(&options).await?;
         let postgres_pid = postgres.pid().cast_unsigned();
-        let mut servers =
-            Self { dir, postgres: Some(postgres), postgres_pid, kafka_pid: 0, kafka: String::new(), shops: Cell::new(0) };
-        std::fs::create_dir(servers.dir.path().join("kafka"))?;
-        std::fs::write(servers.dir.path().join("kafka/extra.properties"), KAFKA_SETTINGS)?;
-        let started = tokio::process::Command::from(kafka(servers.dir.path(), "start")).output();
-        let started = tokio::time::timeout(KAFKA_TIMEOUT, started).await;
-        servers.kafka = said("start", &started.map_err(|_| "Kafka does not start")??)?;
-        servers.kafka_pid = std::fs::read_to_string(servers.dir.path().join("kafka/pid"))?.trim().parse()?;
-        Ok(servers)
+        let kafka = Broker::start(dir.path().join("kafka")).await?;
+        Ok(Self { dir, postgres: Some(postgres), postgres_pid, kafka, shops: Cell::new(0) })
     }
 
     /// Another shop's number on these servers.
@@ -127,7 +103,7 @@ impl Servers {
     pub async fn versions(&self) -> Result<String> {
         let client = self.connect("postgres").await?;
         let postgres: String = client.query_one("show server_version", &[]).await?.try_get(0)?;
-        Ok(format!("Postgres {postgres}, Kafka {}", kafka_version()?))
+        Ok(format!("Postgres {postgres}, Kafka {}", broker::version()?))
     }
 
     /// The log under a prefix of its own.
@@ -137,7 +113,7 @@ impl Servers {
 
     pub fn kafka_config(&self, prefix: &str) -> KafkaConfig {
         let mut config = shopd::config::Config::default().kafka;
-        config.bootstrap_servers = vec![self.kafka.clone()];
+        config.bootstrap_servers = vec![self.kafka.address.clone()];
         prefix.clone_into(&mut config.topic_prefix);
         config
     }
@@ -145,7 +121,7 @@ impl Servers {
     /// All of one shop's: a broker with many partitions is another one.
     pub async fn delete_topics(&self, prefix: &str) -> Result<()> {
         let deleted = async {
-            let client = ClientBuilder::new(vec![self.kafka.clone()]).build().await?;
+            let client = ClientBuilder::new(vec![self.kafka.address.clone()]).build().await?;
             let controller = client.controller_client()?;
             for topic in TOPICS {
                 controller.delete_topic(format!("{prefix}{topic}"), KAFKA_REQUEST_TIMEOUT.as_millis() as i32).await?;
@@ -158,7 +134,7 @@ impl Servers {
     pub fn cpu(&self) -> Cpu {
         let mut cpu = Cpu::default();
         cpu.add("postgres", self.postgres_pid, machine::cpu_of_tree(self.postgres_pid));
-        cpu.add("kafka", self.kafka_pid, machine::cpu(self.kafka_pid));
+        cpu.add("kafka", self.kafka.pid, machine::cpu(self.kafka.pid));
         cpu
     }
 
@@ -167,16 +143,6 @@ impl Servers {
             postgres.stop(STOP_TIMEOUT).await?;
         }
         Ok(())
-    }
-}
-
-impl Drop for Servers {
-    fn drop(&mut self) {
-        // Also where a measurement failed; the database server is told to stop by its own drop.
-        let wiped = kafka(self.dir.path(), "wipe").output().map_err(Into::into).and_then(|output| said("wipe", &output));
-        if let Err(error) = wiped {
-            eprintln!("bench: {error}");
-        }
     }
 }
 
@@ -218,32 +184,4 @@ async fn execute(client: &Client, statements: &str) -> Result<()> {
     let done = tokio::time::timeout(STATEMENT_TIMEOUT, client.batch_execute(statements)).await;
     done.map_err(|_| format!("{statements}: no answer within {STATEMENT_TIMEOUT:?}"))??;
     Ok(())
-}
-
-/// `scripts/kafka/kafka VERB` for the run's own broker.
-fn kafka(dir: &Path, verb: &str) -> Command {
-    let script: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka/kafka");
-    let mut command = Command::new(script);
-    command.arg(verb).arg("--dir").arg(dir.join("kafka")).stdin(Stdio::null());
-    if verb == "start" {
-        command.args(["--port", "0"]).env("KAFKA_HEAP_OPTS", KAFKA_HEAP);
-    }
-    command
-}
-
-/// The environment's say over the one that `scripts/kafka/pom.xml` names, as the script has it.
-fn kafka_version() -> Result<String> {
-    if let Some(version) = std::env::var("SHOPD_KAFKA_VERSION").ok().filter(|version| !version.is_empty()) {
-        return Ok(version);
-    }
-    let pom = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka/pom.xml"))?;
-    let named = pom.split_once("<kafka.version>").and_then(|(_, after)| after.split_once('<'));
-    Ok(named.ok_or("scripts/kafka/pom.xml names no version")?.0.to_owned())
-}
-
-fn said(verb: &str, output: &Output) -> Result<String> {
-    if !output.status.success() {
-        return Err(format!("kafka {verb}: {}", String::from_utf8_lossy(&output.stderr)).into());
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }

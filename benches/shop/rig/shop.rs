@@ -45,7 +45,7 @@ impl<'s> Shop<'s> {
         let number = servers.next_shop();
         let (orders, payments, prefix) = (format!("orders_{number}"), format!("payments_{number}"), format!("bench{number}-"));
         let mut env: Environment = vec![
-            ("SHOPD__KAFKA__BOOTSTRAP_SERVERS".into(), servers.kafka.clone()),
+            ("SHOPD__KAFKA__BOOTSTRAP_SERVERS".into(), servers.kafka.address.clone()),
             ("SHOPD__KAFKA__TOPIC_PREFIX".into(), prefix.clone()),
             // Orders wait here because a role is stopped on purpose; asking again for them would be counted twice.
             ("SHOPD__ORDERS__SWEEP_AFTER_MS".into(), "600000".into()),
