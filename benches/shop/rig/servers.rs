@@ -32,12 +32,13 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 /// Dropping a database waits for a checkpoint.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// Dropped in this order: the script that ends the broker reads its number in the folder, and a server is told to stop by its files.
 pub struct Servers {
-    dir: tempfile::TempDir,
+    pub kafka: Broker,
     postgres: Option<Server>,
     postgres_pid: u32,
-    pub kafka: Broker,
     shops: Cell<u32>,
+    dir: tempfile::TempDir,
 }
 
 impl Servers {
@@ -53,7 +54,7 @@ impl Servers {
         let postgres = embedded::start(&options).await?;
         let postgres_pid = postgres.pid().cast_unsigned();
         let kafka = Broker::start(dir.path().join("kafka")).await?;
-        Ok(Self { dir, postgres: Some(postgres), postgres_pid, kafka, shops: Cell::new(0) })
+        Ok(Self { kafka, postgres: Some(postgres), postgres_pid, shops: Cell::new(0), dir })
     }
 
     /// Another shop's number on these servers.
