@@ -12,7 +12,7 @@ use crate::db::{Conn, Db, DbError, GroupCommit, Notifier, each_for_itself};
 use crate::http::idempotency::{self, Plan, Settled};
 
 use super::order::{NewOrder, Order, OrderStatus};
-use super::store::{self, Placement};
+use super::store::{self, Placement, Stamped};
 use super::{Origin, Placing};
 
 /// The stored order, and whether it was there before.
@@ -138,18 +138,20 @@ async fn answers(conn: &Conn, placements: &[&Placement], mut fresh: HashSet<Uuid
         let id = placement.order.id;
         if fresh.remove(&id) {
             let order = accepted(placement);
-            stored.insert(id, (order.clone(), placement.origin.stamp));
+            stored.insert(id, Ok((order.clone(), placement.origin.stamp)));
             return Ok(Placed { order, replayed: false, is_new: true });
         }
         match stored.get(&id) {
-            Some((order, stamp)) => answer_again(order, *stamp, placement),
+            Some(Ok((order, stamp))) => answer_again(order, *stamp, placement),
+            Some(Err(error)) => Err(error.clone().into()),
             None => Err(DbError::Unavailable(format!("order {id} is being written by somebody else")).into()),
         }
     });
     Ok(answers.collect())
 }
 
-/// The orders of `placements` that are not `fresh`, with the stamps of the requests that placed them.
+/// The orders of `placements` that are not `fresh`. One that cannot be read fails whoever asks for it: those beside it are written, and
+/// tried again they would be told that they were there before.
 ///
 /// The insert waits for whoever is writing the same id and this statement comes after it, so it sees the row; not so where somebody
 /// removes it by hand in between, or where the server reads elsewhere than it writes. It looks again, and then gives up.
@@ -157,7 +159,7 @@ async fn before(
     conn: &Conn,
     placements: &[&Placement],
     fresh: &HashSet<Uuid>,
-) -> Result<HashMap<Uuid, (Order, Option<Uuid>)>, DbError> {
+) -> Result<HashMap<Uuid, Result<Stamped, DbError>>, DbError> {
     let mut missing: Vec<Uuid> = placements.iter().map(|p| p.order.id).filter(|id| !fresh.contains(id)).collect();
     let mut stored = HashMap::new();
     for _ in 0..READS_MAX {
@@ -165,7 +167,7 @@ async fn before(
             break;
         }
         let found = store::find_stamped(conn, &missing).await?;
-        stored.extend(found.into_iter().map(|(order, stamp)| (order.id, (order, stamp))));
+        stored.extend(found);
         missing.retain(|id| !stored.contains_key(id));
     }
     Ok(stored)

@@ -232,11 +232,14 @@ pub async fn find_ended(conn: &mut Conn, ids: &[Uuid]) -> Result<Vec<Order>, DbE
     Ok(rows.into_iter().filter_map(|row| Order::try_from(row).ok()).collect())
 }
 
-/// The orders with these ids, each with the stamp of the request that placed it; in no order.
-pub async fn find_stamped(mut conn: &Conn, ids: &[Uuid]) -> Result<Vec<(Order, Option<Uuid>)>, DbError> {
+/// An order, and the stamp of the request that placed it.
+pub type Stamped = (Order, Option<Uuid>);
+
+/// The orders with these ids, in no order. One that cannot be read is an error of its own.
+pub async fn find_stamped(mut conn: &Conn, ids: &[Uuid]) -> Result<Vec<(Uuid, Result<Stamped, DbError>)>, DbError> {
     let rows: Vec<(OrderRow, Option<Uuid>)> =
         orders::table.filter(orders::id.eq_any(ids)).select((OrderRow::as_select(), orders::stamp)).load(&mut conn).await?;
-    rows.into_iter().map(|(row, stamp)| Ok((Order::try_from(row)?, stamp))).collect()
+    Ok(rows.into_iter().map(|(row, stamp)| (row.id, Order::try_from(row).map(|order| (order, stamp)))).collect())
 }
 
 /// One page, newest first.

@@ -4,6 +4,7 @@ mod copies;
 mod operators;
 mod races;
 mod shop;
+mod unreadable;
 
 use std::collections::HashMap;
 use std::process::Output;

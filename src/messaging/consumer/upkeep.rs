@@ -134,31 +134,36 @@ async fn work<H: Handler>(
     dead_letter::forget(conn, topic, &discarded.iter().map(|row| (row.partition, row.log_offset)).collect::<Vec<_>>()).await?;
     // Heads before those that wait behind them.
     let (dead, rows): (Vec<Row>, Vec<Row>) = rows.into_iter().partition(|row| row.state == "dead");
-    let mut queues = Queues::default();
     let (mut received, mut stored, mut undecoded) = (Vec::new(), Vec::new(), Vec::new());
+    // From one on that could be read once and no longer can.
+    let mut held: HashSet<Line> = HashSet::new();
     for row in rows.into_iter().chain(dead) {
         let delivery = row.delivery(topic);
         let decoded = handler.decode(&delivery);
         let keys = decoded.as_ref().map_or_else(|_| row.keys(), |event| Some(handler.keys(event)));
-        let letter =
-            Stored { delivery, attempts: row.attempts, undecodable: row.undecodable, waited: row.state == "waiting", keys };
+        let line = keys.as_ref().map(|keys| (row.partition, keys.ordering.clone()));
+        let is_dead = row.state == "dead";
+        // A dead one comes when its key's queue is at rest: who is in it is known then.
+        if line.as_ref().is_some_and(|line| held.contains(line) || is_dead && lines.contains(line)) {
+            continue;
+        }
+        let letter = Stored { delivery, attempts: row.attempts, undecodable: row.undecodable, is_dead, keys };
         match decoded {
             Ok(event) => {
                 received.push(Received { event, delivery: letter.delivery.clone() });
                 stored.push(letter);
             }
             Err(poison) => {
-                let is_dead = row.state == "dead";
-                if !is_dead && let Some(line) = line_of(&row) {
-                    // Once it could be read; whatever waits behind it still does.
-                    queues.park(line, "", usize::MAX);
+                held.extend(line);
+                // One that waits is tried as its queue's head, once it is: a queue has one.
+                if row.state != "waiting" {
+                    let retry_in = limits.retry_in(letter.attempts + 1).filter(|_| !is_dead);
+                    undecoded.push((letter, Fate::Failed { reason: poison.0, retry_in }));
                 }
-                let retry_in = limits.retry_in(letter.attempts + 1).filter(|_| !is_dead);
-                undecoded.push((letter, Fate::Failed { reason: poison.0, retry_in }));
             }
         }
     }
-    join_queues(conn, topic, &stored, &lines, &mut queues).await?;
+    let mut queues = join_queues(conn, topic, &stored).await?;
     let outcomes = isolate(conn, handler, &received, &mut queues, usize::MAX).await?;
     let mut tried: Vec<(Stored, Fate)> =
         stored.into_iter().zip(outcomes).map(|(letter, outcome)| fate(letter, outcome, limits)).collect();
@@ -178,38 +183,32 @@ fn fate(letter: Stored, outcome: Outcome, limits: Limits) -> (Stored, Fate) {
         Outcome::Failed(reason) => Fate::Failed { reason, retry_in: limits.retry_in(letter.attempts + 1) },
         Outcome::Waits | Outcome::Beyond => Fate::Behind,
         // Of those that wait already each business key is there once; another one asks for nothing more.
-        Outcome::Repeat if letter.undecodable && !letter.waited => Fate::Repeat,
+        Outcome::Repeat if letter.is_dead => Fate::Repeat,
         Outcome::Repeat => Fate::Behind,
     };
     (letter, fate)
 }
 
-/// Dead letters that can be read now wait, too, where their key's head is not among those that are tried.
-async fn join_queues(
-    conn: &mut Conn,
-    topic: &str,
-    stored: &[Stored],
-    tried: &HashSet<Line>,
-    queues: &mut Queues,
-) -> Result<(), DbError> {
-    let new = stored.iter().filter(|letter| letter.undecodable && !letter.waited);
+/// The queues that dead letters join that can be read now.
+async fn join_queues(conn: &mut Conn, topic: &str, stored: &[Stored]) -> Result<Queues, DbError> {
+    let mut queues = Queues::default();
+    let new = stored.iter().filter(|letter| letter.is_dead);
     let asked: Vec<(i32, Keys)> =
         new.filter_map(|letter| Some((letter.delivery.position.partition, letter.keys.clone()?))).collect();
     if asked.is_empty() {
-        return Ok(());
+        return Ok(queues);
     }
     let partitions: HashSet<i32> = asked.iter().map(|(partition, _)| *partition).collect();
     let keys: Vec<&str> = asked.iter().map(|(_, keys)| keys.ordering.as_str()).collect();
     for head in dead_letter::heads(conn, topic, &Vec::from_iter(partitions), &keys).await? {
-        let line = head.ordering_key.map(|key| (head.partition, key));
-        if let Some(line) = line.filter(|line| !tried.contains(line)) {
-            queues.open(line, usize::MAX);
+        if let Some(key) = head.ordering_key {
+            queues.open((head.partition, key), usize::MAX);
         }
     }
     for member in dead_letter::members(conn, topic, &asked).await? {
         queues.member((member.partition, member.ordering_key), member.business_key);
     }
-    Ok(())
+    Ok(queues)
 }
 
 /// Holds the partitions, as their owner, from here to the end of the transaction.

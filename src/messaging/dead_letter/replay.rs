@@ -136,8 +136,8 @@ pub struct Stored {
     pub delivery: Delivery,
     pub attempts: i32,
     pub undecodable: bool,
-    /// It waited, and was never tried.
-    pub waited: bool,
+    /// It has no place in a queue yet.
+    pub is_dead: bool,
     /// `None` where it still cannot be decoded.
     pub keys: Option<Keys>,
 }
@@ -167,7 +167,7 @@ pub async fn record(mut conn: &Conn, topic: &str, letters: &[(Stored, Fate)]) ->
             Fate::Applied if stored.undecodable => resolved.push(place(stored)),
             Fate::Applied | Fate::Repeat => gone.push(place(stored)),
             Fate::Failed { reason, retry_in } => failed.push((stored, reason_text(reason), *retry_in)),
-            Fate::Behind => joining.extend(stored.keys.as_ref().filter(|_| !stored.waited).map(|keys| (place(stored), keys))),
+            Fate::Behind => joining.extend(stored.keys.as_ref().filter(|_| stored.is_dead).map(|keys| (place(stored), keys))),
         }
     }
     forget(conn, topic, &gone).await?;

@@ -6,11 +6,18 @@ use std::time::{Duration, Instant};
 
 use diesel_async::SimpleAsyncConnection;
 use futures::future::join_all;
-use shopd::db::Schema;
+use shopd::config::Secret;
+use shopd::db::{self, Db, DbError, Notifier, Schema};
+use shopd::money::Amount;
+use shopd::orders::{NewOrder, Orders, Origin, PlaceError};
+use shopd::trace::TraceContext;
+use shopd::user_id::UserId;
+use uuid::Uuid;
 
 use super::{DEPOSITS, PATIENT, Service, assert_replay, post, replayed, send_raw};
 use crate::support::books::count;
-use crate::support::inside::until;
+use crate::support::inside::{done, until};
+use crate::support::postgres;
 use crate::support::shop::{Answer, Client, PATIENCE, Process, poll};
 
 const DEPOSIT: &str = "/api/Account/ann/deposit";
@@ -148,4 +155,40 @@ async fn deposit_until_answered(clients: &[Client], key: &str) -> i64 {
         poll().await;
     }
     unreachable!("it returns or runs out of patience")
+}
+
+/// Red where one row that breaks a rule fails the batch that meets it: what was written beside it is tried again, and found.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_again_for_an_order_that_cannot_be_read_makes_no_replay_of_a_new_one_beside_it() {
+    let url = postgres::database("orders").await;
+    let db = Db::new(&Secret::new(&*url), "test", &postgres::config()).unwrap();
+    db::migrate(&db, &[Schema::Orders]).await.unwrap();
+    let orders = Orders::new(db.clone(), Notifier::local([]));
+    let order = || NewOrder {
+        id: Uuid::now_v7(),
+        user_id: UserId::new("ann").unwrap(),
+        amount: Amount::from_minor(100).unwrap(),
+        description: None,
+    };
+    let place = async |order: &NewOrder| {
+        let origin = Origin { trace: TraceContext::new_root(), request_id: "r".into(), stamp: None };
+        done(orders.place(order.clone(), origin, None).await)
+    };
+    let damaged = order();
+    place(&damaged).await.unwrap();
+    db.get().await.unwrap().batch_execute("update orders set user_id = ''").await.unwrap();
+    for _ in 0..10 {
+        // The first goes alone, and the others meet while it is written.
+        let new: Vec<NewOrder> = (0..6).map(|_| order()).collect();
+        let (again, placed) = tokio::join!(place(&damaged), join_all(new.iter().map(&place)));
+        assert!(matches!(again, Err(PlaceError::Db(DbError::Defect(_)))), "{again:?}");
+        let (again, mixed) = tokio::join!(place(&damaged), join_all(new.iter().chain([&damaged]).map(&place)));
+        assert!(again.is_err() && mixed[6].is_err(), "{mixed:?}");
+        assert!(mixed[..6].iter().flatten().filter(|placed| placed.replayed).count() == 6, "{mixed:?}");
+        for placed in placed {
+            let placed = placed.unwrap();
+            assert!(placed.is_new && !placed.replayed, "{placed:?}");
+        }
+    }
+    assert_eq!(count(&db, "select count(*) as n from orders").await, 61);
 }
