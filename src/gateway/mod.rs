@@ -173,7 +173,6 @@ async fn handle(
     worker: web::Data<Worker>,
     body: web::Payload,
 ) -> Result<HttpResponse, Error> {
-    let not_found = || Problem::new(Code::RouteNotFound, "There is no such route.");
     let path = &routes::canonical(req.uri().path());
     let target = routes::resolve(req.method(), path).map_err(|refusal| match refusal {
         Refusal::NotFound => Error::from(not_found()),
@@ -185,21 +184,42 @@ async fn handle(
         Some(pattern) => limits.check(req.method(), pattern, req.peer_addr().map(|peer| peer.ip()), req.headers())?,
         None => None,
     };
-    // The future of each request is moved twice before it runs, with room for the largest of these: those that are rare stand elsewhere.
-    let response = match target {
-        Target::Proxy { service, rest } => worker.proxy(service, rest, &req, &context, body).await?,
-        Target::Socket { rest } => Box::pin(live::socket(&worker, rest, &req, &context, body)).await?,
-        Target::Summary { user } => Box::pin(summary::summary(&worker, user, &context)).await?,
-        Target::Timeline { order } => Box::pin(timeline::timeline(&worker, order, &context)).await?,
+    let answered = answer(target, &req, &context, &worker, body).await;
+    let headers = left.iter().flat_map(limits::Left::headers);
+    let mut response = match answered {
+        Ok(response) => respond::compress(&req, response),
+        Err(mut problem) => {
+            problem.headers.extend(headers);
+            return Err(problem.into());
+        }
+    };
+    for (name, value) in headers {
+        response.headers_mut().insert(HeaderName::from_static(name), value);
+    }
+    Ok(response)
+}
+
+/// The future of each request is moved twice before it runs, with room for the largest of these: those that are rare stand elsewhere.
+async fn answer(
+    target: Target<'_>,
+    req: &HttpRequest,
+    context: &RequestContext,
+    worker: &web::Data<Worker>,
+    body: web::Payload,
+) -> Result<HttpResponse, Problem> {
+    Ok(match target {
+        Target::Proxy { service, rest } => worker.proxy(service, rest, req, context, body).await?,
+        Target::Socket { rest } => Box::pin(live::socket(worker, rest, req, context, body)).await?,
+        Target::Summary { user } => Box::pin(summary::summary(worker, user, context)).await?,
+        Target::Timeline { order } => Box::pin(timeline::timeline(worker, order, context)).await?,
         Target::Options { allow } => HttpResponse::NoContent().insert_header((ALLOW, allow)).finish(),
         Target::Root => HttpResponse::Found().insert_header((LOCATION, "/swagger")).finish(),
         Target::SwaggerPage => swagger_ui::page(),
         Target::SwaggerAsset(name) => swagger_ui::asset(name).map_err(Problem::internal)?.ok_or_else(not_found)?,
-        Target::SwaggerDocument => HttpResponse::Ok().json(Box::pin(worker.gateway.0.documents.current(&worker, &context)).await),
-    };
-    let mut response = respond::compress(&req, response);
-    for (name, value) in left.iter().flat_map(limits::Left::headers) {
-        response.headers_mut().insert(HeaderName::from_static(name), value);
-    }
-    Ok(response)
+        Target::SwaggerDocument => HttpResponse::Ok().json(Box::pin(worker.gateway.0.documents.current(worker, context)).await),
+    })
+}
+
+fn not_found() -> Problem {
+    Problem::new(Code::RouteNotFound, "There is no such route.")
 }

@@ -23,6 +23,8 @@ use crate::telemetry::{Span, Tracer, Work};
 use crate::trace::TraceContext;
 
 const SCHEME: &str = "http";
+/// Of a request that is passed on: a service takes 96, up to 12 of the gateway's own among them.
+const HEADERS_MAX: usize = 84;
 /// What goes on for ever is asked so.
 const EVENTS: &str = "/events";
 
@@ -85,7 +87,7 @@ impl Worker {
     /// Passes a client's request on, and the answer back. `rest` is what follows the service's prefix, raw.
     ///
     /// # Errors
-    /// 413 and 400 of a body that is too large or does not come, `unavailable` where too much is asked, and what stands for an
+    /// 431 of too many headers, 413 and 400 of a body that is too large or does not come, `unavailable` where too much is asked, and what stands for an
     /// answer that did not come.
     pub async fn proxy(
         &self,
@@ -95,6 +97,9 @@ impl Worker {
         context: &RequestContext,
         body: Payload,
     ) -> Result<HttpResponse, Problem> {
+        if req.headers().len() > HEADERS_MAX {
+            return Err(Problem::new(Code::HeadTooLarge, "The request has more headers than the 84 that are passed on."));
+        }
         let bound = self.gateway.upstream_timeout();
         // By route, never by what a path happens to end with: a user may be called `events`, and only who places an order is waited for.
         let is_orders = service == ServiceName::Orders;

@@ -24,7 +24,7 @@ use super::context::RequestContext;
 use super::paths::Paths;
 use super::problem::Problem;
 use super::server::{Exchange, InProgress};
-use super::{drain, extract, head, metrics, names, render};
+use super::{drain, extract, head, metrics, names, render, sse};
 use crate::telemetry::{Span, Tracer, Work};
 
 /// What of a request its answer needs, kept because the request itself goes to the handler.
@@ -235,7 +235,7 @@ async fn finish(
     if asked.method == Method::HEAD {
         response = response.map_body(|_, body| BoxBody::new(head::HeadOf::of(&body)));
     } else if let Some(progress) = progress {
-        response = response.map_body(|_, body| progress.answered(body));
+        response = response.map_body(|head, body| progress.answered(body, sse::is_stream(&head.headers)));
     }
     let elapsed = asked.began.elapsed();
     metrics::request(asked.role, &asked.method, route, status, elapsed);

@@ -75,7 +75,7 @@ codes! {
     MethodNotAllowed = "method_not_allowed", 405, "Method not allowed";
     /// There is no such route.
     RouteNotFound = "route_not_found", 404, "Route not found";
-    /// The head of the request (its line and headers) is larger than 128 KiB (64 over HTTP/2) or has more than 96 headers.
+    /// The head of the request (its line and headers) is larger than 128 KiB (64 over HTTP/2) or has more than 96 headers (84 where the gateway passes it on).
     HeadTooLarge = "head_too_large", 431, "Request head too large";
     /// The head of the request did not arrive in time.
     RequestTimeout = "request_timeout", 408, "Request timeout";
@@ -89,7 +89,7 @@ codes! {
     UpstreamUnavailable = "upstream_unavailable", 503, "Upstream unavailable";
     /// The service behind the gateway did not answer in time.
     UpstreamTimeout = "upstream_timeout", 504, "Upstream timeout";
-    /// The service cannot do its work now (its database is away, it is overloaded or it is stopping); try again.
+    /// The service cannot do its work now (its database is away, it is overloaded or it is stopping); try again, a POST under the same key or id: it may have been done.
     Unavailable = "unavailable", 503, "Service unavailable";
     /// A defect of ours; the log has its cause under the same trace id.
     Internal = "internal", 500, "Internal error";
@@ -100,6 +100,10 @@ impl fmt::Display for Code {
         f.write_str(self.as_str())
     }
 }
+
+/// A database that does not answer in time may do so later, what was asked of it included.
+const UNAVAILABLE: &str =
+    "The service cannot answer now. Try again; a POST under the same Idempotency-Key or order id, because it may have been done.";
 
 /// One error answer.
 #[derive(Debug)]
@@ -151,7 +155,7 @@ impl Problem {
 
     /// A service that cannot work now.
     pub fn unavailable(cause: impl fmt::Display) -> Self {
-        let mut problem = Self::new(Code::Unavailable, "The service cannot answer now; try again.").caused_by(cause);
+        let mut problem = Self::new(Code::Unavailable, UNAVAILABLE).caused_by(cause);
         problem.retry_after_s = Some(1);
         problem
     }

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use actix_web::body::BoxBody;
+use actix_web::http::header::{self, HeaderMap};
 use actix_web::{HttpRequest, HttpResponse, Responder};
 use bytes::Bytes;
 use futures::Stream;
@@ -25,6 +26,12 @@ pub const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(20);
 /// After which time a client comes back.
 const RETRY: &[u8] = b"retry: 1000\n\n";
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
+
+/// Whether an answer is a stream of events, which goes on for as long as somebody listens.
+pub fn is_stream(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content_type.is_some_and(|content_type| content_type.starts_with(EVENT_STREAM))
+}
 
 /// An event with its id, and where in it `data` is. Neither may hold a line break.
 pub fn event(id: &str, data: &str) -> (Bytes, Range<usize>) {

@@ -8,6 +8,7 @@ mod sse;
 use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
+use actix_http::ws::{HandshakeError, verify_handshake};
 use actix_web::http::StatusCode;
 use actix_web::http::header::{HeaderMap, HeaderName, HeaderValue};
 use actix_web::rt::spawn;
@@ -54,6 +55,10 @@ pub async fn socket(
         context: context.clone(),
         last: req.headers().get(LAST_EVENT_ID).filter(|last| !last.is_empty()).cloned(),
     };
+    // Before anything is opened for it.
+    let no_upgrade =
+        |error: HandshakeError| Problem::invalid("Upgrade", format!("This route is a WebSocket: {error}.")).of_handshake();
+    verify_handshake(req.head()).map_err(no_upgrade)?;
     let first = feed.open(worker).await.map_err(|error| worker::problem(ServiceName::Orders, error))?;
     let chunks = match first {
         Answer { status: StatusCode::OK, body: AnswerBody::Stream { chunks, .. }, .. } => Some(chunks),
@@ -61,8 +66,7 @@ pub async fn socket(
         Answer { status: StatusCode::NO_CONTENT, .. } => None,
         other => return Ok(respond::respond(other, &worker.gateway.0.stop)),
     };
-    let no_upgrade = |error| Problem::invalid("Upgrade", format!("This route is a WebSocket: {error}.")).of_handshake();
-    let (response, session, messages) = actix_ws::handle(req, body).map_err(no_upgrade)?;
+    let (response, session, messages) = actix_ws::handle(req, body).map_err(Problem::internal)?;
     let messages = messages.max_frame_size(CLIENT_FRAME_BYTES_MAX).aggregate_continuations();
     spawn(Bridge { worker: worker.clone(), feed, session }.run(chunks, messages.max_continuation_size(CLIENT_FRAME_BYTES_MAX)));
     Ok(response)

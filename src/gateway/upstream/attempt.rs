@@ -21,7 +21,7 @@ use super::connection::{Broken, Connection, Pool};
 use super::{Kind, Ours, Outgoing, UpstreamError};
 use crate::gateway::forward::{Travels, line};
 use crate::gateway::replicas::{Replica, Seen};
-use crate::http::{BATCH_LINES_MAX, BATCH_REQUEST_BYTES_MAX, DEADLINE_HEADER, names, sse::HEARTBEAT_INTERVAL};
+use crate::http::{BATCH_LINES_MAX, BATCH_REQUEST_BYTES_MAX, DEADLINE_HEADER, names, sse};
 
 /// Room for a request's head; it grows where that is too little.
 pub const HEAD_BYTES: usize = 1_024;
@@ -32,7 +32,7 @@ const WHOLE_BYTES_MAX: usize = 256 * 1024;
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(250);
 
 /// A stream that says nothing for so long has lost its service, whose heartbeats come three times in it: it ends, and the client goes on elsewhere.
-const STREAM_SILENCE_MAX: Duration = HEARTBEAT_INTERVAL.saturating_mul(3);
+const STREAM_SILENCE_MAX: Duration = sse::HEARTBEAT_INTERVAL.saturating_mul(3);
 
 pub struct Answer {
     pub status: StatusCode,
@@ -108,8 +108,8 @@ pub async fn attempt(
     }
     let length = head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let (status, is_stream) = (head.status, content_type.starts_with("text/event-stream"));
-    let body = match is_stream {
+    let status = head.status;
+    let body = match sse::is_stream(&head.headers) {
         true => AnswerBody::Stream { length: None, chunks: rest_of(None, connection, STREAM_SILENCE_MAX) },
         false => {
             let mut whole = Whole::Nothing;

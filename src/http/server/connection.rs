@@ -83,6 +83,8 @@ impl AsyncRead for Connection {
             if buf.filled().len() > before {
                 this.unseen = true;
                 this.exchange.received(Instant::now());
+            } else if buf.remaining() > 0 {
+                this.exchange.left();
             }
             return Poll::Ready(read);
         }

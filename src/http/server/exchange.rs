@@ -47,6 +47,8 @@ struct State {
     waits: Cell<Waits>,
     since: Cell<Instant>,
     in_progress: Cell<u32>,
+    /// Nothing more comes from the client.
+    left: Cell<bool>,
 }
 
 /// One connection's; clones share it.
@@ -56,7 +58,7 @@ pub(in super::super) struct Exchange(Rc<State>);
 impl Exchange {
     pub(super) fn new(bounds: Bounds, now: Instant) -> Self {
         let (waits, since) = (Cell::new(Waits::Head), Cell::new(now));
-        Self(Rc::new(State { bounds, waits, since, in_progress: Cell::new(0) }))
+        Self(Rc::new(State { bounds, waits, since, in_progress: Cell::new(0), left: Cell::new(false) }))
     }
 
     /// A request's; `None` where its connection keeps its own time.
@@ -92,6 +94,11 @@ impl Exchange {
         }
     }
 
+    /// The client sends no more. It may still read what it asked for, but nobody asks so for what has no end.
+    pub(super) fn left(&self) {
+        self.0.left.set(true);
+    }
+
     /// For what, and until when; `None` where it is up to us.
     pub(super) fn deadline(&self) -> Option<(Waits, Instant)> {
         let waits = self.0.waits.get();
@@ -114,10 +121,11 @@ impl Exchange {
 pub(in super::super) struct InProgress(Exchange);
 
 impl InProgress {
-    /// Answered: at the guard's end, but of a body without a length only at that body's end.
-    pub(in super::super) fn answered(self, body: BoxBody) -> BoxBody {
+    /// Answered: at the guard's end, but of a body without a length only at that body's end. One that is `endless` ends also when its client
+    /// leaves.
+    pub(in super::super) fn answered(self, body: BoxBody, endless: bool) -> BoxBody {
         match body.size() {
-            BodySize::Stream => BoxBody::new(Streaming { body, _until: self }),
+            BodySize::Stream => BoxBody::new(Streaming { body, endless, until: self }),
             _ => body,
         }
     }
@@ -139,7 +147,8 @@ impl Drop for InProgress {
 
 struct Streaming {
     body: BoxBody,
-    _until: InProgress,
+    endless: bool,
+    until: InProgress,
 }
 
 impl MessageBody for Streaming {
@@ -150,7 +159,13 @@ impl MessageBody for Streaming {
     }
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
-        Pin::new(&mut self.get_mut().body).poll_next(cx)
+        let this = self.get_mut();
+        // The framework asks for more of an answer whenever it has read, so nobody has to be woken. It goes on with the answer of a client
+        // that has left until a write fails: that of the second heartbeat.
+        if this.endless && this.until.0.0.left.get() {
+            return Poll::Ready(None);
+        }
+        Pin::new(&mut this.body).poll_next(cx)
     }
 }
 
@@ -196,11 +211,24 @@ mod tests {
     fn a_stream_is_in_progress_until_its_body_is_gone() {
         let exchange = Exchange::new(BOUNDS, Instant::now());
         let endless = actix_web::body::BodyStream::new(futures::stream::pending::<Result<Bytes, std::io::Error>>());
-        let body = exchange.clone().begin().answered(BoxBody::new(endless));
+        let body = exchange.clone().begin().answered(BoxBody::new(endless), false);
         assert_eq!(exchange.deadline(), None);
         drop(body);
         assert_eq!(exchange.deadline().unwrap().0, Waits::Request);
-        drop(exchange.clone().begin().answered(BoxBody::new("short")));
+        drop(exchange.clone().begin().answered(BoxBody::new("short"), false));
         assert_eq!(exchange.deadline().unwrap().0, Waits::Request);
+    }
+
+    #[test]
+    fn a_client_that_has_sent_all_it_will_gets_what_it_asked_for_but_no_stream_without_an_end() {
+        for (endless, ends) in [(true, true), (false, false)] {
+            let exchange = Exchange::new(BOUNDS, Instant::now());
+            let stream = actix_web::body::BodyStream::new(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+            let mut body = exchange.clone().begin().answered(BoxBody::new(stream), endless);
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            assert!(Pin::new(&mut body).poll_next(&mut cx).is_pending());
+            exchange.left();
+            assert_eq!(Pin::new(&mut body).poll_next(&mut cx).is_ready(), ends);
+        }
     }
 }

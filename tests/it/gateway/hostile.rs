@@ -202,9 +202,9 @@ async fn a_user_may_be_called_events() {
     assert!(payments.is_asked(2));
 }
 
-/// Not before something is said: a client may close its own side and still listen.
+/// Its service says nothing all the time, and hears of it all the same.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_left_its_stream_is_noticed_when_something_is_said() {
+async fn a_client_that_left_its_stream_is_noticed_at_once() {
     const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
     const QUIET: &str = "e\r\n: keep-alive\n\n\r\n";
     let feeds = Arc::new(Mutex::new(Vec::new()));
@@ -232,13 +232,8 @@ async fn a_client_that_left_its_stream_is_noticed_when_something_is_said() {
     // But for a connection or two that was still closing before.
     assert!(edge.descriptors() >= descriptors + 95, "both sides of each");
     drop(streams);
-    edge.until("both sides are closed", |edge| {
-        for feed in feeds.lock().unwrap().iter() {
-            let _ = feed.try_send(QUIET.to_owned());
-        }
-        edge.descriptors() <= descriptors + 4
-    })
-    .await;
+    edge.until("both sides are closed", |edge| edge.descriptors() <= descriptors + 4).await;
+    assert_eq!(feeds.lock().unwrap().len(), 50, "the service has ended none");
     edge.serves().await;
 }
 
@@ -293,6 +288,12 @@ async fn a_running_shop_says_clearly_what_is_wrong_and_does_nothing_of_it() {
         assert!(answered.contains(&format!(r#""code":"{code}""#)) && !answered.contains("\nX-Evil"), "{head} {name}: {answered}");
     }
     let mut placed = 1;
+    let headers = |n: usize| (0..n).map(|n| format!("X-{n}: {n}")).collect::<Vec<_>>().join("\r\n").into_bytes();
+    let many = told(PLACE, &headers(80), ORDER).await;
+    assert_eq!(statuses(&many), ["201"], "with the four of every request as many as are passed on: {many}");
+    placed += 1;
+    let more = told(PLACE, &headers(81), ORDER).await;
+    assert!(statuses(&more) == ["431"] && more.contains(r#""instance":"/api/OrdersProxy""#), "as the gateway's own: {more}");
     for odd in ["Prefer: wait=abc", "Prefer: wait=-1", "Prefer: wait=", "X-Shopd-Deadline-Ms: 1", "X-Shopd-Prefix: /evil"] {
         let answered = told(PLACE, odd.as_bytes(), ORDER).await;
         assert_eq!(statuses(&answered), ["201"], "{odd}: {answered}");

@@ -57,6 +57,21 @@ async fn a_client_over_its_limit_is_told_when_to_come_back() {
     assert!(began.elapsed() >= Duration::from_millis(900), "{:?}", began.elapsed());
 }
 
+/// Red where only a service's answers say it: who paces itself by it is blind when a service is away.
+#[tokio::test]
+async fn what_the_gateway_answers_itself_says_what_is_left_as_well() {
+    let shop = Shop::start_with(&[&nobody()], &[&nobody()], |config| {
+        let (count, window) = (NonZeroU32::new(9).unwrap(), Duration::from_secs(3_600));
+        config.rate_limits = vec![RateLimit { route: "*".into(), count, window }];
+    })
+    .await;
+    for (remaining, path) in [("8", "/api/OrdersProxy/1"), ("7", "/api/OrdersProxy/2")] {
+        let answered = shop.get(path).await;
+        assert_eq!(answered.headers()["ratelimit-remaining"], remaining);
+        assert_eq!(problem(answered).await, code(503, "upstream_unavailable"));
+    }
+}
+
 #[tokio::test]
 async fn more_than_can_be_answered_is_shed_by_the_time_it_waits_and_health_stays_green() {
     let slow =

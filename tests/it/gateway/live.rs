@@ -208,6 +208,7 @@ async fn what_is_no_upgrade_or_no_order_is_refused_before_the_socket_opens() {
     .await;
     let shop = Shop::start(&[&orders.url], &[&nobody()]).await;
     assert_eq!(problem(shop.get("/api/OrdersProxy/1/ws").await).await, code(400, "invalid_request"));
+    assert!(orders.requests().is_empty(), "nothing is opened for it");
     let upgrade = "GET /api/OrdersProxy/2/ws HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
                    Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
     let asked = std::time::Instant::now();

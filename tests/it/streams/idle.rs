@@ -14,7 +14,7 @@ use crate::hostile::wire::read_until;
 use crate::live::client::Events;
 use crate::support::books::connect;
 use crate::support::postgres;
-use crate::support::shop::{Client, Process};
+use crate::support::shop::{Client, Process, poll};
 
 const ORDERS: usize = 200;
 const OPENED_AT_ONCE: usize = 32;
@@ -22,11 +22,40 @@ const OPENED_AT_ONCE: usize = 32;
 const KIB_PER_STREAM_MAX: u64 = 30;
 /// What a process may have grown by for reasons of its own.
 const GROWN_KIB_MAX: u64 = 24 * 1024;
+/// Less than the interval of heartbeats, 20 s.
+const LEFT_MAX: Duration = Duration::from_secs(10);
 /// For nine of ten: a stall of the machine makes a few late.
 const EVENT_P90_MAX: Duration = Duration::from_secs(1);
 
 fn streams() -> usize {
     std::env::var("SHOPD_TEST_STREAMS").ok().and_then(|streams| streams.parse().ok()).unwrap_or(1_000)
+}
+
+/// One process of each, and a client of the gateway.
+struct Stand {
+    orders: Process,
+    gateway: Process,
+    client: Client,
+}
+
+impl Stand {
+    async fn start() -> Self {
+        let set = |name: &str, value: String| (format!("SHOPD__{name}"), value);
+        let database = postgres::database("orders").await;
+        db::migrate(&connect(&database), &[Schema::Orders]).await.expect("a schema");
+        let env = vec![
+            set("ORDERS__DATABASE_URL", database),
+            // Nobody listens there: orders are accepted all the same.
+            set("KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1".into()),
+        ];
+        let orders = Process::start(&["orders"], &env);
+        let url = orders.address("orders").await;
+        let front = [set("GATEWAY__ORDERS_URLS", url.clone()), set("GATEWAY__PAYMENTS_URLS", url)];
+        let gateway = Process::start(&["gateway"], &[env, front.to_vec()].concat());
+        let client = Client::new(gateway.address("gateway").await);
+        client.ready().await;
+        Self { orders, gateway, client }
+    }
 }
 
 fn resident_kib(process: &Process) -> u64 {
@@ -36,12 +65,15 @@ fn resident_kib(process: &Process) -> u64 {
 }
 
 async fn open(base: &str, user: &str) -> TcpStream {
+    open_at(base, &format!("/api/OrdersProxy/events?userId={user}"), "HTTP/1.1").await
+}
+
+async fn open_at(base: &str, path: &str, version: &str) -> TcpStream {
     let host = base.trim_start_matches("http://");
     let mut stream = TcpStream::connect(host).await.expect("a connection");
-    let head = format!("GET /api/OrdersProxy/events?userId={user} HTTP/1.1\r\nHost: {host}\r\n\r\n");
-    stream.write_all(head.as_bytes()).await.expect("sent");
+    stream.write_all(format!("GET {path} {version}\r\nHost: {host}\r\n\r\n").as_bytes()).await.expect("sent");
     let begun = read_until(&mut stream, "retry: 1000\n\n").await;
-    assert!(begun.starts_with("HTTP/1.1 200 "), "{user}: {begun}");
+    assert!(begun.contains(" 200 "), "{path}: {begun}");
     stream
 }
 
@@ -67,20 +99,7 @@ async fn streams_that_say_nothing_cost_little_and_hold_nobody_up() {
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
     let streams = streams();
     assert!(streams as u64 * 2 + 200 < hard, "{hard} files are not enough for {streams} streams: ulimit -n");
-    let set = |name: &str, value: String| (format!("SHOPD__{name}"), value);
-    let database = postgres::database("orders").await;
-    db::migrate(&connect(&database), &[Schema::Orders]).await.expect("a schema");
-    let env = vec![
-        set("ORDERS__DATABASE_URL", database),
-        // Nobody listens there: orders are accepted all the same.
-        set("KAFKA__BOOTSTRAP_SERVERS", "127.0.0.1:1".into()),
-    ];
-    let orders = Process::start(&["orders"], &env);
-    let url = orders.address("orders").await;
-    let front = [set("GATEWAY__ORDERS_URLS", url.clone()), set("GATEWAY__PAYMENTS_URLS", url)];
-    let gateway = Process::start(&["gateway"], &[env, front.to_vec()].concat());
-    let client = Client::new(gateway.address("gateway").await);
-    client.ready().await;
+    let Stand { orders, gateway, client } = Stand::start().await;
     let quiet = latencies(&client, 0).await;
     let before = [&gateway, &orders].map(resident_kib);
 
@@ -110,4 +129,65 @@ async fn streams_that_say_nothing_cost_little_and_hold_nobody_up() {
         );
     }
     assert!(of(&busy, 900) < EVENT_P90_MAX, "{busy:?}");
+}
+
+/// Red where only a write that fails tells of it: that of the second heartbeat, after 40 s, and after it the service's own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_ends_at_the_gateway_and_at_the_service_as_soon_as_its_client_leaves() {
+    const STREAMS: usize = 10;
+    let Stand { orders, gateway, client } = Stand::start().await;
+    let service = Client::new(orders.address("orders").await);
+    let until = async |streams: usize| {
+        let (since, expected) = (Instant::now(), format!("shopd_live_streams {streams}"));
+        while !service.get("/metrics").await.text.lines().any(|line| line == expected) {
+            assert!(since.elapsed() < LEFT_MAX, "not {expected} within {LEFT_MAX:?}");
+            poll().await;
+        }
+    };
+    let files =
+        || [&gateway, &orders].map(|process| std::fs::read_dir(format!("/proc/{}/fd", process.pid())).expect("files").count());
+    let rest = async |before: [usize; 2]| {
+        let since = Instant::now();
+        // Connections of requests are kept for a while.
+        while files().iter().zip(before).any(|(now, before)| *now > before + STREAMS / 2) {
+            assert!(since.elapsed() < LEFT_MAX, "{before:?} files, and now {:?}", files());
+            poll().await;
+        }
+    };
+    let probe = open(&client.base, "probe").await;
+    until(1).await;
+    let before = files();
+    for closes in [false, true] {
+        let mut open = Vec::new();
+        for n in 0..STREAMS {
+            open.push(open_at(&service.base, &format!("/api/Orders/events?userId=idle-{n}"), "HTTP/1.1").await);
+            open.push(open_at(&client.base, &format!("/api/OrdersProxy/events?userId=idle-{n}"), "HTTP/1.1").await);
+        }
+        until(1 + 2 * STREAMS).await;
+        if closes {
+            drop(open);
+        } else {
+            // As much of a good-bye: nobody asks on a connection that it has closed to one side for what has no end.
+            for stream in &mut open {
+                stream.shutdown().await.unwrap();
+            }
+        }
+        until(1).await;
+        rest(before).await;
+    }
+
+    // Whoever asks for the head alone has no stream.
+    for _ in 0..5 * STREAMS {
+        let head = client.send("HEAD", "/api/OrdersProxy/events?userId=idle", &[], None).await.unwrap();
+        assert_eq!(head.status, 200);
+    }
+    until(1).await;
+    rest(before).await;
+
+    // Its connection ends a stream to a client that knows no chunks, and nothing else: longer than a connection that closes is read from.
+    let mut plain = open_at(&client.base, "/api/OrdersProxy/events?userId=old", "HTTP/1.0").await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    client.post("/api/OrdersProxy", r#"{"userId":"old","amount":1}"#).await.expect(201);
+    assert!(read_until(&mut plain, "\n\n").await.contains("\"userId\":\"old\""));
+    drop(probe);
 }
